@@ -1,0 +1,158 @@
+"""AMP: which attention heads and MLP neurons matter least.
+
+Idea: a head matters as much as what it adds to the residual stream, a neuron as much as it fires, averaged over the
+tokens of a prompt and then over prompts [1]_.  One pass over the prompts gives both.
+Order of this file: batches · importance · of heads · of neurons.  ``choose`` is in ``plans``, cutting in ``surgery``.
+
+References
+----------
+.. [1] Mugnaini et al., "Efficient LLMs with AMP: Attention Heads and MLP Pruning", 2025, arXiv 2504.21174.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pruning_lib import families
+from pruning_lib.activations import inputs_to
+from pruning_lib.plans import Importance, choose
+
+__all__ = ["batches", "choose", "head_scores", "importance", "neuron_scores"]
+
+
+def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 2048, max_length: int = 512
+            ) -> list[dict[str, Tensor]]:
+    """Tokenise prompts into padded batches of similar length, longest first.
+
+    Parameters
+    ----------
+    prompts : texts
+    tokens_per_batch : padded size B x T a batch may reach; more is faster up to the size of the cache, and takes memory
+    max_length : tokens after which a prompt is cut
+
+    Returns
+    -------
+    list of dicts with ``input_ids`` and ``attention_mask``, each (B, T)
+    """
+    if not prompts:
+        raise ValueError("no prompts: give at least one text to calibrate on")
+    encoded = [tokenizer(p, truncation=True, max_length=max_length)["input_ids"] for p in prompts]
+    if not all(encoded):
+        raise ValueError("a prompt has no tokens; drop empty texts")
+    encoded.sort(key=len, reverse=True)
+    result = []
+    while encoded:
+        B = max(1, tokens_per_batch // len(encoded[0]))
+        result.append(_pad(encoded[:B], tokenizer.pad_token_id or 0))
+        encoded = encoded[B:]
+    return result
+
+
+def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress: bool = True) -> Importance:
+    """Score every head and every neuron of a language model in one pass.
+
+    Every prompt weighs the same whatever its length; padding never counts; the language-model head is not computed.
+
+    Parameters
+    ----------
+    model : causal language model of a family in ``families.FAMILIES``
+    batches : dicts with ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
+
+    Returns
+    -------
+    Importance with heads (L, H) and neurons (L, M), float32 whatever the model's dtype
+
+    Raises
+    ------
+    ValueError
+        without prompts, for padding on the left, or when the model's activations are not finite.
+
+    Notes
+    -----
+    Departs from the published code, which runs one prompt at a time and heads and neurons in two passes: the scores are
+    the same up to rounding, and a test compares the two.
+    """
+    batches = list(batches)
+    s, family = families.sizes(model), families.of(model)
+    device = next(model.parameters()).device
+    heads = torch.zeros(s.blocks, s.heads, dtype=torch.float64, device=device)
+    neurons = torch.zeros(s.blocks, s.neurons, dtype=torch.float64, device=device)
+    heads_out = [b.get_submodule(family.heads_out) for b in families.blocks(model)]
+    neurons_out = [b.get_submodule(family.neurons_out) for b in families.blocks(model)]
+    weights: Tensor  # (B, T): 1 / length of the prompt, 0 where padded
+
+    def see(i: int, x: Tensor) -> None:
+        if i < s.blocks:
+            heads[i] += head_scores(x, heads_out[i].weight, weights, D=s.head_width)
+        else:
+            neurons[i - s.blocks] += neuron_scores(x, weights)
+
+    prompts = 0
+    with torch.inference_mode(), inputs_to([*heads_out, *neurons_out], see):
+        for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
+            mask = _right_padded(batch["attention_mask"]).to(device)
+            weights = mask / mask.sum(1, keepdim=True)
+            model.base_model(input_ids=batch["input_ids"].to(device), attention_mask=mask, use_cache=False)
+            prompts += len(mask)
+    if not prompts:
+        raise ValueError("no batches: give at least one prompt to calibrate on")
+    if not (torch.isfinite(heads).all() and torch.isfinite(neurons).all()):
+        raise ValueError("activations are not finite; load the model in float32 or bfloat16, not float16")
+    return Importance((heads / prompts).float().cpu(), (neurons / prompts).float().cpu(),
+                      {"method": "amp", "prompts": prompts, "dtype": str(next(model.parameters()).dtype)})
+
+
+def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:
+    """What each head adds to the residual stream: sum over tokens of weight x L1 norm of its own contribution.
+
+    Parameters
+    ----------
+    x : (B, T, H*D) what enters the output projection, the heads side by side
+    w_out : (C, H*D) weight of that projection
+    weights : (B, T) weight of each token; 0 leaves it out
+
+    Returns
+    -------
+    (H,) in units of the residual stream
+    """
+    kept = weights > 0
+    x, weights = x[kept], weights[kept]  # (N, H*D), (N,): padding is gone before the work starts
+    scores = []
+    for x_h, w_h in zip(x.split(D, dim=1), w_out.split(D, dim=1), strict=True):  # one head at a time: N x C, not N x H x C
+        added = x_h @ w_h.T  # (N, C)
+        scores.append(weights @ added.abs().sum(1, dtype=torch.float32))
+    return torch.stack(scores)
+
+
+def neuron_scores(x: Tensor, weights: Tensor) -> Tensor:
+    """How strongly each neuron fires: sum over tokens of weight x absolute value.
+
+    Parameters
+    ----------
+    x : (B, T, M) what enters the projection that closes the MLP
+    weights : (B, T) weight of each token; 0 leaves it out
+
+    Returns
+    -------
+    (M,)
+    """
+    return weights.flatten() @ x.flatten(0, 1).abs().float()
+
+
+def _pad(encoded: list[list[int]], pad: int) -> dict[str, Tensor]:
+    T = max(map(len, encoded))
+    ids = torch.tensor([e + [pad] * (T - len(e)) for e in encoded])
+    mask = torch.tensor([[1] * len(e) + [0] * (T - len(e)) for e in encoded])
+    return {"input_ids": ids, "attention_mask": mask}
+
+
+def _right_padded(mask: Tensor) -> Tensor:
+    if (mask[:, 0] == 0).any() or (mask.diff(dim=1) > 0).any():
+        raise ValueError("attention_mask must be 1 for the tokens of a prompt, then 0: pad on the right, "
+                         "and leave empty prompts out")
+    return mask

@@ -1,0 +1,199 @@
+"""How good a language model is: perplexity, zero-shot tasks, and honest intervals.
+
+Accuracies come from lm-eval's own tasks, unmodified, with their kind, number of items and a 95 % interval.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pruning_lib.data import INPUTS
+from pruning_lib.registry import Table
+
+MEASURES: Table = Table("measure")
+
+# task -> the kind of accuracy that counts: acc compares likelihoods as they are, acc_norm per byte of the answer
+OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc_norm",
+            "arc_challenge": "acc_norm"}
+TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in OFFICIAL.items()}, "none": {}}
+
+
+@MEASURES.register(unit="1", better="lower")
+@torch.inference_mode()
+def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int = 1024, stride: int = 1024,
+               max_tokens: int | None = None, progress: bool = True) -> dict[str, float]:
+    """Exponential of the mean negative log-likelihood of a token, given the tokens before it in its window.
+
+    The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart; each
+    token counts once, in the first window that holds it with a token before it.  Nothing is carried between windows.
+
+    Parameters
+    ----------
+    texts : test texts, in order
+    max_tokens : use only the first so many tokens; None for all
+
+    Returns
+    -------
+    dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``), ``tokens``
+    (predicted), ``window``, ``stride``
+    """
+    if not 0 < stride <= window or window < 2:
+        raise ValueError(f"window={window}, stride={stride}; wanted 0 < stride <= window, window >= 2")
+    ids = torch.tensor(tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
+    if len(ids) < 2:
+        raise ValueError("the texts hold fewer than two tokens")
+    losses, counts, done = [], [], 1
+    for start in tqdm(range(0, len(ids) - 1, stride), desc="perplexity", disable=not progress, leave=False):
+        end = min(start + window, len(ids))
+        if end <= max(done, start + 1):
+            break
+        predicted = end - max(done, start + 1)  # nothing comes before the first token of a window
+        losses.append(_loss(model, ids[start:end], last=predicted))
+        counts.append(predicted)
+        done = end
+    mean, half = _mean_interval(np.array(losses), np.array(counts))
+    return {"perplexity": _exp(mean), "perplexity_low": _exp(mean - half), "perplexity_high": _exp(mean + half),
+            "tokens": int(sum(counts)), "window": window, "stride": stride}
+
+
+@MEASURES.register(unit="fraction", better="higher")
+def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limits: dict[str, int] | None = None,
+              stock: bool = False) -> tuple[dict[str, float], dict[str, str]]:
+    """Zero-shot accuracy on five multiple-choice tasks through lm-eval's Python API.
+
+    Parameters
+    ----------
+    tasks : ``"official"`` (piqa, hellaswag, winogrande, arc_easy, arc_challenge; from the hub or its cache), or
+        ``"mini"``, 250 items of our own in the same five styles, never comparable with the official ones
+    limits : task -> use only its first so many items
+    stock : score with lm-eval's own model class instead of the faster one in ``harness``
+
+    Returns
+    -------
+    values : per task ``<task>_<kind>_fraction`` for every kind it offers, ``_low`` and ``_high`` (Wilson, 95 %) for the
+        kind that counts, ``<task>_items``; and ``<tasks>_mean_fraction`` over the tasks
+    items : task -> which items were right, packed by ``pack``, for paired comparisons
+    """
+    if tasks not in TASKS or tasks == "none":
+        raise ValueError(f"tasks={tasks!r}; allowed: official, mini")
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+
+    from pruning_lib.harness import SharedContextLM
+
+    lm = (HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, softmax_dtype="float32") if stock
+          else SharedContextLM(model, tokenizer))
+    samples = {task: list(range(n)) for task, n in (limits or {}).items() if task in TASKS[tasks]}
+    values: dict[str, float] = {}
+    items: dict[str, str] = {}
+    for task, kind in TASKS[tasks].items():
+        try:
+            result = lm_eval.simple_evaluate(
+                lm, tasks=[_task(task)], num_fewshot=0, bootstrap_iters=0, log_samples=True,
+                samples={task: samples[task]} if task in samples else None,
+            )
+        except Exception as error:
+            if tasks == "mini":
+                raise
+            raise ConnectionError(f"task {task!r} could not be evaluated: {error}\nWithout a network, set "
+                                  f"HF_DATASETS_CACHE to a folder that holds it, or use tasks='mini'") from error
+        right = {k: np.array([s[k] for s in result["samples"][task]], bool)
+                 for k in ("acc", "acc_norm") if k in result["samples"][task][0]}
+        values.update({f"{task}_{k}_fraction": float(r.mean()) for k, r in right.items()})
+        low, high = interval(right[kind])
+        values.update({f"{task}_{kind}_low": low, f"{task}_{kind}_high": high, f"{task}_items": len(right[kind])})
+        items[task] = pack(right[kind])
+    kinds = TASKS[tasks].items()
+    values[f"{tasks}_mean_fraction"] = float(np.mean([values[f"{t}_{k}_fraction"] for t, k in kinds]))
+    return values, items
+
+
+def interval(right: np.ndarray) -> tuple[float, float]:
+    """95 % Wilson interval of an accuracy; ``right`` (N,) booleans."""
+    found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
+    """Compare two models on the same items: mean over tasks of accuracy(first) - accuracy(second).
+
+    Parameters
+    ----------
+    first, second : task -> packed items, as ``zero_shot`` returns them
+
+    Returns
+    -------
+    dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within each task),
+    ``items``, and ``p_value`` of the exact McNemar test over the pooled items
+    """
+    if set(first) != set(second) or not first:
+        raise ValueError(f"the two models were not measured on the same tasks: {sorted(first)} and {sorted(second)}")
+    means, variances, wins, losses, total = [], [], 0, 0, 0
+    for task in first:
+        a, b = unpack(first[task]), unpack(second[task])
+        if len(a) != len(b):
+            raise ValueError(f"{task}: {len(a)} items against {len(b)}; measure both on the same items")
+        d = a.astype(float) - b
+        means.append(d.mean())
+        variances.append(d.var(ddof=1) / len(d))
+        wins, losses, total = wins + int((d > 0).sum()), losses + int((d < 0).sum()), total + len(d)
+    mean, half = float(np.mean(means)), 1.96 * math.sqrt(sum(variances)) / len(means)
+    p = stats.binomtest(wins, wins + losses).pvalue if wins + losses else 1.0
+    return {"difference_fraction": mean, "difference_low": mean - half, "difference_high": mean + half,
+            "items": total, "p_value": float(p)}
+
+
+def pack(right: np.ndarray) -> str:
+    """(N,) booleans as short text: the count, then the bits."""
+    return f"{len(right)}:{base64.b64encode(np.packbits(right).tobytes()).decode()}"
+
+
+def unpack(text: str) -> np.ndarray:
+    """What ``pack`` packed, (N,) booleans."""
+    count, _, bits = text.partition(":")
+    return np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8))[: int(count)].astype(bool)
+
+
+def _loss(model: nn.Module, ids: Tensor, *, last: int) -> float:
+    """Summed negative log-likelihood of the ``last`` tokens of ``ids`` (T,)."""
+    hidden = model.base_model(input_ids=ids[None].to(model.device), use_cache=False).last_hidden_state[0, -last - 1:-1]
+    target = ids[-last:].to(hidden.device)
+    total = 0.0
+    for h, t in zip(hidden.split(256), target.split(256), strict=True):  # a piece at a time: the vocabulary is wide
+        logits = model.get_output_embeddings()(h).float()
+        total += nn.functional.cross_entropy(logits, t, reduction="sum").item()
+    return total
+
+
+def _mean_interval(losses: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
+    """Mean loss per token and half the width of its 95 % interval, windows taken as the independent pieces."""
+    mean = losses.sum() / counts.sum()
+    if len(losses) < 2:
+        return float(mean), math.nan
+    spread = np.sum((losses - mean * counts) ** 2) / (len(losses) - 1) * len(losses)
+    return float(mean), float(stats.t.ppf(0.975, len(losses) - 1) * math.sqrt(spread) / counts.sum())
+
+
+def _exp(x: float) -> float:
+    return math.exp(x) if x < 700 else math.inf
+
+
+def _task(name: str) -> Any:
+    """What lm-eval takes: a name for an official task, a filled-in config for one of ours."""
+    if not name.startswith("mini_"):
+        return name
+    import yaml
+
+    config = yaml.safe_load((INPUTS / "mini" / f"{name}.yaml").read_text())
+    file: Path = INPUTS / "mini" / f"{name.removeprefix('mini_')}.jsonl"
+    return {**config, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}}}

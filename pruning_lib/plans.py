@@ -1,0 +1,251 @@
+"""Importances and plans: what a width-pruning method hands over.
+
+A method gives every head and neuron an importance; ``choose`` turns importances into a plan, the list of what to remove.
+Order of this file: Importance · Plan · choose · how many · which.  Cutting is in ``surgery``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pruning_lib import families
+from pruning_lib.families import Sizes
+
+RULES = ("lowest", "highest", "random")
+SCOPES = ("heads_and_neurons", "neurons", "heads")
+GROUPED = ("whole_groups", "equal_queries")
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How much each head and neuron matters; larger means keep.
+
+    Attributes
+    ----------
+    heads : (L, H) float32
+    neurons : (L, M) float32
+    made_with : how it was measured, in words and numbers (method, data, prompts, seed)
+    """
+
+    heads: Tensor
+    neurons: Tensor
+    made_with: dict
+
+    def save(self, path: str | Path) -> None:
+        """Write to one safetensors file, so that one calibration serves many fractions."""
+        path = Path(path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside = path.with_name(path.name + ".part")
+        tensors = {"heads": self.heads.contiguous(), "neurons": self.neurons.contiguous()}
+        save_file(tensors, beside, metadata={"made_with": json.dumps(self.made_with)})
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Importance:
+        """Read what ``save`` wrote; ValueError when the file is anything else."""
+        try:
+            with safe_open(path, "pt") as file:
+                made_with = json.loads(file.metadata()["made_with"])
+                return cls(file.get_tensor("heads"), file.get_tensor("neurons"), made_with)
+        except FileNotFoundError:
+            raise
+        except (SafetensorError, KeyError, TypeError, json.JSONDecodeError, OSError) as error:
+            raise ValueError(f"{path} holds no importance; make one with Importance.save ({error})") from error
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to remove: the same number in every block, which ones may differ.
+
+    The shape of ``heads`` makes unequal cuts of grouped-query attention impossible to write down:
+
+    * ``whole_groups``: (L, k), numbers of key/value groups, each with all its queries;
+    * ``equal_queries``: (L, G, k), for every group the k places within the group whose query heads go.
+
+    ``neurons`` is (L, m).  ``sizes`` are those of the model the plan was made for.
+    """
+
+    grouped_query: str
+    heads: Tensor
+    neurons: Tensor
+    sizes: Sizes
+
+    def __post_init__(self) -> None:
+        s = self.sizes
+        if self.grouped_query not in GROUPED:
+            raise ValueError(f"grouped_query={self.grouped_query!r}; allowed: {', '.join(GROUPED)}")
+        lead, places = ((s.blocks,), s.groups) if self.grouped_query == "whole_groups" else (
+            (s.blocks, s.groups), s.heads // s.groups)
+        _check_indices("heads", self.heads, lead, places)
+        _check_indices("neurons", self.neurons, (s.blocks,), s.neurons)
+
+    @property
+    def removed_heads(self) -> Tensor:
+        """(L, h) numbers of the query heads that go."""
+        per_group = self.sizes.heads // self.sizes.groups
+        if self.grouped_query == "whole_groups":
+            return (self.heads.unsqueeze(-1) * per_group + torch.arange(per_group)).flatten(1)
+        return (torch.arange(self.sizes.groups)[:, None] * per_group + self.heads).flatten(1)
+
+    @property
+    def removed_groups(self) -> Tensor:
+        """(L, g) numbers of the key/value groups that go."""
+        return self.heads if self.grouped_query == "whole_groups" else self.heads.new_empty(self.sizes.blocks, 0)
+
+    @property
+    def removed_parameters(self) -> int:
+        """Exact number of parameters that go."""
+        s = self.sizes
+        per_block = (self.removed_heads.shape[1] * s.head_parameters + self.removed_groups.shape[1] * s.group_parameters
+                     + self.neurons.shape[1] * s.neuron_parameters)
+        return s.blocks * per_block
+
+    @property
+    def removed_fraction(self) -> float:
+        """Exact fraction of all parameters of the model that goes."""
+        return self.removed_parameters / self.sizes.parameters
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Sizes of a block afterwards: heads, groups, neurons."""
+        s = self.sizes
+        return {"heads": s.heads - self.removed_heads.shape[1], "groups": s.groups - self.removed_groups.shape[1],
+                "neurons": s.neurons - self.neurons.shape[1]}
+
+    def __str__(self) -> str:
+        s, kept = self.sizes, self.kept
+        return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {s.blocks} blocks keeps "
+                f"{kept['heads']} of {s.heads} heads, {kept['groups']} of {s.groups} groups, "
+                f"{kept['neurons']} of {s.neurons} neurons")
+
+
+def choose(importance: Importance, model: nn.Module, *, removed_fraction: float, scope: str = "heads_and_neurons",
+           rule: str = "lowest", grouped_query: str = "whole_groups", heads_removed: int | None = None,
+           seed: int = 0) -> Plan:
+    """Decide what to remove so that ``removed_fraction`` of *all* parameters goes.
+
+    As in the published code, heads and neurons lose the same share; heads come in whole units, so neurons take up what
+    rounding leaves, and the plan hits the fraction to within one neuron per block.
+
+    Parameters
+    ----------
+    importance : heads (L, H) and neurons (L, M)
+    removed_fraction : of all parameters of the model, embeddings included, 0 to 1
+    scope : what may go, ``"heads_and_neurons"``, ``"neurons"`` or ``"heads"``; with heads alone the plan takes the
+        nearest fraction that whole units reach, and states it
+    rule : ``"lowest"`` removes the least important, ``"highest"`` the most important (a control), ``"random"`` any
+    grouped_query : ``"whole_groups"`` removes a key/value head with all its queries (smaller KV cache);
+        ``"equal_queries"`` removes the same number of queries from every group (finer choice, same KV cache)
+    heads_removed : query heads to remove in every block; None gives heads and neurons the same share
+    seed : for ``rule="random"``
+
+    Raises
+    ------
+    ValueError
+        for a fraction that cannot be reached, with the range that can; for head counts that could not be stored.
+    """
+    for name, value, allowed in (("scope", scope, SCOPES), ("rule", rule, RULES),
+                                 ("grouped_query", grouped_query, GROUPED)):
+        if value not in allowed:
+            raise ValueError(f"{name}={value!r}; allowed: {', '.join(allowed)}")
+    if not 0 <= removed_fraction < 1:
+        raise ValueError(f"removed_fraction={removed_fraction}; give a fraction of all parameters, 0 <= fraction < 1")
+    s = families.sizes(model)
+    _check_importance(importance, s)
+    units, neurons = _how_many(s, removed_fraction, scope, grouped_query, heads_removed)
+    families.refuse_head_count(model, s.heads - units * _unit(s, grouped_query).heads)
+    generator = torch.Generator().manual_seed(seed)
+    grouped = importance.heads.float().view(s.blocks, s.groups, -1)  # (L, G, H/G)
+    per_unit = grouped.mean(-1) if grouped_query == "whole_groups" else grouped
+    return Plan(grouped_query, _which(per_unit, units, rule, generator),
+                _which(importance.neurons.float(), neurons, rule, generator), s)
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """The smallest lossless cut of attention: how many query heads, how many parameters, how many there are."""
+
+    heads: int
+    parameters: int
+    count: int
+
+
+def _unit(s: Sizes, grouped_query: str) -> _Unit:
+    per_group = s.heads // s.groups
+    if grouped_query == "whole_groups":
+        return _Unit(per_group, per_group * s.head_parameters + s.group_parameters, s.groups)
+    return _Unit(s.groups, s.groups * s.head_parameters, per_group)
+
+
+def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_removed: int | None) -> tuple[int, int]:
+    """Units of attention and neurons to remove per block."""
+    unit = _unit(s, grouped_query)
+    target = fraction * s.parameters / s.blocks  # parameters per block
+    if heads_removed is not None:
+        candidates = [_units_of(heads_removed, unit, scope)]
+    else:
+        candidates = [0] if scope == "neurons" else list(range(unit.count))  # at least one unit stays
+    if scope == "heads":
+        units = min(candidates, key=lambda k: abs(k * unit.parameters - target))
+        if abs(units * unit.parameters - target) > unit.parameters / 2 or (units == 0 < target):
+            raise _unreachable(s, fraction, [k * unit.parameters for k in candidates], steps=True)
+        return units, 0
+    room = (s.neurons - 1) * s.neuron_parameters  # at least one neuron stays
+    rest = {k: round((target - k * unit.parameters) / s.neuron_parameters) for k in candidates}
+    fitting = [k for k in candidates if 0 <= rest[k] < s.neurons]
+    if not fitting:
+        raise _unreachable(s, fraction, [k * unit.parameters + extra for k in candidates for extra in (0, room)])
+    same_share = target / (unit.parameters * unit.count + s.neurons * s.neuron_parameters)
+    units = min(fitting, key=lambda k: abs(k - same_share * unit.count))
+    return units, rest[units]
+
+
+def _units_of(heads_removed: int, unit: _Unit, scope: str) -> int:
+    units, left = divmod(heads_removed, unit.heads)
+    if scope == "neurons" and heads_removed:
+        raise ValueError(f"heads_removed={heads_removed} with scope='neurons'; drop one of the two")
+    if left or not 0 <= units < unit.count:
+        allowed = [k * unit.heads for k in range(unit.count)]
+        raise ValueError(f"heads_removed={heads_removed} is not a lossless cut of this model; allowed: {allowed}")
+    return units
+
+
+def _unreachable(s: Sizes, fraction: float, per_block: list[int], steps: bool = False) -> ValueError:
+    reached = sorted({s.blocks * n / s.parameters for n in per_block})
+    where = ", ".join(f"{f:.4f}" for f in reached) if steps else f"{reached[0]:.4f} to {reached[-1]:.4f}"
+    return ValueError(f"removed_fraction={fraction} cannot be reached with these arguments; reachable: {where} "
+                      f"(one neuron and one unit of attention stay in every block; embeddings are never removed)")
+
+
+def _which(scores: Tensor, n: int, rule: str, generator: torch.Generator) -> Tensor:
+    """The ``n`` places along the last axis that ``rule`` removes, in ascending order; ties go by place."""
+    if rule == "random":
+        scores = torch.rand(scores.shape, generator=generator)
+    order = scores.sort(dim=-1, descending=rule == "highest", stable=True).indices
+    return order[..., :n].sort(dim=-1).values
+
+
+def _check_importance(importance: Importance, s: Sizes) -> None:
+    for name, scores, shape in (("heads", importance.heads, (s.blocks, s.heads)),
+                                ("neurons", importance.neurons, (s.blocks, s.neurons))):
+        if tuple(scores.shape) != shape:
+            raise ValueError(f"importance of {name} has shape {tuple(scores.shape)}, this model needs {shape}: "
+                             f"it was measured on another model")
+        if not torch.isfinite(scores).all():
+            raise ValueError(f"importance of {name} holds NaN or infinity; measure it again in float32 or bfloat16")
+
+
+def _check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
+    """Indices (*lead, k): distinct, ascending, within ``places``, and one place stays."""
+    if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= places:
+        raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} wanted, got "
+                         f"{indices.dtype} of shape {tuple(indices.shape)}")
+    if indices.numel() and (indices.min() < 0 or indices.max() >= places or (indices.diff(dim=-1) <= 0).any()):
+        raise ValueError(f"plan.{name}: places must ascend without repeats within 0 to {places - 1}")
