@@ -1,0 +1,86 @@
+"""One function per kind of figure, and the style.  A plot takes a table or an array and an axis, and returns the axis."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from torch import Tensor
+
+# Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
+COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00"}
+MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D"}
+
+
+def style() -> AbstractContextManager:
+    """Fonts and sizes of the book, legible at phone width; use as ``with plots.style():``."""
+    return mpl.rc_context({
+        "figure.figsize": (6.0, 3.8), "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 12,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
+        "legend.frameon": False, "figure.constrained_layout.use": True, "figure.facecolor": "white",
+    })
+
+
+def importance_map(scores: Tensor, ax: Axes, *, parts: str) -> Axes:
+    """Heat map of importances (L, parts): each block's row as a share of its mean, sorted where parts are many.
+
+    Neurons have no order of their own, so they are sorted from least to most important; heads stay where they are.
+    """
+    share = (scores / scores.mean(1, keepdim=True)).numpy()
+    many = share.shape[1] > 64
+    image = np.sort(share, axis=1) if many else share
+    drawn = ax.imshow(image, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=np.quantile(image, 0.98),
+                      interpolation="nearest")
+    ax.figure.colorbar(drawn, ax=ax, label="share of the block's mean")
+    ax.grid(False)
+    ax.set(xlabel=f"{parts}, sorted" if many else parts, ylabel="block")
+    return ax
+
+
+def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: str = "", high: str = "") -> Axes:
+    """A line per method of ``quality`` against the fraction removed; seeds as a band, intervals as bars where given.
+
+    ``table`` has columns ``method``, ``removed_fraction``, ``quality`` and, for bars, ``low`` and ``high``.
+    """
+    dense = table[table.method == "dense"]
+    for method in [m for m in COLOUR if m != "dense" and m in set(table.method)]:
+        rows = pd.concat([dense.head(1), table[table.method == method]])
+        by_size = rows.groupby("removed_fraction")[quality]
+        mean = by_size.mean()
+        ax.plot(mean.index, mean, marker=MARKER[method], color=COLOUR[method], label=method)
+        ax.fill_between(mean.index, by_size.min(), by_size.max(), color=COLOUR[method], alpha=0.2, linewidth=0)
+        if low:
+            ax.errorbar(rows.removed_fraction, rows[quality], yerr=[rows[quality] - rows[low], rows[high] - rows[quality]],
+                        color=COLOUR[method], fmt="none", capsize=3)
+    ax.plot(dense.removed_fraction, dense[quality], MARKER["dense"], color=COLOUR["dense"], ms=12, label="dense",
+            linestyle="none")
+    ax.set(xlabel="parameters removed (fraction)", ylabel=quality.replace("_", " "))
+    ax.legend()
+    return ax
+
+
+def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axes:
+    """One horizontal bar per line of ``table`` (columns ``label``, ``method`` and ``quality``), first line on top."""
+    rows = table.iloc[::-1]
+    ax.barh(rows["label"], rows[quality], color=[COLOUR[m] for m in rows.method])
+    for place, value in enumerate(rows[quality]):
+        ax.text(value, place, f" {value:,.1f}", va="center")
+    ax.set(xlabel=label or quality.replace("_", " "))
+    ax.margins(x=0.18)
+    ax.grid(axis="y", visible=False)
+    return ax
+
+
+def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
+    """A point per task with its interval; ``table`` has ``task``, ``accuracy``, ``low``, ``high`` and ``chance``."""
+    rows = table.iloc[::-1]
+    error = [rows.accuracy - rows.low, rows.high - rows.accuracy]
+    ax.errorbar(rows.accuracy, rows.task, xerr=error, fmt=MARKER[method], color=COLOUR[method], capsize=4, label=method)
+    ax.plot(rows.chance, rows.task, "|", color="#777777", ms=18, mew=2, label="chance")
+    ax.set(xlabel="accuracy (fraction)", xlim=(0, 1))
+    ax.grid(axis="y", visible=False)
+    ax.legend(loc="lower right")
+    return ax

@@ -1,0 +1,131 @@
+"""One record per run: written, read, gathered into one table.
+
+A record says which run it was, with which parameters, what was measured, and what it was made with.  Records live in one
+folder; ``PRUNING_RESULTS`` names it (the runner sets it), else it is ``results`` in the current folder.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+VERSIONS = ("torch", "transformers", "lm-eval")
+_started = time.monotonic()
+
+
+def folder() -> Path:
+    """Where records are written and read."""
+    return Path(os.environ.get("PRUNING_RESULTS") or "results")
+
+
+def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, Any],
+          rows: Sequence[Mapping[str, Any]] = (), data: Mapping[str, str] | None = None,
+          items: Mapping[str, str] | None = None) -> Path:
+    """Write the record of a run; it appears whole or not at all.
+
+    Parameters
+    ----------
+    notebook : the notebook that ran; also the name of the record unless ``PRUNING_RUN`` gives another
+    values : numbers with the unit in the key
+    rows : a small table, where a run measures several models: one mapping per line
+    data : data set -> fingerprint of the samples used
+    items : task -> packed answers right or wrong, for paired comparisons
+
+    Raises
+    ------
+    ValueError
+        for a value that JSON has no word for (NaN, infinity): store null and say why.
+    """
+    run = os.environ.get("PRUNING_RUN") or notebook
+    record = {"run": run, "notebook": notebook, "parameters": dict(parameters), "values": _plain(values),
+              "rows": [_plain(row) for row in rows], "items": dict(items or {}), "made_with": made_with(data or {})}
+    path = folder() / f"{_checked(run)}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".part")
+    beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return beside.replace(path)
+
+
+def read(run: str) -> dict[str, Any]:
+    """The record of one run; ValueError when it is missing or not a record."""
+    path = folder() / f"{_checked(run)}.json"
+    try:
+        record = json.loads(path.read_text())
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in folder().glob("*.json"))) or "none yet"
+        raise ValueError(f"no record of run {run!r}; recorded: {known}. Make it with: pruning-lib run {run}") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error
+    if not isinstance(record, dict) or not {"run", "parameters", "values", "made_with"} <= set(record):
+        raise ValueError(f"{path.name} is not a record: run, parameters, values, made_with wanted")
+    return record
+
+
+def gather(notebook: str) -> pd.DataFrame:
+    """All records of one notebook as one table: a line per record, or per row where a record has rows.
+
+    Columns are ``run``, the parameters, the values and the row's own; a row's own win over parameters of that name.
+    """
+    lines = []
+    for path in sorted(folder().glob("*.json")):
+        record = read(path.stem)
+        if record.get("notebook") == notebook:
+            common = {"run": record["run"], **record["parameters"], **record["values"]}
+            lines += [{**common, **row} for row in record.get("rows") or [{}]]
+    return pd.DataFrame(lines)
+
+
+def made_with(data: Mapping[str, str]) -> dict[str, Any]:
+    """Commit, versions, device, threads, minutes since this module was imported, data fingerprints."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {_processor()}"
+    return {"commit": _commit(), **{name: metadata.version(name) for name in VERSIONS}, "python":
+            platform.python_version(), "device": device, "threads": torch.get_num_threads(),
+            "minutes": round((time.monotonic() - _started) / 60, 2), "data": dict(data)}
+
+
+def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values as JSON knows them."""
+    plain = {}
+    for key, value in values.items():
+        if hasattr(value, "item"):
+            value = value.item()
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{key} is {value}: a record holds numbers; store None and say why it could not be measured")
+        if not isinstance(value, (int, float, str, bool, type(None))):
+            raise ValueError(f"{key} is a {type(value).__name__}; a record holds numbers, texts, true, false and null")
+        plain[key] = value
+    return plain
+
+
+def _checked(run: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
+        raise ValueError(f"run name {run!r}: letters, digits, dot, dash and underscore only")
+    return run
+
+
+def _commit() -> str:
+    here = Path(__file__).parent
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
+    changed = subprocess.run(["git", "status", "--porcelain", "--", here], cwd=here, capture_output=True, text=True)
+    return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
