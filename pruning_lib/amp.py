@@ -152,6 +152,7 @@ def _pad(encoded: list[list[int]], pad: int) -> dict[str, Tensor]:
 
 
 def _right_padded(mask: Tensor) -> Tensor:
+    mask = mask.long()  # a difference of booleans has no sign
     if (mask[:, 0] == 0).any() or (mask.diff(dim=1) > 0).any():
         raise ValueError("attention_mask must be 1 for the tokens of a prompt, then 0: pad on the right, "
                          "and leave empty prompts out")

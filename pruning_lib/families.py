@@ -137,7 +137,9 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
             raise ValueError(f"heads of this model cannot be removed ({name}: {reason}); use scope='neurons'")
     in_the_way = [name for name in family.not_stored_with if getattr(config, name, False)]
     if in_the_way and config.hidden_size % heads:
-        allowed = [h for h in range(1, H + 1) if config.hidden_size % h == 0]
+        G = blocks(model)[0].get_submodule(family.keys).out_features // head_width(model)
+        lossless = {*range(H // G, H + 1, H // G), *range(G, H + 1, G)}  # whole groups, equal queries
+        allowed = sorted(h for h in lossless if config.hidden_size % h == 0)
         raise ValueError(
             f"{heads} heads per block could not be stored: with {', '.join(in_the_way)} the count must divide the "
             f"width {config.hidden_size}. Allowed: {allowed}; or use scope='neurons'"

@@ -33,7 +33,9 @@ class SharedContextLM(HFLM):
     def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
                               ) -> list[tuple[float, bool]]:
         longest = max((len(question) + len(answer) for _, question, answer in requests), default=0)
-        if longest > self.max_length or getattr(self.model.config, "final_logit_softcapping", None):
+        config = self.model.config  # the mask built here knows no sliding window
+        reach = min(self.max_length, getattr(config, "sliding_window", None) or self.max_length)
+        if longest > reach or getattr(config, "final_logit_softcapping", None):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         questions: dict[tuple[int, ...], list[int]] = {}
         for i, (_, question, _) in enumerate(requests):

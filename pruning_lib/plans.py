@@ -195,13 +195,13 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
     if scope == "heads":
         units = min(candidates, key=lambda k: abs(k * unit.parameters - target))
         if abs(units * unit.parameters - target) > unit.parameters / 2 or (units == 0 < target):
-            raise _unreachable(s, fraction, [k * unit.parameters for k in candidates], steps=True)
+            raise _unreachable(s, fraction, [(k * unit.parameters, 0) for k in candidates])
         return units, 0
     room = (s.neurons - 1) * s.neuron_parameters  # at least one neuron stays
     rest = {k: round((target - k * unit.parameters) / s.neuron_parameters) for k in candidates}
     fitting = [k for k in candidates if 0 <= rest[k] < s.neurons]
     if not fitting:
-        raise _unreachable(s, fraction, [k * unit.parameters + extra for k in candidates for extra in (0, room)])
+        raise _unreachable(s, fraction, [(k * unit.parameters, room) for k in candidates])
     same_share = target / (unit.parameters * unit.count + s.neurons * s.neuron_parameters)
     units = min(fitting, key=lambda k: abs(k - same_share * unit.count))
     return units, rest[units]
@@ -217,9 +217,15 @@ def _units_of(heads_removed: int, unit: _Unit, scope: str) -> int:
     return units
 
 
-def _unreachable(s: Sizes, fraction: float, per_block: list[int], steps: bool = False) -> ValueError:
-    reached = sorted({s.blocks * n / s.parameters for n in per_block})
-    where = ", ".join(f"{f:.4f}" for f in reached) if steps else f"{reached[0]:.4f} to {reached[-1]:.4f}"
+def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[int, int]]) -> ValueError:
+    """``per_block``: for every number of units, their parameters and how many more the neurons can add."""
+    ranges: list[list[int]] = []
+    for low, room in sorted(per_block):
+        if ranges and low <= ranges[-1][1] + s.neuron_parameters:  # goes on where the range before ends
+            ranges[-1][1] = low + room
+        else:
+            ranges.append([low, low + room])
+    where = ", ".join(" to ".join(f"{s.blocks * n / s.parameters:.6f}" for n in dict.fromkeys(r)) for r in ranges)
     return ValueError(f"removed_fraction={fraction} cannot be reached with these arguments; reachable: {where} "
                       f"(one neuron and one unit of attention stay in every block; embeddings are never removed)")
 

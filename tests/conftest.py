@@ -1,0 +1,100 @@
+"""What several tests share: toy networks with every weight and bias random, a toy tokenizer, and no network.
+
+Everything runs on one thread and offline; only tests marked ``model`` need the default model (``PRUNING_CACHE``).
+"""
+
+import os
+
+os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
+
+import pytest
+import torch
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
+from transformers.utils.logging import disable_progress_bar
+
+from pruning_lib import families, plans
+
+torch.set_num_threads(1)
+disable_progress_bar()
+
+
+@pytest.fixture(autouse=True)
+def no_data_of_the_user(monkeypatch):
+    """A test that wants PRUNING_DATA sets it itself."""
+    monkeypatch.delenv("PRUNING_DATA", raising=False)
+
+
+@pytest.fixture(params=list(families.FAMILIES))
+def family(request):
+    """Name of each family in turn: a new family is tested the moment it is in the table."""
+    return request.param
+
+
+def build(config, *, seed=0, dtype=torch.float32):
+    """A network in which no parameter is zero, so that a dropped bias or a wrong slice shows in the logits."""
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        parameter.data.copy_(1 + 0.2 * noise if "norm" in name and name.endswith("weight") else 0.25 * noise)
+    return model
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """``tiny(family, dtype=, seed=, <config field>=..., heads=, groups=, ...)``: a toy network, width 48."""
+
+    def make(name, *, dtype=torch.float32, seed=0, fields=None, **sizes):
+        config = families.tiny(name, **{"width": 48, "vocabulary": 128, **sizes})
+        for field, value in (fields or {}).items():
+            setattr(config, field, value)
+        return build(config, seed=seed, dtype=dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_importance():
+    """``random_importance(model, seed=)``: no two scores alike."""
+
+    def make(model, *, seed=0):
+        s, generator = families.sizes(model), torch.Generator().manual_seed(seed)
+        return plans.Importance(torch.rand(s.blocks, s.heads, generator=generator),
+                                torch.rand(s.blocks, s.neurons, generator=generator), {"seed": seed})
+
+    return make
+
+
+@pytest.fixture
+def llama2_7b():
+    """LLaMA-2-7B as the AMP paper prunes it, without its weights (on the meta device)."""
+    config = LlamaConfig(vocab_size=32000, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
+                         num_key_value_heads=32, intermediate_size=11008, tie_word_embeddings=False)
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config)
+
+
+@pytest.fixture(scope="session")
+def tokenizer():
+    """One token per character of ASCII; four special ones in front."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    characters = [chr(i) for i in range(32, 127)] + ["\n"]
+    inner = Tokenizer(WordLevel({c: i for i, c in enumerate(special + characters)}, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
+                                   unk_token="<unk>", clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture
+def prompts():
+    """Token numbers of four prompts of different lengths, one of a single token."""
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(3, 128, (n,), generator=generator).tolist() for n in (5, 17, 1, 9)]
+
+
+def hooks_of(model):
+    """Every hook on any module of ``model``."""
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind).values()]

@@ -1,0 +1,97 @@
+"""A family record finds its modules, and what could not be stored is refused with the counts that can."""
+
+import pytest
+import torch
+from conftest import build
+from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel
+
+from pruning_lib import families, surgery
+from pruning_lib.plans import GROUPED, Plan, choose
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 3), (6, 2), (4, 1)])
+def test_sizes_are_read_off_the_modules(family, tiny, heads, groups):
+    model = tiny(family, heads=heads, groups=groups, head_width=16, neurons=26, n_blocks=3)
+    s = families.sizes(model)
+    assert (s.blocks, s.heads, s.groups, s.head_width, s.neurons, s.width) == (3, heads, groups, 16, 26, 48)
+    assert s.parameters == sum(p.numel() for p in model.parameters())
+
+
+def test_the_family_names_every_projection_that_heads_and_neurons_pass_through(family, tiny):
+    """A forgotten projection would leave a matrix in the block that still has a side of H*D, G*D or M."""
+    model = tiny(family, heads=6, groups=3, head_width=7, neurons=26, n_blocks=1)
+    record = families.of(model)
+    named = {record.queries, record.keys, record.values, record.heads_out, *record.neurons_in, record.neurons_out}
+    wide = {name.removesuffix(".weight") for name, p in families.blocks(model)[0].named_parameters()
+            if p.ndim == 2 and {42, 21, 26} & set(p.shape)}
+    assert wide == named
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=8))
+    with pytest.raises(ValueError, match="unknown family 'gpt2'; known: .*llama.*qwen3"):
+        families.of(model)
+    with pytest.raises(ValueError, match="unknown family 'Linear'"):
+        families.of(torch.nn.Linear(2, 2))
+
+
+def test_a_part_of_a_model_is_refused_with_the_way_to_load_it(family, tiny):
+    with pytest.raises(ValueError, match="AutoModelForCausalLM"):
+        families.of(AutoModel.from_config(tiny(family).config))
+
+
+def test_blocks_of_different_sizes_are_refused(tiny):
+    model = tiny("qwen2")
+    model.model.layers[1].mlp.down_proj = torch.nn.Linear(20, 48, bias=False)
+    with pytest.raises(ValueError, match="blocks differ in size"):
+        families.sizes(model)
+
+
+def test_phi_with_normalised_queries_keeps_its_heads_and_may_lose_neurons(tiny, random_importance):
+    model = tiny("phi", fields={"qk_layernorm": True}, heads=4, groups=2, head_width=12)
+    importance = random_importance(model)
+    with pytest.raises(ValueError, match="qk_layernorm.*scope='neurons'"):
+        choose(importance, model, removed_fraction=0.2, scope="heads")
+    assert choose(importance, model, removed_fraction=0.1, scope="neurons").kept["heads"] == 4
+    plan = Plan("whole_groups", torch.tensor([[0], [1]]), torch.zeros(2, 0, dtype=torch.long), families.sizes(model))
+    with pytest.raises(ValueError, match="qk_layernorm"):
+        surgery.remove(model, plan, inplace=True)
+    assert families.sizes(model) == plan.sizes
+
+
+@pytest.mark.parametrize("field", ["attention_bias", "mlp_bias"])
+def test_a_llama_that_could_not_be_stored_is_refused_before_anything_is_cut(tiny, random_importance, field):
+    model = tiny("llama", heads=6, groups=6, fields={field: True})
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    refused = rf"5 heads.*{field}.*divide the width 48.*Allowed: \[1, 2, 3, 4, 6\].*scope='neurons'"
+    with pytest.raises(ValueError, match=refused):
+        choose(random_importance(model), model, removed_fraction=0.15, heads_removed=1)
+    plan = Plan("whole_groups", torch.tensor([[0], [1]]), torch.zeros(2, 0, dtype=torch.long), families.sizes(model))
+    with pytest.raises(ValueError, match=refused):
+        surgery.remove(model, plan, inplace=True)
+    assert all(torch.equal(p, before[name]) for name, p in model.named_parameters())
+
+
+def test_every_count_listed_as_allowed_can_be_planned_and_cut(tiny, random_importance):
+    """With grouped queries a divisor of the width is not enough: it must be a lossless cut as well."""
+    model = tiny("llama", heads=8, groups=2, fields={"attention_bias": True})  # width 48
+    with pytest.raises(ValueError, match="Allowed") as refused:
+        families.refuse_head_count(model, 5)
+    allowed = [int(n) for n in str(refused.value).split("Allowed: [")[1].split("]")[0].split(",")]
+    assert allowed == [2, 4, 6, 8]
+    for kept in allowed:
+        def plan(cut, kept=kept):
+            try:
+                return choose(random_importance(model), model, removed_fraction=0.35, heads_removed=8 - kept,
+                              grouped_query=cut)
+            except ValueError as error:
+                assert "lossless" in str(error)
+        found = [p for p in map(plan, GROUPED) if p]
+        assert found and all(surgery.remove(model, p).config.num_attention_heads == kept for p in found)
+
+
+def test_a_toy_network_keeps_the_head_width_it_was_asked_for(family):
+    """Phi and Qwen2 do not declare head_dim in their config; width / heads would be 12 here."""
+    config = families.tiny(family, width=48, heads=4, head_width=16)
+    assert families.head_width(build(config)) == 16
+    assert AutoConfig.for_model(**config.to_dict()).head_dim == 16
