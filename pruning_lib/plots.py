@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import matplotlib as mpl
 import numpy as np
@@ -15,13 +16,17 @@ COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": 
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D"}
 
 
-def style() -> AbstractContextManager:
+@contextmanager
+def style() -> Iterator[None]:
     """Fonts and sizes of the book, legible at phone width; use as ``with plots.style():``."""
-    return mpl.rc_context({
+    with mpl.rc_context({
         "figure.figsize": (6.0, 3.8), "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 12,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
         "legend.frameon": False, "figure.constrained_layout.use": True, "figure.facecolor": "white",
-    })
+    }):
+        yield
+        interactive = mpl.is_interactive()
+    mpl.interactive(interactive)  # a notebook switches this on with its first figure; leaving the block must not undo it
 
 
 def importance_map(scores: Tensor, ax: Axes, *, parts: str) -> Axes:
@@ -67,7 +72,7 @@ def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axe
     rows = table.iloc[::-1]
     ax.barh(rows["label"], rows[quality], color=[COLOUR[m] for m in rows.method])
     for place, value in enumerate(rows[quality]):
-        ax.text(value, place, f" {value:,.1f}", va="center")
+        ax.text(value, place, f" {value:,.1f}" if value < 1000 else f" {value:,.0f}", va="center")
     ax.set(xlabel=label or quality.replace("_", " "))
     ax.margins(x=0.18)
     ax.grid(axis="y", visible=False)
@@ -82,5 +87,6 @@ def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
     ax.plot(rows.chance, rows.task, "|", color="#777777", ms=18, mew=2, label="chance")
     ax.set(xlabel="accuracy (fraction)", xlim=(0, 1))
     ax.grid(axis="y", visible=False)
+    ax.margins(y=0.12)
     ax.legend(loc="lower right")
     return ax

