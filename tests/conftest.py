@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from pruning_lib import families, plans
+from pruning_lib import families, models, plans
 
 torch.set_num_threads(1)
 disable_progress_bar()
@@ -85,6 +85,12 @@ def tokenizer():
     inner.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
     return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
                                    unk_token="<unk>", clean_up_tokenization_spaces=False)
+
+
+@pytest.fixture(scope="session")
+def smollm():
+    """The default model and its tokenizer, for tests marked ``model``; nobody changes it."""
+    return models.load("smollm2-135m-instruct")
 
 
 @pytest.fixture

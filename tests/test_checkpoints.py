@@ -1,4 +1,4 @@
-"""What was saved is loaded by plain transformers, in a process that cannot import us, with the same logits bit for bit."""
+"""What was saved gives the same logits bit for bit in plain transformers, in a process that cannot import us."""
 
 import json
 import subprocess
@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
+from conftest import build
 from safetensors.torch import save_file
+from transformers import AutoConfig
 
 from pruning_lib import checkpoints, families, surgery
 from pruning_lib.plans import Plan, choose
@@ -94,6 +96,16 @@ def test_a_llama_keeps_its_scaled_positions_when_stored_as_mistral(tmp_path, tin
     plan = choose(random_importance(model), model, removed_fraction=0.2, heads_removed=1)
     folder = checkpoints.save(surgery.remove(model, plan), None, tmp_path / "stored")  # verified by reloading
     assert json.loads((folder / "config.json").read_text())["rope_parameters"] == scaled
+
+
+def test_a_head_width_the_config_does_not_state_is_written_down(family, tmp_path):
+    """Left out, it would be recomputed as width / heads on loading: 48 / 4 = 12 instead of 8 (Qwen3: always 128)."""
+    fields = families.tiny(family, width=48, heads=6, groups=3, head_width=8, vocabulary=128).to_dict()
+    del fields["head_dim"]
+    model = build(AutoConfig.for_model(**fields))
+    plan = Plan("whole_groups", torch.tensor([[0], [2]]), torch.zeros(2, 0, dtype=torch.long), families.sizes(model))
+    folder = checkpoints.save(surgery.remove(model, plan), None, tmp_path / "stored")  # verified by reloading
+    assert json.loads((folder / "config.json").read_text())["head_dim"] == families.head_width(model)
 
 
 def test_the_folder_holds_safetensors_the_tokenizer_and_nothing_pickled(tmp_path, tiny, tokenizer):

@@ -1,5 +1,6 @@
 """Perplexity equals a slow loop, scores equal the stock harness, and intervals are the known ones."""
 
+import copy
 import math
 
 import numpy as np
@@ -8,8 +9,9 @@ import torch
 from conftest import hooks_of
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from tokenizers.processors import TemplateProcessing
 
-from pruning_lib import data, evaluate, families, models
+from pruning_lib import data, evaluate
 from pruning_lib.harness import SharedContextLM
 
 TEXTS = ["It is a truth universally acknowledged,", "that a single man", "in possession of a good fortune."]
@@ -44,12 +46,14 @@ def test_perplexity_equals_the_slow_loop(tiny, tokenizer, window, stride, max_to
     assert (found["tokens"], found["window"], found["stride"]) == (tokens, window, stride)
 
 
-def test_perplexity_holds_for_every_family_and_long_windows(family, tiny, tokenizer):
-    """More than one piece of 256 predictions."""
-    model, texts = tiny(family, fields={"max_position_embeddings": 512}), ["".join(TEXTS) * 4]
-    expected, tokens = slow_perplexity(model, tokenizer(texts[0])["input_ids"][:300], 300, 300)
-    found = evaluate.perplexity(model, tokenizer, texts, window=300, stride=300, max_tokens=300, progress=False)
-    assert found["perplexity"] == pytest.approx(expected, rel=1e-5) and found["tokens"] == tokens == 299
+def test_perplexity_holds_for_every_family_and_windows_taken_in_pieces(family, tiny, tokenizer):
+    """Logits of a window are computed 256 predictions at a time."""
+    model, text = tiny(family, fields={"max_position_embeddings": 512}), "".join(TEXTS) * 4
+    ids = torch.tensor([tokenizer(text)["input_ids"][:300]])
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss.exp().item()
+    found = evaluate.perplexity(model, tokenizer, [text], window=300, stride=300, max_tokens=300, progress=False)
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5) and found["tokens"] == 299
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(family, tiny, tokenizer):
@@ -70,8 +74,19 @@ def test_the_interval_of_perplexity_is_that_of_the_mean_over_equal_windows(tiny,
     logs = [math.log(evaluate.perplexity(model, tokenizer, [text[i:i + 16]], window=16, stride=16)["perplexity"])
             for i in range(0, 80, 16)]
     low, high = stats.t.interval(0.95, 4, loc=np.mean(logs), scale=stats.sem(logs))
-    assert (found["perplexity_low"], found["perplexity_high"]) == pytest.approx((math.exp(low), math.exp(high)), rel=1e-4)
+    assert found["perplexity_low"] == pytest.approx(math.exp(low), rel=1e-4)
+    assert found["perplexity_high"] == pytest.approx(math.exp(high), rel=1e-4)
     assert found["tokens"] == 75
+
+
+def test_the_tokens_counted_are_those_of_the_text_alone(tiny, tokenizer):
+    """A tokenizer that puts a start token in front of every text changes nothing."""
+    adding = copy.deepcopy(tokenizer)
+    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert adding("ab")["input_ids"] == [1, *tokenizer("ab")["input_ids"]]
+    first, second = (evaluate.perplexity(tiny("llama"), t, TEXTS, window=16, stride=16, progress=False)
+                     for t in (tokenizer, adding))
+    assert first == second
 
 
 @pytest.mark.parametrize(("texts", "window", "stride", "message"), [
@@ -113,7 +128,7 @@ def both(tokenizer):
 
 
 def pairs_of(model, tokenizer):
-    """Questions with answers of one and of many tokens, one question alone, one empty, and answers it would give itself."""
+    """Questions with answers of one token and of many, one question alone, one empty, and answers it would give."""
     pairs = [(question, answer) for question in ("Why", "A river is", "The longest of all these questions")
              for answer in (" yes", "s", " because of the rain", "!")]
     written = [(c, greedy(model, tokenizer, c, n)) for c in "abcdefghijklmnopqrstuvwxyz" for n in (1, 2)]
@@ -174,19 +189,18 @@ def test_other_tasks_are_refused_with_those_there_are(tiny, tokenizer, tasks):
 
 
 @pytest.mark.model
-def test_the_default_model_is_clearly_better_than_chance_and_a_gutted_one_is_not():
-    model, tokenizer = models.load("smollm2-135m-instruct")
-    limits = dict.fromkeys(evaluate.TASKS["mini"], 30)
-    values, dense = evaluate.zero_shot(model, tokenizer, "mini", limits=limits)
+def test_the_default_model_is_clearly_better_than_chance(smollm):
+    values, items = evaluate.zero_shot(*smollm, "mini", limits=dict.fromkeys(evaluate.TASKS["mini"], 20))
     chance = np.mean([1 / 2, 1 / 4, 1 / 2, 1 / 4, 1 / 4])
-    assert values["mini_mean_fraction"] > chance + 0.15
-    text = evaluate.perplexity(model, tokenizer, data.texts("mini_text"), max_tokens=1024, progress=False)
-    assert 5 < text["perplexity"] < 60
-    for block in families.blocks(model)[5:25]:
-        block.mlp.down_proj.weight.data.zero_()
-    _, gutted = evaluate.zero_shot(model, tokenizer, "mini", limits=limits)
-    compared = evaluate.paired(dense, gutted)
-    assert compared["difference_low"] > 0 and compared["p_value"] < 0.01
+    right = np.concatenate([evaluate.unpack(packed) for packed in items.values()])
+    assert len(right) == 100 and values["mini_mean_fraction"] == pytest.approx(right.mean())
+    assert evaluate.interval(right)[0] > chance + 0.1
+
+
+@pytest.mark.model
+def test_the_default_model_reads_plain_english(smollm):
+    found = evaluate.perplexity(*smollm, data.texts("mini_text"), window=256, stride=256, max_tokens=512)
+    assert 5 < found["perplexity"] < 40
 
 
 # --- intervals and pairs ----------------------------------------------------------------------------------------------
