@@ -39,6 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     status = commands.add_parser("status", help="which rows have to run again, and why")
     _places(status)
     status.set_defaults(act=_status)
+
+    book = commands.add_parser("book", help="render the report, or the pages under --out, as HTML")
+    _places(book)
+    book.set_defaults(act=_book)
     return parser
 
 
@@ -92,4 +96,9 @@ def _status(arguments: argparse.Namespace) -> int:
     tree = Tree.at(arguments.root, arguments.out)
     for name, row in experiments.rows(tree).items():
         print(f"{name:30} {experiments.why_stale(row, tree) or 'up to date'}")
+    return 0
+
+
+def _book(arguments: argparse.Namespace) -> int:
+    print(experiments.build_book(arguments.root, arguments.out))
     return 0

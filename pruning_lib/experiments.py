@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -211,3 +212,30 @@ class _environment:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
+
+
+def build_book(root: Path, out: Path | None = None) -> Path:
+    """Render the book, every warning an error; returns its index page.
+
+    Without ``out`` the published report is rendered into ``build/report``.  With ``out`` the book is rendered from the
+    pages found there, the chapters stay the same.
+
+    Raises
+    ------
+    SystemExit
+        when the builder complains.
+    """
+    tree = Tree.at(root, out)
+    book = (out or root / "build" / "report") / "book"
+    shutil.rmtree(book, ignore_errors=True)
+    shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))
+    shutil.copytree(tree.pages, book / "executed")
+    contents = yaml.safe_load((book / "_toc.yml").read_text())
+    pages = [name for name in (defaults(tree) if out else rows(tree)) if (tree.pages / f"{name}.ipynb").is_file()]
+    contents["parts"][-1]["chapters"] = [{"file": f"executed/{name}"} for name in pages]
+    (book / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
+    builder = Path(sys.executable).with_name("jupyter-book")
+    command = [str(builder), "build", str(book), "-n", "-W", "--keep-going", "-q"]
+    if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:
+        raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
+    return book / "_build" / "html" / "index.html"
