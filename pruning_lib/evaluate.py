@@ -126,6 +126,14 @@ def interval(right: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
+def mean_interval(items: dict[str, str]) -> tuple[float, float, float]:
+    """Mean accuracy over tasks, each task weighing the same, and its 95 % interval (normal) from the item counts."""
+    right = [unpack(packed) for packed in items.values()]
+    mean = float(np.mean([r.mean() for r in right]))
+    half = 1.96 * math.sqrt(sum(r.var() / len(r) for r in right)) / len(right)
+    return mean, mean - half, mean + half
+
+
 def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
     """Compare two models on the same items: mean over tasks of accuracy(first) - accuracy(second).
 
