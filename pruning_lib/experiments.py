@@ -230,8 +230,10 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     shutil.rmtree(book, ignore_errors=True)
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))
     shutil.copytree(tree.pages, book / "executed")
+    shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
     contents = yaml.safe_load((book / "_toc.yml").read_text())
-    pages = [name for name in (defaults(tree) if out else rows(tree)) if (tree.pages / f"{name}.ipynb").is_file()]
+    runs = (defaults(tree) if out else rows(tree)).values()
+    pages = [row.name for row in runs if not row.reading and (tree.pages / f"{row.name}.ipynb").is_file()]
     contents["parts"][-1]["chapters"] = [{"file": f"executed/{name}"} for name in pages]
     (book / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
     builder = Path(sys.executable).with_name("jupyter-book")

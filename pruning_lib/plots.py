@@ -63,7 +63,7 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
     ax.plot(dense.removed_fraction, dense[quality], MARKER["dense"], color=COLOUR["dense"], ms=12, label="dense",
             linestyle="none")
     ax.set(xlabel="parameters removed (fraction)", ylabel=quality.replace("_", " "))
-    ax.legend()
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)  # above the axes: lines go everywhere
     return ax
 
 
