@@ -9,6 +9,17 @@ from torch import Tensor, nn
 
 
 @contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode (no dropout) inside the block, the mode it had afterwards."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
 def inputs_to(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
     """Call ``see(i, x)`` with the first input of ``modules[i]`` every time it runs inside the block.
 

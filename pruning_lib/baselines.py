@@ -59,7 +59,7 @@ METHODS["magnitude"] = Method(magnitude, "lowest", "smallest weights go, whateve
 def importances(methods: Iterable[str], model: nn.Module, batches: Iterable[Mapping[str, Tensor]]
                 ) -> dict[str, Importance]:
     """Importances for several methods; what two methods share is measured once."""
-    batches, measured = list(batches), {}
+    methods, batches, measured = list(methods), list(batches), {}
     for name in methods:
         function = METHODS[name].importance
         if function not in measured:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning_lib import families
+from pruning_lib.activations import evaluating
 
 
 def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool = True) -> Path:
@@ -77,9 +78,8 @@ def _compare(model: nn.Module, folder: Path) -> None:
     loaded = loaded.to(model.device).eval()
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0)).to(model.device)
-    training = model.training
-    difference = (model.eval()(ids).logits - loaded(ids).logits).abs().max().item()
-    model.train(training)
+    with evaluating(model):
+        difference = (model(ids).logits - loaded(ids).logits).abs().max().item()
     if difference != 0:
-        raise RuntimeError(f"the reloaded checkpoint differs from the model by {difference:g} in its logits; "
-                           f"nothing was written")
+        raise RuntimeError(f"the reloaded checkpoint differs from the model by {difference:g} in its logits; nothing "
+                           f"was written. If you changed the dtype of a loaded model, load it with dtype= instead")

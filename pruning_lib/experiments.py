@@ -23,6 +23,7 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 
@@ -153,8 +154,12 @@ def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print) -> Path:
             _execute(row, tree, page)
         notebook = _cleaned(nbformat.read(page, as_version=4), row, made_from)
         nbformat.write(notebook, page)
+        record = Path(work) / "results" / f"{row.name}.json"
         if not row.reading:
-            _publish(Path(work) / "results" / f"{row.name}.json", tree.records)
+            if not record.is_file():
+                raise RowFailed(f"row {row.name}: {row.notebook} wrote no record; a run ends with results.write(...), "
+                                f"a notebook that only reads records is marked 'reading: true' in runs.yml")
+            _publish(record, tree.records)
         published = _publish(page, tree.pages)
     (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
     say(f"{row.name}: done")
@@ -165,12 +170,14 @@ def _execute(row: Row, tree: Tree, page: Path) -> None:
     try:
         papermill.execute_notebook(
             str(source(row, tree)), str(page), parameters=dict(row.parameters), kernel_name="python3",
-            cwd=str(page.parent), stderr_file=sys.stderr, progress_bar={"desc": row.name},
+            stderr_file=sys.stderr, progress_bar={"desc": row.name},  # in the current folder: parameters may be paths
         )
-    except PapermillExecutionError as error:
+    except (PapermillExecutionError, DeadKernelError) as error:
         kept = tree.failed / f"{row.name}.ipynb"
         shutil.copyfile(page, kept)
-        raise RowFailed(f"row {row.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+        why = (f"in cell {error.cell_index}: {error.ename}: {error.evalue}" if isinstance(error, PapermillExecutionError)
+               else "because its kernel died, most often for want of memory")
+        raise RowFailed(f"row {row.name} failed {why}\n"
                         f"the partial page is {kept}; published pages and records are as they were") from error
 
 
