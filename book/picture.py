@@ -1,0 +1,19 @@
+"""Draws the picture of the README from the records: perplexity against size, a line per method."""
+
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parents[1]
+os.environ.setdefault("PRUNING_RESULTS", str(ROOT / "data" / "results"))
+
+from pruning_lib import plots, results  # noqa: E402  (the records' folder has to be known first)
+
+runs = results.gather("amp_prune")
+with plots.style():
+    fig, ax = plt.subplots(figsize=(7, 4))
+    plots.quality_against_size(runs[runs.heads_removed >= 0], ax, quality="perplexity")
+    ax.set_yscale("log")
+    ax.set_ylabel("perplexity on WikiText-2 (log scale)")
+    fig.savefig(ROOT / "book" / "_static" / "amp_against_size.png", dpi=110, bbox_inches="tight")
