@@ -25,7 +25,7 @@ from pruning_lib.plans import Importance, choose
 __all__ = ["batches", "choose", "head_scores", "importance", "neuron_scores"]
 
 
-def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 2048, max_length: int = 512
+def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1024, max_length: int = 512
             ) -> list[dict[str, Tensor]]:
     """Tokenise prompts into padded batches of similar length, longest first.
 
@@ -125,8 +125,7 @@ def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:
     scores = []
     for x_h, w_h in zip(x.split(D, 1), w_out.split(D, 1), strict=True):
         added = x_h @ w_h.T  # (N, C), one head at a time to save memory
-        size = torch.linalg.vector_norm(added, 1, dim=1, dtype=torch.float32)
-        scores.append(weights @ size)
+        scores.append(weights @ added.abs_().sum(1, dtype=torch.float32))
     return torch.stack(scores)
 
 

@@ -1,0 +1,127 @@
+"""Speed of AMP's importance pass on SmolLM2, side by side in one run with what it replaces and with its floor.
+
+ours       the library: one pass, padded batches of similar length, no language-model head, one head's share at a time
+published  the published procedure rebuilt: one prompt at a time, one pass for heads and one for neurons, the logits
+           computed, the whole tokens x heads x width tensor
+floor      one plain forward pass of the same batches without the language-model head, nothing scored
+
+Times are medians of interleaved repetitions; memory is what the peak of the process rises by, each in its own process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from pruning_lib import amp, data, families, models
+from pruning_lib.activations import inputs_to
+
+LENGTHS = range(81, 121, 2)  # tokens of the 20 prompts, 100 on average
+
+
+def published(model, batches):
+    """Scores as the published code gets them; right, and slow."""
+    family, s = families.of(model), families.sizes(model)
+    prompts = [b["input_ids"][i:i + 1, :int(mask.sum())] for b in batches for i, mask in enumerate(b["attention_mask"])]
+    heads, neurons = torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons)
+    out = [b.get_submodule(family.heads_out) for b in families.blocks(model)]
+    down = [b.get_submodule(family.neurons_out) for b in families.blocks(model)]
+
+    def see_heads(i, x):
+        x = x[0].view(-1, s.heads, s.head_width)  # (T, H, D)
+        w = out[i].weight.view(-1, s.heads, s.head_width)  # (C, H, D)
+        heads[i] += torch.einsum("thd,chd->thc", x, w).abs().sum(-1, dtype=torch.float32).mean(0)
+
+    def see_neurons(i, x):
+        neurons[i] += x[0].abs().mean(0, dtype=torch.float32)
+
+    for modules, see in ((out, see_heads), (down, see_neurons)):
+        with torch.inference_mode(), inputs_to(modules, see):
+            for ids in prompts:
+                model(ids)
+    return heads / len(prompts), neurons / len(prompts)
+
+
+def ours(model, batches):
+    found = amp.importance(model, batches, progress=False)
+    return found.heads, found.neurons
+
+
+def floor(model, batches):
+    with torch.inference_mode():
+        for batch in batches:
+            model.base_model(**batch, use_cache=False)
+
+
+WAYS = {"published": published, "ours": ours, "floor": floor}
+
+
+def setting(dtype):
+    model, tokenizer = models.load("smollm2-135m-instruct", dtype=dtype)
+    ids = [tokenizer(text)["input_ids"][:n] for text, n in zip(data.texts("mini_text"), LENGTHS, strict=False)]
+    return model, amp.batches([tokenizer.decode(i) for i in ids], tokenizer)
+
+
+def peak_bytes(way, dtype):
+    """How far the resident memory of this process rises above where it was before; None where the system cannot say."""
+    def high_water():
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+    model, batches = setting(dtype)
+    try:
+        floor(model, [{k: v[:1, :8] for k, v in batches[0].items()}])  # what the first call sets up is not counted
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        before = high_water()
+    except OSError:
+        return None
+    WAYS[way](model, batches)
+    return high_water() - before
+
+
+def measured(dtype, repetitions):
+    model, batches = setting(dtype)
+    seconds = {way: [] for way in WAYS}
+    for way in WAYS.values():
+        way(model, batches)  # warm-up
+    for _ in range(repetitions):
+        for name, way in WAYS.items():
+            start = time.perf_counter()
+            way(model, batches)
+            seconds[name].append(time.perf_counter() - start)
+    for a, b in zip(published(model, batches), ours(model, batches), strict=True):
+        torch.testing.assert_close(a, b, rtol={"float32": 1e-4, "bfloat16": 5e-2}[dtype], atol=0)
+    tokens = sum(int(b["attention_mask"].sum()) for b in batches)
+    return tokens, seconds
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--peak", nargs=2, metavar=("WAY", "DTYPE"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.peak:
+        print(json.dumps(peak_bytes(*arguments.peak)))
+        return
+    print(f"{'dtype':10}{'':11}{'median s':>10}{'fastest':>10}{'slowest':>10}{'x published':>13}{'x floor':>9}{'peak MB':>9}")
+    for dtype in ("float32", "bfloat16"):
+        tokens, seconds = measured(dtype, arguments.repetitions)
+        median = {way: statistics.median(s) for way, s in seconds.items()}
+        for way in WAYS:
+            command = [sys.executable, __file__, "--peak", way, dtype]
+            peak = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+            print(f"{dtype:10}{way:11}{median[way]:10.2f}{min(seconds[way]):10.2f}{max(seconds[way]):10.2f}"
+                  f"{median['published'] / median[way]:13.2f}{median[way] / median['floor']:9.2f}"
+                  f"{'?' if peak is None else f'{peak / 1e6:.0f}':>9}")
+    print(f"{len(LENGTHS)} prompts, {tokens} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
