@@ -150,6 +150,8 @@ def test_stale_leaves_out_rows_that_are_up_to_date(small_is_fresh, ran, capsys):
     assert cli.main(["run", "--all", "--stale"]) == 1  # mute fails
     assert [row.name for row, _ in ran] == ["plain", "mute", "look"]
     assert "small: up to date" in capsys.readouterr().out
+    assert cli.main(["run", "small"]) == 0
+    assert [row.name for row, _ in ran][-1] == "small"  # who asks for a row by name gets it
 
 
 def test_status_says_for_each_row_whether_and_why_it_has_to_run_and_changes_nothing(small_is_fresh, root, capsys):

@@ -12,7 +12,6 @@ from pruning_lib import baselines, data, evaluate, experiments, models, plans
 from pruning_lib.experiments import Tree
 
 
-
 def rows_of(tree):
     """The rows of runs.yml; unknown notebooks, unknown parameters and values of another type are refused."""
     try:
