@@ -230,7 +230,7 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     """Render the book, every warning an error; returns its index page.
 
     Without ``out`` the published report is rendered into ``build/report``.  With ``out`` the book is rendered from the
-    pages found there, the chapters stay the same.
+    pages found there, the chapters stay the same; a reading that is not there is the published one.
 
     Raises
     ------
@@ -244,6 +244,10 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     shutil.rmtree(book, ignore_errors=True)
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))
     shutil.copytree(tree.pages, book / "executed")
+    for row in rows(tree).values():  # chapters quote readings; one that was not made anew is the published one
+        page = Tree.at(root).pages / f"{row.name}.ipynb"
+        if row.reading and page.is_file() and not (book / "executed" / page.name).exists():
+            shutil.copyfile(page, book / "executed" / page.name)
     shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
     contents = yaml.safe_load((book / "_toc.yml").read_text())
     runs = (defaults(tree) if out else rows(tree)).values()

@@ -396,10 +396,19 @@ def test_a_book_of_ones_own_pages_lists_them_under_their_notebooks_names(tree, b
         notebook(own / "executed" / f"{name}.ipynb", "# Mine")
     (own / "results").mkdir()
     index = experiments.build_book(root, own)
-    assert index.is_relative_to(own)
+    assert index.is_relative_to(own) and "Mine" in (index.parents[2] / "executed" / "look.ipynb").read_text()
     assert contents_of(index)["parts"][-1]["chapters"] == [{"file": "executed/tiny", "title": "tiny"}]
     assert builder[0][1]["PRUNING_RESULTS"] == str(own / "results")
     assert not (index.parents[2] / "executed" / "small.ipynb").exists()
+
+
+def test_a_page_of_ones_own_alone_makes_a_book_with_the_published_readings(tree, builder):
+    """Chapters quote readings, and link to them."""
+    root = tree.notebooks.parent
+    notebook(root / "build" / "own" / "executed" / "tiny.ipynb", "# Mine")
+    executed = experiments.build_book(root, root / "build" / "own").parents[2] / "executed"
+    assert sorted(path.name for path in executed.iterdir()) == ["look.ipynb", "tiny.ipynb"]
+    assert (executed / "look.ipynb").read_bytes() == (tree.pages / "look.ipynb").read_bytes()
 
 
 def test_a_book_without_pages_says_how_to_make_them(tree, builder):
