@@ -1,11 +1,17 @@
-"""Catching what enters a module while data passes.  After the ``with`` the model is as it was."""
+"""Catching what enters or leaves a module while data passes, and passing a block by.
+
+Everything here is a ``with``: after it the model is as it was.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from torch import Tensor, nn
+
+from pruning_lib import families
 
 
 @contextmanager
@@ -19,3 +25,52 @@ def inputs_to(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None]) 
             handle = module.register_forward_pre_hook(lambda _, args, i=i: see(i, args[0]))
             stack.callback(handle.remove)
         yield
+
+
+@contextmanager
+def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call ``see(i, y)`` with the output of ``modules[i]`` every time it runs inside the block.
+
+    A later layer may work in place: a ``see`` that keeps ``y`` beyond the call has to clone it.
+    """
+    with ExitStack() as stack:
+        for i, module in enumerate(modules):
+            handle = module.register_forward_hook(lambda _, args, y, i=i: see(i, y))
+            stack.callback(handle.remove)
+        yield
+
+
+@contextmanager
+def bypassed(model: nn.Module, block_name: str) -> Iterator[None]:
+    """Inside the ``with``, one residual block hands on its input and does not run; may be nested.
+
+    The network then computes bit for bit what it computes with the block removed.  A language model's cache stays empty
+    for a block that does not run: generate with ``use_cache=False``.
+
+    Parameters
+    ----------
+    block_name : path of a removable block, as ``families.residual_blocks(model)`` gives it
+
+    Raises
+    ------
+    ValueError
+        for anything but a removable block, with the names of those.
+    """
+    removable = [block.name for block in families.residual_blocks(model) if block.removable]
+    if block_name not in removable:
+        raise ValueError(f"{block_name!r} is not a block that can be left out; removable: {', '.join(removable)}")
+    state = model.get_submodule(block_name).__dict__
+    before = state.get("forward")  # something else may have put its own there: an outer ``bypassed``, accelerate
+    state["forward"] = _hand_on
+    try:
+        yield
+    finally:
+        if before is None:
+            del state["forward"]
+        else:
+            state["forward"] = before
+
+
+def _hand_on(hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:
+    """The first argument; the name is the one decoder blocks give it."""
+    return hidden_states
