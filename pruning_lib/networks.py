@@ -139,6 +139,8 @@ def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Modul
 def filled(config: ImageConfig, weights: dict[str, Tensor]) -> nn.Module:
     """The network ``config`` describes with these weights; ValueError when they are of another network."""
     network = _outline(config)
+    # cloned: a tensor in a file lies at any address, and kernels may round differently where it is not a round one
+    weights = {name: tensor.clone() for name, tensor in weights.items()}
     try:
         network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
@@ -249,4 +251,5 @@ def _described(folder: Path) -> dict:
     try:
         return dict(json.loads((folder / "config.json").read_text()))
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{folder}/config.json is not a JSON object ({error}); delete it and fetch or save it again") from error
+        raise ValueError(f"{folder}/config.json is not a JSON object ({error}); "
+                         f"delete it and fetch or save it again") from error

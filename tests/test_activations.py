@@ -17,10 +17,10 @@ def resnet8():
 
 def test_what_enters_the_classifier_gives_the_logits(family, tiny, resnet8):
     for model, data in ((tiny(family), IDS), (resnet8, pixels())):
-        seen, head = [], families.classifier(model)
-        with torch.no_grad(), inputs_to([head], lambda i, x: seen.append(x)):
+        seen, head = {}, families.classifier(model)
+        with torch.no_grad(), inputs_to([head], seen.__setitem__):
             out = model(data)
-        assert torch.equal(head(seen[0]), getattr(out, "logits", out)) and len(seen) == 1
+        assert torch.equal(head(seen[0]), getattr(out, "logits", out))
         assert not hooks_of(model)
 
 
