@@ -149,7 +149,7 @@ def _from_torchvision(name: str) -> Path:
         network = networks.filled(networks.ImageConfig(name), weights)
     except Exception as error:  # torch.load raises many kinds
         file.unlink()
-        raise ValueError(f"{file.name} held something that is not weights of {name}; it was deleted: {error}") from error
+        raise ValueError(f"{file.name} held no weights of {name} and was deleted: {error}") from error
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
         done = Path(work) / "done"

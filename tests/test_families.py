@@ -148,6 +148,11 @@ def test_a_block_is_removable_exactly_when_without_its_weights_it_hands_on_its_i
         assert info.removable == (out.shape == x.shape and torch.equal(out, x)), info
 
 
+def test_a_block_that_steps_over_pixels_changes_the_shape_even_with_as_many_channels():
+    assert families.keeps_shape(families.InvertedResidual(16, 16, stride=1, expand_ratio=6))
+    assert not families.keeps_shape(families.InvertedResidual(16, 16, stride=2, expand_ratio=6))
+
+
 def test_the_blocks_of_a_language_model_are_one_stage_and_may_all_go(family, tiny):
     found = families.residual_blocks(tiny(family, n_blocks=3))
     assert found == [families.BlockInfo(f"model.layers.{i}", 0, True) for i in range(3)]

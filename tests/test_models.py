@@ -232,13 +232,24 @@ def test_a_truncated_file_is_refused_and_nothing_is_left(trained, tmp_path, by_h
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
 def test_a_file_that_holds_more_than_tensors_is_not_unpickled(trained, tmp_path, monkeypatch):
-    torch.save({"conv1.weight": Line}, trained.file)
+    torch.save({"conv1.weight": Trap(tmp_path / "sprung")}, trained.file)
     digits = hashlib.sha256(trained.file.read_bytes()).hexdigest()[:8]
     file = trained.file.rename(trained.file.with_name(f"resnet18-{digits}.pth"))
     monkeypatch.setattr("torchvision.models.get_weight", lambda name: SimpleNamespace(url=file.as_uri()))
-    with pytest.raises(ValueError, match="not weights of resnet18"):
+    with pytest.raises(ValueError, match="held no weights of resnet18 and was deleted"):
         models.load("resnet18")
+    assert not (tmp_path / "sprung").exists()
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
