@@ -59,9 +59,32 @@ def bypassed(model: nn.Module, block_name: str) -> Iterator[None]:
     removable = [block.name for block in families.residual_blocks(model) if block.removable]
     if block_name not in removable:
         raise ValueError(f"{block_name!r} is not a block that can be left out; removable: {', '.join(removable)}")
-    state = model.get_submodule(block_name).__dict__
+    with _forwarding(model.get_submodule(block_name), _hand_on):
+        yield
+
+
+@contextmanager
+def entered_behind(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]:
+    """Inside the ``with``, block ``block_name`` gives ``x`` whatever it is given, and no block before it runs.
+
+    With what enters the block as ``x``, the network computes what it computes with the block bypassed, and only the
+    blocks behind are paid for.  ``x`` has to come from the inputs the network is then called with.
+    """
+    with ExitStack() as stack:
+        for info in families.residual_blocks(model):
+            here = info.name == block_name
+            stack.enter_context(_forwarding(model.get_submodule(info.name), (lambda *_, **__: x) if here else _hand_on))
+            if here:
+                break
+        yield
+
+
+@contextmanager
+def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
+    """Give ``module`` another forward for the time of a block."""
+    state = module.__dict__
     before = state.get("forward")  # something else may have put its own there: an outer ``bypassed``, accelerate
-    state["forward"] = _hand_on
+    state["forward"] = forward
     try:
         yield
     finally:
