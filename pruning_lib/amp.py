@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib import families
-from pruning_lib.activations import inputs_to
+from pruning_lib.activations import evaluating, inputs_to
 from pruning_lib.plans import Importance, choose
 
 __all__ = ["batches", "choose", "head_scores", "importance", "neuron_scores"]
@@ -93,7 +93,7 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
             neurons[i - s.blocks] += neuron_scores(x, weights)
 
     prompts = 0
-    with torch.inference_mode(), inputs_to([*heads_out, *neurons_out], see):
+    with torch.inference_mode(), evaluating(model), inputs_to([*heads_out, *neurons_out], see):
         for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
             mask = _right_padded(batch["attention_mask"]).to(device)
             weights = mask / mask.sum(1, keepdim=True)
@@ -108,7 +108,7 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
 
 
 def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:
-    """What each head adds to the residual stream: sum over tokens of weight x L1 norm of its own contribution.
+    """What each head adds to the stream: sum over tokens of weight x L1 norm.
 
     Parameters
     ----------
@@ -120,17 +120,18 @@ def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:
     -------
     (H,) in units of the residual stream
     """
-    kept = weights > 0
-    x, weights = x[kept], weights[kept]  # (N, H*D), (N,): padding is gone before the work starts
+    kept = weights > 0  # padding goes before the work starts
+    x, weights = x[kept], weights[kept]  # (N, H*D), (N,)
     scores = []
-    for x_h, w_h in zip(x.split(D, dim=1), w_out.split(D, dim=1), strict=True):  # one head at a time: N x C, not N x H x C
-        added = x_h @ w_h.T  # (N, C)
-        scores.append(weights @ added.abs().sum(1, dtype=torch.float32))
+    for x_h, w_h in zip(x.split(D, 1), w_out.split(D, 1), strict=True):
+        added = x_h @ w_h.T  # (N, C), one head at a time to save memory
+        size = torch.linalg.vector_norm(added, 1, dim=1, dtype=torch.float32)
+        scores.append(weights @ size)
     return torch.stack(scores)
 
 
 def neuron_scores(x: Tensor, weights: Tensor) -> Tensor:
-    """How strongly each neuron fires: sum over tokens of weight x absolute value.
+    """How strongly a neuron fires: sum over tokens of weight x absolute value.
 
     Parameters
     ----------

@@ -59,9 +59,9 @@ METHODS["magnitude"] = Method(magnitude, "lowest", "smallest weights go, whateve
 def importances(methods: Iterable[str], model: nn.Module, batches: Iterable[Mapping[str, Tensor]]
                 ) -> dict[str, Importance]:
     """Importances for several methods; what two methods share is measured once."""
+    functions = {name: METHODS[name].importance for name in methods}  # a name that is unknown is refused here
     batches, measured = list(batches), {}
-    for name in methods:
-        function = METHODS[name].importance
+    for function in functions.values():
         if function not in measured:
             measured[function] = function(model, batches)
-    return {name: measured[METHODS[name].importance] for name in methods}
+    return {name: measured[function] for name, function in functions.items()}

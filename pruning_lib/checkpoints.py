@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning_lib import families, networks
+from pruning_lib.activations import evaluating
 
 
 def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool = True) -> Path:
@@ -79,17 +80,13 @@ def _storable(model: Any) -> Any:
 @torch.inference_mode()
 def _compare(model: nn.Module, folder: Path) -> None:
     """Raise RuntimeError unless the model and what is in ``folder`` give the same logits bit for bit."""
-    modes = {module: module.training for module in model.modules()}
-    try:
-        stored = _stored_image_network if families.image_family(model) else _stored_language_model
-        ours, theirs = stored(model.eval(), folder)
-    finally:
-        for module, training in modes.items():
-            module.training = training
+    stored = _stored_image_network if families.image_family(model) else _stored_language_model
+    with evaluating(model):
+        ours, theirs = stored(model, folder)
     difference = (ours - theirs).abs().max().item()
     if difference != 0:
-        raise RuntimeError(f"the reloaded checkpoint differs from the model by {difference:g} in its logits; "
-                           f"nothing was written")
+        raise RuntimeError(f"the reloaded checkpoint differs from the model by {difference:g} in its logits; nothing "
+                           f"was written. If you changed the dtype of a loaded model, load it with dtype= instead")
 
 
 def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:

@@ -89,7 +89,11 @@ def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise SystemExit(f"-p {text}: wanted NAME=VALUE")
-    return name, yaml.safe_load(value) if value else ""
+    try:
+        return name, yaml.safe_load(value) if value else ""
+    except yaml.YAMLError:
+        raise SystemExit(f"-p {text}: the value is no YAML; a text with signs in it needs quotes inside the shell's: "
+                         f"-p \"{name}='...'\"") from None
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -78,8 +78,9 @@ def texts(name: str, n: int | None = None, *, split: str | None = None, seed: in
     split = split or entry.splits[0]
     if split not in entry.splits:
         raise ValueError(f"data set {name!r} has no split {split!r}; splits: {', '.join(entry.splits)}")
-    found = [entry.text(row) for row in _rows(name, entry, split, n if seed is None and not entry.lines else None)]
-    if found and entry.lines and len(found) > 1000:  # the hub's form: one row per line
+    rows = _rows(name, entry, split, n if seed is None and not entry.lines else None)
+    found = [entry.text(row) for row in rows]
+    if entry.lines and "page" not in rows[0]:  # the hub's form: one row per line
         found = articles(found)
     found = [t for t in found if t.strip()]
     n = len(found) if n is None else n
@@ -106,6 +107,8 @@ def _rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict]:
     if os.environ.get("PRUNING_DATA") and local.is_dir():
         import pandas as pd
 
+        if not list(local.glob(f"{split}-*.parquet")):
+            raise ValueError(f"{local} has no {split}-*.parquet")
         return pd.concat(map(pd.read_parquet, sorted(local.glob(f"{split}-*.parquet")))).to_dict("records")
     from datasets import load_dataset
 

@@ -18,6 +18,7 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib.activations import evaluating
 from pruning_lib.data import INPUTS
 from pruning_lib.registry import Table
 
@@ -54,14 +55,15 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     if len(ids) < 2:
         raise ValueError("the texts hold fewer than two tokens")
     losses, counts, done = [], [], 1
-    for start in tqdm(range(0, len(ids) - 1, stride), desc="perplexity", disable=not progress, leave=False):
-        end = min(start + window, len(ids))
-        if end <= max(done, start + 1):
-            break
-        predicted = end - max(done, start + 1)  # nothing comes before the first token of a window
-        losses.append(_loss(model, ids[start:end], last=predicted))
-        counts.append(predicted)
-        done = end
+    with evaluating(model):
+        for start in tqdm(range(0, len(ids) - 1, stride), desc="perplexity", disable=not progress, leave=False):
+            end = min(start + window, len(ids))
+            predicted = end - max(done, start + 1)  # nothing comes before the first token of a window
+            if predicted <= 0:
+                break
+            losses.append(_loss(model, ids[start:end], last=predicted))
+            counts.append(predicted)
+            done = end
     mean, half = _mean_interval(np.array(losses), np.array(counts))
     return {"perplexity": _exp(mean), "perplexity_low": _exp(mean - half), "perplexity_high": _exp(mean + half),
             "tokens": int(sum(counts)), "window": window, "stride": stride}
@@ -95,7 +97,10 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limi
     lm = (HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, softmax_dtype="float32") if stock
           else SharedContextLM(model, tokenizer))
     manager = _manager(everything=tasks == "official")
-    samples = {task: list(range(n)) for task, n in (limits or {}).items() if task in TASKS[tasks]}
+    for task, n in (limits or {}).items():
+        if task not in TASKS[tasks] or n < 1:
+            raise ValueError(f"limits={{{task!r}: {n}}}; wanted at least 1 item of one of {', '.join(TASKS[tasks])}")
+    samples = {task: list(range(n)) for task, n in (limits or {}).items()}
     values: dict[str, float] = {}
     items: dict[str, str] = {}
     for task, kind in TASKS[tasks].items():
@@ -151,7 +156,7 @@ def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
     means, variances, wins, losses, total = [], [], 0, 0, 0
     for task in first:
         a, b = unpack(first[task]), unpack(second[task])
-        if len(a) != len(b):
+        if len(a) != len(b) or len(a) < 2:
             raise ValueError(f"{task}: {len(a)} items against {len(b)}; measure both on the same items")
         d = a.astype(float) - b
         means.append(d.mean())

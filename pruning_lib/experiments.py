@@ -23,6 +23,7 @@ from typing import Any
 import nbformat
 import papermill
 import yaml
+from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
 
@@ -131,7 +132,7 @@ def why_stale(row: Row, tree: Tree) -> str:
         return "no record"
     made_from = nbformat.read(page, as_version=4).metadata.get("pruning_lib", {}).get("fingerprint")
     if made_from != fingerprint(row, tree):
-        return "a record changed" if row.reading else "notebook or parameters changed"
+        return "notebook or a record changed" if row.reading else "notebook or parameters changed"
     return ""
 
 
@@ -153,24 +154,29 @@ def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print) -> Path:
             _execute(row, tree, page)
         notebook = _cleaned(nbformat.read(page, as_version=4), row, made_from)
         nbformat.write(notebook, page)
-        if not row.reading:
-            _publish(Path(work) / "results" / f"{row.name}.json", tree.records)
-        published = _publish(page, tree.pages)
+        record = Path(work) / "results" / f"{row.name}.json"
+        if not row.reading and not record.is_file():
+            raise RowFailed(f"row {row.name}: {row.notebook} wrote no record; a run ends with results.write(...), "
+                            f"a notebook that only reads records is marked 'reading: true' in runs.yml")
+        _publish({page: tree.pages} if row.reading else {record: tree.records, page: tree.pages})
     (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
     say(f"{row.name}: done")
-    return published
+    return tree.pages / f"{row.name}.ipynb"
 
 
 def _execute(row: Row, tree: Tree, page: Path) -> None:
     try:
         papermill.execute_notebook(
             str(source(row, tree)), str(page), parameters=dict(row.parameters), kernel_name="python3",
-            cwd=str(page.parent), stderr_file=sys.stderr, progress_bar={"desc": row.name},
+            stderr_file=sys.stderr, progress_bar={"desc": row.name},  # in the current folder: parameters may be paths
         )
-    except PapermillExecutionError as error:
+    except (PapermillExecutionError, DeadKernelError) as error:
         kept = tree.failed / f"{row.name}.ipynb"
         shutil.copyfile(page, kept)
-        raise RowFailed(f"row {row.name} failed in cell {error.cell_index}: {error.ename}: {error.evalue}\n"
+        why = "because its kernel died, most often for want of memory"
+        if isinstance(error, PapermillExecutionError):
+            why = f"in cell {error.cell_index}: {error.ename}: {error.evalue}"
+        raise RowFailed(f"row {row.name} failed {why}\n"
                         f"the partial page is {kept}; published pages and records are as they were") from error
 
 
@@ -188,12 +194,18 @@ def _cleaned(notebook: Any, row: Row, made_from: str) -> Any:
     return notebook
 
 
-def _publish(path: Path, folder: Path) -> Path:
-    """Move a finished file to its place; readers see the old one or the new one."""
-    folder.mkdir(parents=True, exist_ok=True)
-    beside = folder / f".{path.name}.part"
-    shutil.copyfile(path, beside)
-    return beside.replace(folder / path.name)
+def _publish(finished: Mapping[Path, Path]) -> None:
+    """Move finished files (file -> folder) to their places; all are beside their places before the first one moves."""
+    beside = {folder / f".{path.name}.part": (path, folder) for path, folder in finished.items()}
+    try:
+        for part, (path, folder) in beside.items():
+            folder.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, part)
+        for part, (path, folder) in beside.items():
+            part.replace(folder / path.name)
+    finally:
+        for part in beside:
+            part.unlink(missing_ok=True)
 
 
 class _environment:
@@ -226,6 +238,8 @@ def build_book(root: Path, out: Path | None = None) -> Path:
         when the builder complains.
     """
     tree = Tree.at(root, out)
+    if not tree.pages.is_dir():
+        raise SystemExit(f"no pages in {tree.pages}; make them with: pruning-lib run")
     book = (out or root / "build" / "report") / "book"
     shutil.rmtree(book, ignore_errors=True)
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))

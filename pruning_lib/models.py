@@ -91,6 +91,9 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
         model: Any = AutoModelForCausalLM.from_pretrained(
             source, dtype=DTYPES[dtype], use_safetensors=True, **options)
     except Exception as error:  # transformers raises many kinds; all of them mean that this source does not load
+        if not Path(source).is_dir() and isinstance(error, OSError):
+            raise ConnectionError(f"{name!r} could not be fetched: {error}\nIs the name right, and the hub in reach? "
+                                  f"A local folder works without a network") from error
         hint = (f"delete {source} and try again, it will be fetched anew" if name in MODELS else
                 "a folder needs config.json, tokenizer files and safetensors weights (a language model), or what "
                 "checkpoints.save writes of an image network; a hub name needs a network")

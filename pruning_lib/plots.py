@@ -1,4 +1,4 @@
-"""One function per kind of figure, and the style.  A plot takes a table or an array and an axis, and returns the axis."""
+"""One function per kind of figure, and the style.  A plot takes a table or an array and an axis, returns the axis."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def style() -> Iterator[None]:
     }):
         yield
         interactive = mpl.is_interactive()
-    mpl.interactive(interactive)  # a notebook switches this on with its first figure; leaving the block must not undo it
+    mpl.interactive(interactive)  # a notebook's first figure switches this on; leaving the block must not undo it
 
 
 def importance_map(scores: Tensor, ax: Axes, *, parts: str) -> Axes:
@@ -50,6 +50,9 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
 
     ``table`` has columns ``method``, ``removed_fraction``, ``quality`` and, for bars, ``low`` and ``high``.
     """
+    unknown = set(table.method) - set(COLOUR)
+    if unknown:
+        raise ValueError(f"no colour for {', '.join(sorted(unknown))}; enter one in plots.COLOUR and plots.MARKER")
     dense = table[table.method == "dense"]
     for method in [m for m in COLOUR if m != "dense" and m in set(table.method)]:
         rows = pd.concat([dense.head(1), table[table.method == method]])
@@ -58,8 +61,8 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
         ax.plot(mean.index, mean, marker=MARKER[method], color=COLOUR[method], label=method)
         ax.fill_between(mean.index, by_size.min(), by_size.max(), color=COLOUR[method], alpha=0.2, linewidth=0)
         if low:
-            ax.errorbar(rows.removed_fraction, rows[quality], yerr=[rows[quality] - rows[low], rows[high] - rows[quality]],
-                        color=COLOUR[method], fmt="none", capsize=3)
+            error = [rows[quality] - rows[low], rows[high] - rows[quality]]
+            ax.errorbar(rows.removed_fraction, rows[quality], yerr=error, color=COLOUR[method], fmt="none", capsize=3)
     ax.plot(dense.removed_fraction, dense[quality], MARKER["dense"], color=COLOUR["dense"], ms=12, label="dense",
             linestyle="none")
     ax.set(xlabel="parameters removed (fraction)", ylabel=quality.replace("_", " "))
@@ -70,7 +73,7 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
 def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axes:
     """One horizontal bar per line of ``table`` (columns ``label``, ``method`` and ``quality``), first line on top."""
     rows = table.iloc[::-1]
-    ax.barh(rows["label"], rows[quality], color=[COLOUR[m] for m in rows.method])
+    ax.barh(range(len(rows)), rows[quality], color=[COLOUR[m] for m in rows.method], tick_label=rows["label"].tolist())
     for place, value in enumerate(rows[quality]):
         ax.text(value, place, f" {value:,.1f}" if value < 1000 else f" {value:,.0f}", va="center")
     ax.set(xlabel=label or quality.replace("_", " "))

@@ -1,7 +1,7 @@
 """One record per run: written, read, gathered into one table.
 
-A record says which run it was, with which parameters, what was measured, and what it was made with.  Records live in one
-folder; ``PRUNING_RESULTS`` names it (the runner sets it), else it is ``results`` in the current folder.
+A record says which run it was, with which parameters, what was measured, and what it was made with.  Records live in
+one folder; ``PRUNING_RESULTS`` names it (the runner sets it), else it is ``results`` in the current folder.
 """
 
 from __future__ import annotations
@@ -53,8 +53,11 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
     path = folder() / f"{_checked(run)}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    return beside.replace(path)
+    try:
+        beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+        return beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)  # there only where the disk was full or the run interrupted
 
 
 def read(run: str) -> dict[str, Any]:
@@ -65,7 +68,7 @@ def read(run: str) -> dict[str, Any]:
     except FileNotFoundError:
         known = ", ".join(sorted(p.stem for p in folder().glob("*.json"))) or "none yet"
         raise ValueError(f"no record of run {run!r}; recorded: {known}. Make it with: pruning-lib run {run}") from None
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error
     if not isinstance(record, dict) or not {"run", "parameters", "values", "made_with"} <= set(record):
         raise ValueError(f"{path.name} is not a record: run, parameters, values, made_with wanted")
@@ -103,7 +106,7 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
         if hasattr(value, "item"):
             value = value.item()
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{key} is {value}: a record holds numbers; store None and say why it could not be measured")
+            raise ValueError(f"{key} is {value}: a record holds numbers; store None and say why it was not measured")
         if not isinstance(value, (int, float, str, bool, type(None))):
             raise ValueError(f"{key} is a {type(value).__name__}; a record holds numbers, texts, true, false and null")
         plain[key] = value

@@ -26,8 +26,8 @@ def reachable(error):
 
 
 @pytest.mark.parametrize("scope", SCOPES)
-@pytest.mark.parametrize("cut", GROUPED)
-@pytest.mark.parametrize(("heads", "groups"), SHAPES)
+@pytest.mark.parametrize(("heads", "groups", "cut"), [
+    (heads, groups, cut) for heads, groups in SHAPES for cut in GROUPED if cut == "whole_groups" or heads > groups])
 def test_the_fraction_is_of_all_parameters_and_within_one_neuron_per_block(
         family, tiny, random_importance, scope, cut, heads, groups):
     model = tiny(family, heads=heads, groups=groups, neurons=40)
@@ -61,6 +61,13 @@ def test_heads_and_neurons_lose_the_same_share(tiny, random_importance):
     model = tiny("llama", heads=8, groups=8, neurons=160)
     plan = choose(random_importance(model), model, removed_fraction=0.3)
     assert abs((8 - plan.kept["heads"]) / 8 - (160 - plan.kept["neurons"]) / 160) < 1 / 8
+
+
+def test_one_query_per_group_cannot_be_cut_evenly_and_the_refusal_says_what_can(tiny, random_importance):
+    model = tiny("mistral", heads=4, groups=4)
+    with pytest.raises(ValueError, match="grouped_query='whole_groups'"):
+        choose(random_importance(model), model, removed_fraction=0.2, grouped_query="equal_queries")
+    assert choose(random_importance(model), model, removed_fraction=0.2, grouped_query="equal_queries", scope="neurons")
 
 
 @pytest.mark.parametrize(("scope", "cut", "heads_removed"), [

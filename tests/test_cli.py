@@ -1,0 +1,184 @@
+"""The command runs what it is asked for, puts it where it says, and refuses the rest on stderr before anything runs."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+import yaml
+from test_experiments import ROWS, make_tree, notebook
+
+from pruning_lib import __version__, cli, experiments
+from pruning_lib.experiments import Row, RowFailed, Tree
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository with notebooks and rows and no pages yet; the current folder."""
+    make_tree(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """(row, tree) of every row that would have run; rows called ``mute`` fail."""
+    calls = []
+
+    def run(row, tree, **_):
+        calls.append((row, tree))
+        if row.name == "mute":
+            raise RowFailed("row mute failed in cell 2: ValueError: boom")
+
+    monkeypatch.setattr(experiments, "run", run)
+    return calls
+
+
+def files(root):
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
+
+
+def command(*arguments, cwd):
+    """The installed command, as a user calls it."""
+    program = Path(sys.executable).with_name("pruning-lib")
+    return subprocess.run([str(program), *arguments], cwd=cwd, capture_output=True, text=True)
+
+
+def test_help_lists_every_command_and_option_with_a_word_on_each(capsys):
+    for arguments, wanted in ((["-h"], ("run", "status", "book", "--version")),
+                              (["run", "-h"], ("ROW", "--all", "--defaults", "--stale", "-p NAME=VALUE", "--out"))):
+        with pytest.raises(SystemExit) as end:
+            cli.main(arguments)
+        assert end.value.code == 0
+        shown = capsys.readouterr().out
+        assert not [word for word in wanted if word not in shown]
+
+
+def test_the_version_is_the_packages(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert capsys.readouterr().out.strip() == __version__
+
+
+def test_no_command_is_an_error_of_usage(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([])
+    assert end.value.code == 2 and "COMMAND" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (["run", "amp-99"], "no row amp-99; rows: tiny, silent, look, small, plain, mute"),
+    (["run", "small", "-p", "fractoin=0.1"], "tiny has no parameter 'fractoin'; it has: fraction, count, name, flag"),
+    (["run", "small", "-p", "count=many"], "parameter count takes int like 3, got 'many'"),
+    (["run", "small", "-p", "count=true"], "parameter count takes int like 3, got True"),
+    (["run", "plain", "look", "-p", "count=1"], "row look: look has no parameter 'count'"),
+    (["run", "small", "-p", "count"], "-p count: wanted NAME=VALUE"),
+    (["run", "small", "-p", "name=[a"], r"-p name=\[a: .*quote"),
+    (["run"], "give names of rows, or --all, or --defaults"),
+    (["run", "small", "--all"], "give names of rows, or --all, or --defaults"),
+    (["run", "--all", "--defaults"], "give names of rows, or --all, or --defaults"),
+    (["status", "--root", "notebooks"], "no notebooks/runs.yml; call from the repository, or give --root"),
+    (["book", "--out", "nowhere"], "no pages in nowhere")])
+def test_what_makes_no_sense_is_refused_before_anything_runs_or_is_written(root, ran, arguments, message):
+    before = files(root)
+    with pytest.raises(SystemExit, match=message):  # Python prints the text on stderr and exits with 1
+        cli.main(arguments)
+    assert not ran and files(root) == before
+
+
+def test_a_refusal_is_one_line_on_stderr_and_the_status_is_1(root):
+    before = files(root)
+    done = command("run", "small", "-p", "count=many", cwd=root)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "row small: parameter count takes int like 3, got 'many'\n"
+    assert files(root) == before
+
+
+def test_rows_run_in_the_order_given_into_the_published_tree(root, ran):
+    assert cli.main(["run", "plain", "small"]) == 0
+    assert [row.name for row, _ in ran] == ["plain", "small"]
+    assert {tree for _, tree in ran} == {Tree.at(root)}
+    assert ran[1][0].parameters == {"fraction": 1, "count": 7}
+
+
+def test_other_values_go_to_a_place_of_their_own_and_never_to_the_published_pages(root, ran):
+    assert cli.main(["run", "small", "-p", "fraction=0.1", "-p", "name=a=b", "-p", "flag=true"]) == 0
+    (row, tree), = ran
+    assert row == Row("small", "tiny", {"fraction": 0.1, "count": 7, "name": "a=b", "flag": True})
+    assert tree == Tree.at(root, root / "build" / "own")
+    assert not {tree.pages, tree.records} & {Tree.at(root).pages, Tree.at(root).records}
+    assert cli.main(["run", "small", "-p", "name=", "--out", "mine"]) == 0
+    row, tree = ran[1]
+    assert row.parameters["name"] == "" and tree.pages == Path("mine/executed")
+
+
+def test_a_notebook_can_be_named_instead_of_a_row(root, ran):
+    assert cli.main(["run", "tiny"]) == 0
+    assert ran[0][0] == Row("tiny", "tiny", {})
+
+
+def test_all_and_defaults_take_every_row_and_every_notebook(root, ran):
+    cli.main(["run", "--all"])
+    cli.main(["run", "--defaults", "--out", "elsewhere"])
+    assert [row.name for row, _ in ran] == [*ROWS, "tiny", "silent", "look"]
+    assert [tree.pages for _, tree in ran][-1] == Path("elsewhere/executed")
+
+
+def test_one_row_that_fails_does_not_keep_the_others_from_running(root, ran, capsys):
+    assert cli.main(["run", "mute", "small"]) == 1
+    assert [row.name for row, _ in ran] == ["mute", "small"]
+    said = "".join(capsys.readouterr())
+    assert "row mute failed in cell 2: ValueError: boom" in said and "1 row(s) failed" in said
+
+
+@pytest.fixture
+def small_is_fresh(root):
+    """Pages of ``small``, up to date, and of ``plain``, made from another notebook."""
+    tree, rows = Tree.at(root), experiments.rows(Tree.at(root))
+    tree.records.mkdir(parents=True)
+    for name, made_from in (("small", experiments.fingerprint(rows["small"], tree)), ("plain", "0" * 16)):
+        page = tree.pages / f"{name}.ipynb"
+        notebook(page, "# Page")
+        read = nbformat.read(page, as_version=4)
+        read.metadata["pruning_lib"] = {"fingerprint": made_from}
+        nbformat.write(read, page)
+        (tree.records / f"{name}.json").write_text("{}")
+
+
+def test_stale_leaves_out_rows_that_are_up_to_date(small_is_fresh, ran, capsys):
+    assert cli.main(["run", "--all", "--stale"]) == 1  # mute fails
+    assert [row.name for row, _ in ran] == ["plain", "mute", "look"]
+    assert "small: up to date" in capsys.readouterr().out
+
+
+def test_status_says_for_each_row_whether_and_why_it_has_to_run_and_changes_nothing(small_is_fresh, root, capsys):
+    before = files(root)
+    assert cli.main(["status"]) == 0
+    assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
+        ["small", "up to date"], ["plain", "notebook or parameters changed"], ["mute", "no page yet"],
+        ["look", "no page yet"]]
+    assert files(root) == before
+
+
+def test_the_command_runs_a_row_for_real_with_another_value_and_touches_no_published_page(root, small_is_fresh):
+    """Of a notebook without torch, which would take seconds more."""
+    light = "import os, pathlib\npathlib.Path(os.environ['PRUNING_RESULTS']).mkdir()\n" \
+            "(pathlib.Path(os.environ['PRUNING_RESULTS']) / 'small.json').write_text(str(count))"
+    notebook(root / "notebooks" / "tiny.ipynb", "# Tiny", "fraction = 0.5\ncount = 3  # how many", light)
+    before = {name: (root / name).read_bytes() for name in files(root)}
+    done = command("run", "small", "-p", "count=11", cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "small: done\n"
+    own = {"build/own/executed/small.ipynb", "build/own/results/small.json"}
+    assert set(files(root)) == {*before, *own}
+    assert {name: (root / name).read_bytes() for name in before} == before
+    assert (root / "build/own/results/small.json").read_text() == "11"
+
+
+def test_book_prints_the_page_to_open(root, small_is_fresh, monkeypatch, capsys):
+    (root / "book" / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"caption": "Runs", "chapters": []}]}))
+    (root / "pruning_lib").mkdir()
+    monkeypatch.setattr(experiments.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0}))
+    assert cli.main(["book"]) == 0
+    assert capsys.readouterr().out == f"{root}/build/report/book/_build/html/index.html\n"

@@ -1,0 +1,214 @@
+"""The rules of notebooks: stored clean, prose before code, parameters flat and explained, one record or none."""
+
+import ast
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from pruning_lib import baselines, data, evaluate, experiments, models, plans
+from pruning_lib.experiments import Tree
+
+
+
+def rows_of(tree):
+    """The rows of runs.yml; unknown notebooks, unknown parameters and values of another type are refused."""
+    try:
+        return experiments.rows(tree)
+    except SystemExit as refusal:  # which would end pytest without a word on the other tests
+        pytest.fail(f"notebooks/runs.yml: {refusal}", pytrace=False)
+
+
+ROOT = Path(__file__).resolve().parents[1]
+TREE = Tree.at(ROOT)
+ROWS = rows_of(TREE)
+READINGS = {row.notebook for row in ROWS.values() if row.reading}
+PATHS = sorted(TREE.notebooks.glob("*.ipynb"))
+RUNS = [path for path in PATHS if path.stem not in READINGS]
+DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "pruning_lib.results", "pruning_lib.plots",
+                  "pruning_lib.evaluate"}  # evaluate for statistics over recorded items only
+STATISTICS = {"mean_interval", "paired"}
+
+
+def every(paths):
+    return pytest.mark.parametrize("path", paths, ids=lambda p: p.stem)
+
+
+def cells(path, kind=None):
+    return [cell for cell in nbformat.read(path, as_version=4).cells if kind in (None, cell.cell_type)]
+
+
+def tree_of(cell):
+    return ast.parse(cell.source)
+
+
+def code_of(path):
+    """The syntax trees of all code cells, as one."""
+    return ast.Module([node for cell in cells(path, "code") for node in tree_of(cell).body], [])
+
+
+def imported(path):
+    for node in ast.walk(code_of(path)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{a.name}" if node.module == "pruning_lib" else node.module for a in node.names)
+
+
+def parameters_cells(path):
+    return [cell for cell in cells(path) if "parameters" in cell.metadata.get("tags", [])]
+
+
+def records_written(path):
+    """Calls of results.write."""
+    return [node for node in ast.walk(code_of(path))
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "results.write"]
+
+
+def test_there_are_runs_and_readings_and_each_has_a_row():
+    assert RUNS and READINGS
+    assert {path.stem for path in PATHS} == {row.notebook for row in ROWS.values()}
+
+
+def test_a_row_has_a_name_that_a_record_can_have_and_that_is_given_once():
+    names = re.findall(r"^([^\s#][^:]*):", (TREE.notebooks / "runs.yml").read_text(), re.M)
+    assert names == list(ROWS)  # YAML would let the second of two rows win without a word
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) for name in names)
+
+
+def test_two_rows_are_never_the_same_run():
+    same = [(row.notebook, json.dumps({**experiments.parameters_of(experiments.source(row, TREE)), **row.parameters}))
+            for row in ROWS.values()]
+    assert len(set(same)) == len(same)
+
+
+def test_a_readings_row_is_called_as_its_notebook():
+    assert not [row.name for row in ROWS.values() if row.reading and row.name != row.notebook]
+
+
+@every(PATHS)
+def test_a_notebook_is_stored_valid_and_without_outputs(path):
+    stored = json.loads(path.read_text())
+    nbformat.validate(stored)
+    assert stored["metadata"]["kernelspec"]["name"] == "python3"
+    for cell in stored["cells"]:
+        assert cell["cell_type"] in ("markdown", "code")
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None, cell["source"]
+
+
+@every(PATHS)
+def test_a_page_starts_with_its_one_title_and_says_something(path):
+    prose = cells(path, "markdown")
+    assert cells(path)[0].cell_type == "markdown" and re.match(r"# \S.*\n\n\w", cells(path)[0].source)
+    assert not [cell.source for cell in prose[1:] if re.search(r"^# ", cell.source, re.M)]
+
+
+@every(PATHS)
+def test_prose_stands_before_code(path):
+    """Only the imports, and the last cell of a run, which writes the record, may follow other code."""
+    everything = cells(path)
+    for before, cell in zip(everything, everything[1:], strict=False):
+        only_imports = all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree_of(cell).body) \
+            if cell.cell_type == "code" else False
+        closing = cell is everything[-1] and "results.write" in cell.source
+        assert before.cell_type == "markdown" or cell.cell_type == "markdown" or only_imports or closing, cell.source
+
+
+@every(PATHS)
+def test_a_code_cell_is_short_and_shows_one_thing(path):
+    long = [cell.source for cell in cells(path, "code") if len(cell.source.splitlines()) > 20]
+    assert not long, f"{len(long)} cell(s) of more than 20 lines: {[source.splitlines()[0] for source in long]}"
+
+
+@every(PATHS)
+def test_no_classes_no_long_functions_no_installs_and_no_shell(path):
+    for cell in cells(path, "code"):
+        for node in ast.walk(tree_of(cell)):  # a line of magic or shell is no Python and stops here
+            assert not isinstance(node, (ast.ClassDef, ast.AsyncFunctionDef))
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 10, node.name
+        assert not re.search(r"\b(pip|conda)\b|subprocess|os\.system", cell.source), cell.source
+
+
+@every(PATHS)
+def test_a_cell_holds_no_absolute_path(path):
+    absolute = r"(?<![\w./])(?:/|~/|[A-Z]:\\)\w[\w.-]+/"
+    assert not [found for cell in cells(path) for found in re.findall(absolute, cell.source)]
+
+
+@every(RUNS)
+def test_the_parameters_of_a_run_are_flat_literals_each_with_a_word_on_it(path):
+    (cell,) = parameters_cells(path)
+    names = []
+    for line in cell.source.splitlines():
+        assignment, comment = line.split("  #", 1)
+        (node,) = ast.parse(assignment).body
+        names.append(node.targets[0].id)
+        assert type(ast.literal_eval(node.value)) in (str, int, float, bool)
+        assert len(comment.split()) >= 2, f"{names[-1]}: say its unit or the values allowed"
+    assert names == list(experiments.parameters_of(path)) and len(set(names)) == len(names)
+    before = [c for c in cells(path)[:cells(path).index(cell)] if c.cell_type == "code"]
+    assert not before, "the parameters come first, so that everything is computed from them"
+
+
+@every(RUNS)
+def test_every_parameter_is_used(path):
+    """Once for something and once for the record."""
+    used = [n.id for n in ast.walk(code_of(path)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+    assert not [name for name in experiments.parameters_of(path) if used.count(name) < 2]
+
+
+KEYS = {"model": models.MODELS, "method": {"dense", *baselines.METHODS}, "calibration": data.DATASETS,
+        "text": data.DATASETS, "tasks": evaluate.TASKS, "grouped_query": plans.GROUPED, "dtype": models.DTYPES}
+
+
+@pytest.mark.parametrize("name", [*ROWS, *(path.stem for path in RUNS)])
+def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
+    row = ROWS.get(name) or experiments.defaults(TREE)[name]
+    values = {**experiments.parameters_of(experiments.source(row, TREE)), **row.parameters}
+    assert not {key: values[key] for key, table in KEYS.items() if key in values and values[key] not in table}
+    assert all(method in baselines.METHODS for method in values.get("methods", "").split())
+    assert 0 <= values.get("removed_fraction", 0) < 1
+
+
+@every(RUNS)
+def test_the_defaults_pass_the_runners_checks(path):
+    row = experiments.defaults(TREE)[path.stem]
+    assert row.parameters == {} and experiments.checked(row, TREE) is row
+    own = experiments.Row(path.stem, path.stem, experiments.parameters_of(path))
+    assert experiments.checked(own, TREE) is own
+
+
+@every(RUNS)
+def test_a_run_writes_one_record_of_all_its_parameters_under_its_own_name_and_shows_no_path(path):
+    (call,) = records_written(path)
+    assert ast.literal_eval(call.args[0]) == path.stem
+    given = next(k.value for k in call.keywords if k.arg == "parameters")
+    if isinstance(given, ast.Name):
+        given = next(node.value for node in code_of(path).body if isinstance(node, ast.Assign)
+                     and ast.unparse(node.targets[0]) == given.id)
+    pairs = {k.arg: ast.unparse(k.value) for k in given.keywords}
+    assert pairs == {name: name for name in experiments.parameters_of(path)}
+    assert any(k.arg == "data" for k in call.keywords)
+    assert cells(path, "code")[-1].source.rstrip().endswith(";")  # else the page shows where the record lies
+
+
+@every(RUNS)
+def test_a_run_carries_no_labels(path):
+    """A run has many pages; the same label on two of them breaks the strict build."""
+    labels = r"^\([\w-]+\)=|:label:|:name:|\{#[\w-]+\}|\\label"
+    assert not [cell.source for cell in cells(path, "markdown") if re.search(labels, cell.source, re.M)]
+
+
+@every([path for path in PATHS if path.stem in READINGS])
+def test_a_reading_has_no_parameters_writes_no_record_and_computes_no_model(path):
+    assert not parameters_cells(path) and not records_written(path)
+    assert not {name for name in imported(path) if name not in DRAWS_OR_READS
+                and name.split(".")[0] not in DRAWS_OR_READS}
+    used = {node.attr for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)
+            and ast.unparse(node.value) == "evaluate"}
+    assert used <= STATISTICS
+    assert "results" in {ast.unparse(node.value) for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)}

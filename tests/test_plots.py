@@ -1,0 +1,175 @@
+"""A plot draws what its table says on the axis it is given, one colour per method, with units and without a title."""
+
+import os
+import subprocess
+import sys
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from matplotlib.colors import to_hex, to_rgba
+from matplotlib.figure import Figure
+
+from pruning_lib import plots
+from pruning_lib.baselines import METHODS
+
+SIZES = pd.DataFrame(
+    [("dense", 0.0, 10.0), ("amp", 0.1, 12.0), ("amp", 0.2, 20.0), ("random", 0.1, 30.0), ("random", 0.1, 50.0),
+     ("random", 0.2, 100.0)], columns=["method", "removed_fraction", "perplexity"])
+LABELLED = pd.DataFrame({"label": ["dense", "amp", "random"], "method": ["dense", "amp", "random"],
+                         "latency_s": [10.0, 20.0, 1500.0]})
+TASKS = pd.DataFrame({"task": ["piqa", "arc_easy"], "accuracy": [0.7, 0.4], "low": [0.6, 0.35], "high": [0.75, 0.5],
+                      "chance": [0.5, 0.25]})
+
+
+@pytest.fixture
+def ax():
+    return Figure().add_subplot()
+
+
+def lines(ax):
+    """label -> (points, colour) of the lines of an axis."""
+    return {line.get_label(): (line.get_xydata().tolist(), to_hex(line.get_color())) for line in ax.get_lines()}
+
+
+def segments(ax):
+    """End points of every interval drawn, in the order of drawing."""
+    return [[s.tolist() for s in bars[0].get_segments()] for _, _, bars in ax.containers]
+
+
+@pytest.mark.parametrize("draw", [
+    lambda ax: plots.importance_map(torch.rand(2, 3), ax, parts="head"),
+    lambda ax: plots.quality_against_size(SIZES, ax, quality="perplexity"),
+    lambda ax: plots.bars(LABELLED, ax, quality="latency_s"),
+    lambda ax: plots.accuracies(TASKS, ax, method="amp")],
+    ids=["importance_map", "quality_against_size", "bars", "accuracies"])
+def test_a_plot_returns_the_axis_it_drew_on_with_labels_and_no_title(ax, draw):
+    assert not ax.has_data() and draw(ax) is ax and ax.has_data()
+    assert ax.get_xlabel() and ax.get_xlabel()[0].islower()
+    assert not any(ax.get_title(where) for where in ("left", "center", "right")) and not ax.figure.get_suptitle()
+
+
+def test_every_method_and_the_dense_model_have_a_colour_and_a_marker_of_their_own():
+    assert set(plots.COLOUR) >= {"dense", *METHODS} and set(plots.COLOUR) == set(plots.MARKER)
+    for look in (plots.COLOUR, plots.MARKER):
+        assert len(set(look.values())) == len(look)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_has_the_same_colour_in_every_figure(method):
+    first, second, third = (Figure().add_subplot() for _ in range(3))
+    plots.quality_against_size(SIZES.head(3).replace({"method": {"amp": method}}), first, quality="perplexity")
+    plots.bars(LABELLED.tail(1).assign(method=method), second, quality="latency_s")
+    plots.accuracies(TASKS, third, method=method)
+    line, bar, points = first.get_lines()[0], second.patches[0], third.containers[0].lines[0]
+    assert {to_rgba(line.get_color()), bar.get_facecolor(), to_rgba(points.get_color())} == {
+        to_rgba(plots.COLOUR[method])}
+    assert line.get_marker() == points.get_marker() == plots.MARKER[method]
+
+
+def test_a_line_per_method_starts_at_the_dense_model_and_runs_through_the_means(ax):
+    plots.quality_against_size(SIZES, ax, quality="perplexity")
+    assert {label: points for label, (points, _) in lines(ax).items()} == {
+        "amp": [[0, 10], [0.1, 12], [0.2, 20]], "random": [[0, 10], [0.1, 40], [0.2, 100]], "dense": [[0, 10]]}
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("parameters removed (fraction)", "perplexity")
+    assert {text.get_text() for text in ax.get_legend().get_texts()} == {"dense", "amp", "random"}
+
+
+def test_the_band_spans_the_seeds(ax):
+    plots.quality_against_size(SIZES, ax, quality="perplexity")
+    amp, random = ({tuple(point) for point in band.get_paths()[0].vertices} for band in ax.collections)
+    assert random == {(0, 10), (0.1, 30), (0.1, 50), (0.2, 100)}
+    assert amp == {(0, 10), (0.1, 12), (0.2, 20)}
+
+
+def test_bars_are_the_intervals_of_the_table_for_each_model(ax):
+    table = SIZES.assign(low=SIZES.perplexity - 1, high=SIZES.perplexity + 3)
+    plots.quality_against_size(table, ax, quality="perplexity", low="low", high="high")
+    amp, random = (np.array(s) for s in segments(ax))
+    np.testing.assert_allclose(amp, [[[0, 9], [0, 13]], [[0.1, 11], [0.1, 15]], [[0.2, 19], [0.2, 23]]])
+    assert [round(float(s[0, 1])) for s in random] == [9, 29, 49, 99]
+
+
+def test_a_method_without_a_colour_is_refused_and_not_left_out(ax):
+    with pytest.raises(ValueError, match="no colour for.*mystery"):
+        plots.quality_against_size(SIZES.replace({"method": {"amp": "mystery"}}), ax, quality="perplexity")
+
+
+def test_the_first_line_of_the_table_is_the_bar_on_top_with_its_number(ax):
+    plots.bars(LABELLED, ax, quality="latency_s", label="latency (s)")
+    bars = sorted(ax.patches, key=lambda bar: -bar.get_y())
+    assert [bar.get_width() for bar in bars] == [10, 20, 1500]
+    assert [to_hex(bar.get_facecolor()) for bar in bars] == [plots.COLOUR[m].lower() for m in LABELLED.method]
+    ax.figure.canvas.draw()
+    names = {round(place): text.get_text() for place, text in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)}
+    assert [names[place] for place in (2, 1, 0)] == ["dense", "amp", "random"]
+    numbers = sorted(((text.get_position()[1], text.get_text().strip()) for text in ax.texts), reverse=True)
+    assert [text for _, text in numbers] == ["10.0", "20.0", "1,500"]
+    assert ax.get_xlabel() == "latency (s)"
+
+
+def test_two_models_of_the_same_name_have_a_bar_each(ax):
+    plots.bars(LABELLED.assign(label="amp"), ax, quality="latency_s")
+    assert len({bar.get_y() for bar in ax.patches}) == 3
+
+
+def test_accuracies_show_each_task_with_its_interval_and_chance(ax):
+    plots.accuracies(TASKS, ax, method="amp")
+    (interval,) = segments(ax)
+    np.testing.assert_allclose(interval, [[[0.35, 0], [0.5, 0]], [[0.6, 1], [0.75, 1]]])
+    points = ax.containers[0].lines[0]
+    assert list(zip(points.get_xdata(), points.get_ydata(), strict=True)) == [(0.4, "arc_easy"), (0.7, "piqa")]
+    chance = next(line for line in ax.get_lines() if line.get_label() == "chance")
+    assert list(zip(chance.get_xdata(), chance.get_ydata(), strict=True)) == [(0.25, "arc_easy"), (0.5, "piqa")]
+    assert ax.get_xlabel() == "accuracy (fraction)" and ax.get_xlim() == (0, 1)
+
+
+def test_heads_stay_in_place_each_as_a_share_of_its_blocks_mean(ax):
+    plots.importance_map(torch.tensor([[1.0, 3.0, 2.0], [30.0, 20.0, 10.0]]), ax, parts="head")
+    (image,) = ax.get_images()
+    np.testing.assert_allclose(image.get_array(), [[0.5, 1.5, 1.0], [1.5, 1.0, 0.5]])
+    assert image.origin == "lower"  # the first block at the bottom, as the pages say
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("head", "block")
+    assert [other.get_ylabel() for other in ax.figure.axes if other is not ax] == ["share of the block's mean"]
+
+
+def test_many_neurons_are_sorted_within_their_block(ax):
+    scores = torch.rand(3, 100, generator=torch.Generator().manual_seed(0)) + torch.tensor([[0.0], [5.0], [50.0]])
+    plots.importance_map(scores, ax, parts="neuron")
+    shown = np.asarray(ax.get_images()[0].get_array())
+    np.testing.assert_allclose(shown, (scores / scores.mean(1, keepdim=True)).sort(1).values, rtol=1e-5)
+    assert ax.get_xlabel() == "neuron, sorted"
+
+
+def test_the_style_holds_inside_its_block_only():
+    def settings():
+        return {name: mpl.rcParams[name] for name in mpl.rcParams if name != "backend"}
+
+    before = settings()
+    with plots.style():
+        assert mpl.rcParams["font.size"] == 12 and not mpl.rcParams["axes.spines.top"]
+    assert settings() == before
+
+
+def test_a_notebooks_first_figure_inside_the_style_leaves_interactive_drawing_on():
+    before = mpl.is_interactive()
+    try:
+        mpl.interactive(False)
+        with plots.style():
+            mpl.interactive(True)
+        assert mpl.is_interactive()
+    finally:
+        mpl.interactive(before)
+
+
+def test_importing_and_drawing_need_no_display(tmp_path):
+    code = ("import sys; import pandas as pd; from pruning_lib import plots; from matplotlib.figure import Figure\n"
+            "assert 'matplotlib.pyplot' not in sys.modules\n"  # pyplot would choose a window system for everybody
+            "table = pd.DataFrame({'label': ['amp'], 'method': ['amp'], 'energy_j': [3.0]})\n"
+            "plots.bars(table, Figure().add_subplot(), quality='energy_j').figure.savefig('figure.png')\n")
+    plain = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=plain, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")

@@ -1,0 +1,153 @@
+"""A record comes back as it was written, appears whole or not at all, and holds numbers only."""
+
+import json
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from pruning_lib import results
+
+
+@pytest.fixture(autouse=True)
+def records(tmp_path, monkeypatch):
+    """The folder of the records; it is made by the first one."""
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "records"))
+    monkeypatch.delenv("PRUNING_RUN", raising=False)
+    return tmp_path / "records"
+
+
+def write(notebook="amp_prune", **changed):
+    usual = {"parameters": {"removed_fraction": 0.2}, "values": {"perplexity": 9.5}}
+    return results.write(notebook, **{**usual, **changed})
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_a_record_comes_back_as_it_was_written_with_what_it_was_made_with(records):
+    rows = [{"method": "amp", "perplexity": 9.5}, {"method": "random", "perplexity": None}]
+    path = write(rows=rows, data={"c4": "8fb20ef63ced4145"}, items={"piqa": "8:/w=="})
+    assert path == records / "amp_prune.json" and list(records.iterdir()) == [path]
+    record = results.read("amp_prune")
+    made_with = record.pop("made_with")
+    assert record == {"run": "amp_prune", "notebook": "amp_prune", "parameters": {"removed_fraction": 0.2},
+                      "values": {"perplexity": 9.5}, "rows": rows, "items": {"piqa": "8:/w=="}}
+    assert set(made_with) == {"commit", "torch", "transformers", "lm-eval", "python", "device", "threads", "minutes",
+                              "data"}
+    assert torch.__version__.startswith(made_with["torch"].split("+")[0])
+    assert made_with["threads"] == torch.get_num_threads()
+    assert made_with["data"] == {"c4": "8fb20ef63ced4145"} and made_with["minutes"] >= 0 and made_with["commit"]
+
+
+def test_the_runner_names_the_run_and_the_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_RUN", "amp-20")
+    assert write() == tmp_path / "records" / "amp-20.json"
+    assert (results.read("amp-20")["run"], results.read("amp-20")["notebook"]) == ("amp-20", "amp_prune")
+    for unset in ("PRUNING_RUN", "PRUNING_RESULTS"):
+        monkeypatch.setenv(unset, "")
+    monkeypatch.chdir(tmp_path)
+    assert write().resolve() == tmp_path / "results" / "amp_prune.json"
+
+
+def test_numbers_of_numpy_torch_and_pandas_are_stored_as_plain_numbers():
+    column = pd.DataFrame({"heads": [3]}).heads
+    write(rows=[{"g": torch.tensor(0.25)}],
+          values={"a": np.float32(0.5), "b": torch.tensor(2), "c": column.max(), "d": np.bool_(1), "e": None, "f": "x"})
+    found = results.read("amp_prune")
+    assert found["values"] == {"a": 0.5, "b": 2, "c": 3, "d": True, "e": None, "f": "x"}
+    assert found["values"]["d"] is True and found["rows"] == [{"g": 0.25}]
+
+
+@pytest.mark.parametrize("place", ["values", "rows", "parameters"])
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_number_is_refused_wherever_it_stands(records, place, number):
+    write()
+    before = contents(records)
+    with pytest.raises(ValueError):
+        write(**{place: [{"loss": number}] if place == "rows" else {"loss": number}})
+    assert contents(records) == before
+
+
+@pytest.mark.parametrize("number", [np.float64("nan"), np.float32("inf"), torch.tensor(math.nan)])
+def test_a_refused_value_is_named_and_the_way_out_too(number):
+    with pytest.raises(ValueError, match="loss is (nan|inf): .*store None and say why"):
+        write(values={"loss": number})
+    with pytest.raises(ValueError, match="scores is a list"):
+        write(values={"scores": [1, 2]})
+
+
+def test_a_disk_that_fills_up_leaves_the_earlier_record_and_nothing_half_written(records, monkeypatch):
+    write()
+    before = contents(records)
+
+    def half(path, text, *_):
+        path.write_bytes(text[:20].encode())
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(results.Path, "write_text", half)
+    with pytest.raises(OSError, match="no space left"):
+        write(values={"perplexity": 8.0})
+    assert contents(records) == before
+
+
+def test_the_earlier_record_stands_until_the_new_one_is_complete(records, monkeypatch):
+    write()
+    seen = []
+    replace = results.Path.replace
+    monkeypatch.setattr(results.Path, "replace", lambda beside, path: (
+        seen.append((json.loads(path.read_text())["values"], json.loads(beside.read_text())["values"])),
+        replace(beside, path))[1])
+    write(values={"perplexity": 8.0})
+    assert seen == [({"perplexity": 9.5}, {"perplexity": 8.0})]
+    assert [path.name for path in records.iterdir()] == ["amp_prune.json"]
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "", "two words", "a\n", "-flag"])
+def test_a_name_that_could_be_a_path_or_an_option_is_refused(name, records, monkeypatch):
+    for act in (lambda: write(name), lambda: results.read(name)):
+        with pytest.raises(ValueError, match="letters, digits, dot, dash and underscore only"):
+            act()
+    if name:
+        monkeypatch.setenv("PRUNING_RUN", name)
+        with pytest.raises(ValueError, match="run name"):
+            write()
+    assert not records.exists()
+
+
+def test_a_record_that_is_not_there_is_answered_with_those_that_are():
+    with pytest.raises(ValueError, match="no record of run 'amp-10'; recorded: none yet.*pruning-lib run amp-10"):
+        results.read("amp-10")
+    write("zero_shot")
+    write("amp_prune")
+    with pytest.raises(ValueError, match="recorded: amp_prune, zero_shot"):
+        results.read("amp-10")
+
+
+@pytest.mark.parametrize("damage", [b"", b'{"run": "amp-10", "para', b"[1, 2]", b'{"run": "amp-10"}', b"\x80\x02junk"])
+def test_a_damaged_record_is_named_alone_and_in_a_table(records, damage):
+    write()
+    (records / "amp-10.json").write_bytes(damage)
+    for act in (lambda: results.read("amp-10"), lambda: results.gather("amp_prune")):
+        with pytest.raises(ValueError, match="amp-10.json is not a record"):
+            act()
+
+
+def test_a_table_has_a_line_per_record_or_per_row_of_it_and_a_rows_own_win(monkeypatch):
+    for run, fraction in (("amp-10", 0.1), ("amp-20", 0.2)):
+        monkeypatch.setenv("PRUNING_RUN", run)
+        write(parameters={"removed_fraction": fraction, "prompts": 50}, values={"prompts": 49, "bytes": 7},
+              rows=[{"method": "dense", "removed_fraction": 0.0}, {"method": "amp", "removed_fraction": fraction / 2}])
+    monkeypatch.setenv("PRUNING_RUN", "zero-shot")
+    write("zero_shot", values={"accuracy_fraction": 0.5})
+    table = results.gather("amp_prune")
+    assert list(table.itertuples(index=False, name=None)) == [
+        ("amp-10", 0.0, 49, 7, "dense"), ("amp-10", 0.05, 49, 7, "amp"),
+        ("amp-20", 0.0, 49, 7, "dense"), ("amp-20", 0.1, 49, 7, "amp")]
+    assert list(table) == ["run", "removed_fraction", "prompts", "bytes", "method"]
+    alone = results.gather("zero_shot")
+    assert alone.to_dict("records") == [{"run": "zero-shot", "removed_fraction": 0.2, "accuracy_fraction": 0.5}]
+    assert results.gather("amp_split").empty
