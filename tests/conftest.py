@@ -24,6 +24,7 @@ disable_progress_bar()
 def no_data_of_the_user(monkeypatch):
     """A test that wants PRUNING_DATA sets it itself."""
     monkeypatch.delenv("PRUNING_DATA", raising=False)
+    monkeypatch.delenv("PRUNING_MODELS", raising=False)
 
 
 @pytest.fixture(params=list(families.FAMILIES))

@@ -1,5 +1,6 @@
 """A model is found by name; downloads survive a broken line and never pass off a wrong file."""
 
+import dataclasses
 import hashlib
 import os
 import re
@@ -13,7 +14,7 @@ import torchvision
 from conftest import hooks_of, image_network, pixels
 from safetensors.torch import save_file
 
-from pruning_lib import amp, families, models, networks
+from pruning_lib import amp, checkpoints, families, models, networks
 
 CONTENT = bytes(i * 7 % 251 for i in range(300_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -262,9 +263,9 @@ def test_without_a_network_trained_weights_say_how_to_go_on(tmp_path, monkeypatc
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize("name", [n for n, e in models.MODELS.items() if isinstance(e, models.TorchvisionWeights)])
+@pytest.mark.parametrize("name", [n for n, e in models.MODELS.items() if getattr(e, "address", "").endswith(("V1", "V2"))])
 def test_every_trained_network_is_one_that_torchvision_has_weights_for(name):
-    weights = torchvision.models.get_weight(models.MODELS[name].weights)
+    weights = torchvision.models.get_weight(models.MODELS[name].address)
     assert weights in torchvision.models.get_model_weights(name) and name in networks.NETWORKS
     assert re.fullmatch(rf".*/{name}-[0-9a-f]{{8}}\.pth", weights.url)
     assert tuple(weights.transforms().mean) == networks.IMAGENET_MEAN
@@ -283,3 +284,22 @@ def test_the_default_model_is_the_network_it_is_said_to_be(smollm):
     ids = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():
         assert tokenizer.decode(model(**ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+def test_what_a_training_script_puts_around_the_weights_is_taken_off(tmp_path, monkeypatch):
+    weights = image_network("cifar_resnet", depth=20).state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}, "epoch": 3},
+               tmp_path / "made.th")
+    digits = hashlib.sha256((tmp_path / "made.th").read_bytes()).hexdigest()[:8]
+    file = (tmp_path / "made.th").rename(tmp_path / f"resnet20-{digits}.th")
+    entry = models.MODELS["cifar10-resnet20"]
+    monkeypatch.setitem(models.MODELS, "cifar10-resnet20", dataclasses.replace(entry, address=file.as_uri()))
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
+    network, _ = models.load("cifar10-resnet20")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_folder_of_models_at_hand_is_looked_at_before_any_download(tmp_path, monkeypatch):
+    checkpoints.save(image_network("cifar_resnet", depth=8), None, tmp_path / "cifar10-resnet20")
+    monkeypatch.setenv("PRUNING_MODELS", str(tmp_path))
+    assert models.load("cifar10-resnet20")[0].config.arguments["depth"] == 8
