@@ -1,31 +1,32 @@
-"""Writes a pruned model so that plain transformers loads it, and proves it by reloading."""
+"""Writes a pruned model so that plain transformers (or, for an image network, ``models.load``) loads it; proves it."""
 
 from __future__ import annotations
 
+import copy
 import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruning_lib import families
+from pruning_lib import families, networks
 from pruning_lib.activations import evaluating
 
 
 def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool = True) -> Path:
     """Write ``model`` (and ``tokenizer``, unless None) to ``folder`` as safetensors.
 
-    Stock ``AutoModelForCausalLM.from_pretrained(folder)`` then gives the same logits bit for bit.  A LLaMA whose head
-    count does not divide its width, which transformers from 5.4 on refuses, is written as the Mistral network that
-    computes the same.
+    For a language model stock ``AutoModelForCausalLM.from_pretrained(folder)`` then gives the same logits bit for bit.
+    A LLaMA whose head count does not divide its width, which transformers from 5.4 on refuses, is written as the
+    Mistral network that computes the same.  For an image network ``models.load(folder)`` gives the same logits.
 
     Parameters
     ----------
     folder : must not exist yet, or be empty: nothing is overwritten
-    verify : reload what was written and compare logits on random tokens before the folder appears
+    verify : reload what was written and compare logits on random tokens or pixels before the folder appears
 
     Raises
     ------
@@ -33,6 +34,8 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
         when ``folder`` holds something.
     RuntimeError
         when the reloaded model differs; nothing is left behind.
+    ValueError
+        for an image network that was not made here, so that nothing says how to build it again.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -40,7 +43,10 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        _storable(model).save_pretrained(beside, safe_serialization=True)
+        if families.image_family(model):
+            networks.write(model, beside)
+        else:
+            _storable(model).save_pretrained(beside, safe_serialization=True)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         if verify:
@@ -54,7 +60,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
     return folder
 
 
-def _storable(model: nn.Module) -> nn.Module:
+def _storable(model: Any) -> Any:
     """``model`` itself, or the same weights as a network of the family that can be stored."""
     config, family = model.config, families.of(model)
     if family.stored_as is None or config.hidden_size % config.num_attention_heads == 0:
@@ -73,13 +79,29 @@ def _storable(model: nn.Module) -> nn.Module:
 
 @torch.inference_mode()
 def _compare(model: nn.Module, folder: Path) -> None:
-    how = model.config._attn_implementation
-    loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, attn_implementation=how)
-    loaded = loaded.to(model.device).eval()
-    vocabulary = model.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0)).to(model.device)
+    """Raise RuntimeError unless the model and what is in ``folder`` give the same logits bit for bit."""
+    stored = _stored_image_network if families.image_family(model) else _stored_language_model
     with evaluating(model):
-        difference = (model(ids).logits - loaded(ids).logits).abs().max().item()
+        ours, theirs = stored(model, folder)
+    difference = (ours - theirs).abs().max().item()
     if difference != 0:
         raise RuntimeError(f"the reloaded checkpoint differs from the model by {difference:g} in its logits; nothing "
                            f"was written. If you changed the dtype of a loaded model, load it with dtype= instead")
+
+
+def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
+    """Logits (B, T, vocabulary) of the model and of its checkpoint on random tokens."""
+    how = model.config._attn_implementation
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, attn_implementation=how)
+    vocabulary = model.get_input_embeddings().num_embeddings
+    ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0)).to(model.device)
+    return model(ids).logits, loaded.to(model.device).eval()(ids).logits
+
+
+def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
+    """Logits (B, classes) of the network and of its checkpoint on random pixels."""
+    weight = next(network.parameters())
+    pixels = torch.rand(2, len(network.config.mean), 32, 32, generator=torch.Generator().manual_seed(0)).to(weight)
+    # in whichever order pixels are kept in memory, files have one; another order may round differently
+    plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
+    return plain(pixels), networks.read(folder).to(weight.device)(pixels)

@@ -1,6 +1,7 @@
-"""How good a language model is: perplexity, zero-shot tasks, and honest intervals.
+"""How good a network is: perplexity, zero-shot tasks, accuracy on images, and honest intervals.
 
-Accuracies come from lm-eval's own tasks, unmodified, with their kind, number of items and a 95 % interval.
+Accuracies of language models come from lm-eval's own tasks, unmodified.  Every accuracy has its kind, the number of
+items and a 95 % interval.
 """
 
 from __future__ import annotations
@@ -129,6 +130,38 @@ def interval(right: np.ndarray) -> tuple[float, float]:
     """95 % Wilson interval of an accuracy; ``right`` (N,) booleans."""
     found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     return float(found.low), float(found.high)
+
+
+@MEASURES.register(unit="fraction", better="higher")
+@torch.inference_mode()
+def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "float32", images_per_batch: int = 256
+             ) -> tuple[dict[str, float], str]:
+    """Share of images whose class gets the highest score (top-1).
+
+    Parameters
+    ----------
+    images : (N, channels, height, width) uint8 pixels or floats in [0, 1]
+    labels : (N,)
+    dtype : of the multiplications, ``"float32"`` or ``"bfloat16"``
+
+    Returns
+    -------
+    ``accuracy_fraction``, its 95 % interval (Wilson) ``accuracy_low`` and ``accuracy_high``, ``images``; and the answers
+    right or wrong, packed, for paired comparisons
+    """
+    if len(images) != len(labels) or not len(images):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
+    device = next(model.parameters()).device
+    right = []
+    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        for batch, wanted in zip(images.split(images_per_batch), labels.split(images_per_batch), strict=True):
+            batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+            found = model(batch.to(device, memory_format=torch.channels_last))
+            right.append(found.argmax(1).cpu() == wanted)
+    hits = torch.cat(right).numpy()
+    interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
+    return {"accuracy_fraction": float(hits.mean()), "accuracy_low": float(interval.low),
+            "accuracy_high": float(interval.high), "images": len(hits)}, pack(hits)
 
 
 def mean_interval(items: dict[str, str]) -> tuple[float, float, float]:

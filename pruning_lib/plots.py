@@ -14,6 +14,9 @@ from torch import Tensor
 # Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
 COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00"}
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D"}
+# the same for criteria that rank blocks; single metrics share a colour and differ by marker
+CRITERION_COLOUR = {"none": "#000000", "consensus": "#0072B2", "random": "#999999", "network_order": "#D55E00",
+                    "cka": "#009E73"}
 
 
 @contextmanager
@@ -92,4 +95,46 @@ def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
     ax.grid(axis="y", visible=False)
     ax.margins(y=0.12)
     ax.legend(loc="lower right")
+    return ax
+
+
+def rank_map(ranks: pd.DataFrame, ax: Axes) -> Axes:
+    """Heat map of ranks, a row per block in network order and a column per metric; dark blocks go first."""
+    drawn = ax.imshow(ranks.to_numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
+    ax.figure.colorbar(drawn, ax=ax, label="rank (0 goes first)")
+    ax.grid(False)
+    ax.set_xticks(range(ranks.shape[1]), ranks.columns, rotation=45, ha="right")
+    ax.set_yticks(range(len(ranks)), ranks.index, fontsize=min(12, 320 / len(ranks)))
+    ax.set(ylabel="block left out")
+    return ax
+
+
+def agreement(correlations: pd.DataFrame, ax: Axes) -> Axes:
+    """Heat map of a square table of rank correlations, the numbers written in."""
+    drawn = ax.imshow(correlations.to_numpy(), cmap="RdBu", vmin=-1, vmax=1)
+    ax.figure.colorbar(drawn, ax=ax, label="rank correlation (Spearman)")
+    ax.grid(False)
+    places = range(len(correlations))
+    ax.set_xticks(places, correlations.columns, rotation=45, ha="right")
+    ax.set_yticks(places, correlations.index)
+    for i, row in enumerate(correlations.to_numpy()):
+        for j, value in enumerate(row):
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8,
+                    color="white" if abs(value) > 0.6 else "black")
+    return ax
+
+
+def rounds(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Accuracy against blocks removed: after the cut, with batch norms measured anew, and after tuning.
+
+    ``table`` has ``removed_blocks``, ``cut_fraction``, ``recalibrated_fraction``, ``accuracy_fraction`` with
+    ``accuracy_low`` and ``accuracy_high``; the first line has no cut.
+    """
+    stages = (("accuracy_fraction", "o-", "#0072B2", "tuned"), ("recalibrated_fraction", "s--", "#E69F00",
+              "cut, batch norms measured anew"), ("cut_fraction", "^:", "#D55E00", "cut"))
+    for column, line, colour, label in stages:
+        ax.plot(table.removed_blocks, table[column], line, color=colour, label=label)
+    ax.fill_between(table.removed_blocks, table.accuracy_low, table.accuracy_high, color="#0072B2", alpha=0.2, linewidth=0)
+    ax.set(xlabel="blocks removed", ylabel="accuracy (fraction)")
+    ax.legend(loc="lower left")
     return ax

@@ -1,22 +1,29 @@
-"""Carries a plan out: takes heads and neurons out of a language model.  Nothing else cuts.
+"""Carries a plan out: takes heads and neurons, or whole blocks, out of a network.  Nothing else cuts.
 
-Removing equals masking: the pruned model computes what the dense one computes with the removed parts set to zero.
+Removing heads and neurons equals masking: the pruned model computes what the dense one computes with the removed parts
+set to zero.  Removing blocks equals bypassing: it computes what the dense one computes when those blocks hand on their
+input.  Order of this file: remove · blocks · heads and neurons.
 """
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pruning_lib import families
+from pruning_lib.block_plans import BlockPlan
 from pruning_lib.families import LanguageFamily
 from pruning_lib.plans import Plan
 
 
-def remove(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
-    """The model without the heads and neurons of ``plan``; smaller in fact, and runnable at once.
+def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -> nn.Module:
+    """The model without what ``plan`` names; smaller in fact, and runnable at once.
+
+    Blocks that stay are renumbered, so a new plan has to be made for the pruned model.
 
     Parameters
     ----------
@@ -26,8 +33,61 @@ def remove(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
     Raises
     ------
     ValueError
-        before anything is cut, when the plan was made for a model of other sizes.
+        before anything is cut, when the plan was made for a model of other sizes or with other blocks.
     """
+    if isinstance(plan, BlockPlan):
+        return _remove_blocks(model, plan, inplace)
+    return _remove_heads_and_neurons(model, plan, inplace)
+
+
+def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Module:
+    if tuple(families.residual_blocks(model)) != plan.blocks:
+        raise ValueError("the plan was made for a model with other blocks (or this model is pruned already); "
+                         "make a new plan for this model: names move up when a block before them goes")
+    pruned = model if inplace else copy.deepcopy(model)
+    for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: what stays in front keeps its name
+        path, number = _place(name)
+        del cast(nn.ModuleList, pruned.get_submodule(path))[number]
+    if families.image_family(pruned):
+        _state_blocks(pruned, plan)
+    else:
+        _renumber(pruned, plan)
+    return pruned
+
+
+def _place(name: str) -> tuple[str, int]:
+    """Path of the sequence that holds a block, and the block's number in it."""
+    path, _, number = name.rpartition(".")
+    return path, int(number)
+
+
+def _state_blocks(network: Any, plan: BlockPlan) -> None:
+    """Write into an image network's config, where it has one, which of the original blocks it still has."""
+    config: Any = getattr(network, "config", None)
+    if hasattr(config, "kept_blocks"):
+        pairs = zip(config.kept_blocks, plan.blocks, strict=True)
+        kept = tuple(original for original, block in pairs if block.name not in plan.removed)
+        network.config = replace(config, kept_blocks=kept)
+
+
+def _renumber(model: Any, plan: BlockPlan) -> None:
+    """Say in a language model's modules and config how many blocks there are now, and which is which.
+
+    Attention finds its place in the key/value cache by ``layer_idx``; what the config lists per block (``layer_types``:
+    which blocks see a sliding window) is read by place.
+    """
+    for i, block in enumerate(families.blocks(model)):
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):
+                cast(Any, module).layer_idx = i
+    stays = [block.name not in plan.removed for block in plan.blocks]
+    for name, value in list(vars(model.config).items()):
+        if "layer" in name and isinstance(value, list) and len(value) == len(stays):
+            setattr(model.config, name, [v for v, kept in zip(value, stays, strict=True) if kept])
+    model.config.num_hidden_layers = sum(stays)
+
+
+def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn.Module:
     if families.sizes(model) != plan.sizes:
         raise ValueError("the plan was made for a model of other sizes (or this model is pruned already); "
                          "choose a new plan for this model")
@@ -47,13 +107,13 @@ def remove(model: nn.Module, plan: Plan, *, inplace: bool = False) -> nn.Module:
 def _remove_from_block(block: nn.Module, family: LanguageFamily, queries: Tensor, pairs: Tensor, neurons: Tensor
                        ) -> None:
     """Keep the given rows and columns of every projection of one block."""
-    _keep_outputs(block.get_submodule(family.queries), queries)
-    _keep_outputs(block.get_submodule(family.keys), pairs)
-    _keep_outputs(block.get_submodule(family.values), pairs)
-    _keep_inputs(block.get_submodule(family.heads_out), queries)
+    _keep_outputs(families.linear(block, family.queries), queries)
+    _keep_outputs(families.linear(block, family.keys), pairs)
+    _keep_outputs(families.linear(block, family.values), pairs)
+    _keep_inputs(families.linear(block, family.heads_out), queries)
     for path in family.neurons_in:
-        _keep_outputs(block.get_submodule(path), neurons)
-    _keep_inputs(block.get_submodule(family.neurons_out), neurons)
+        _keep_outputs(families.linear(block, path), neurons)
+    _keep_inputs(families.linear(block, family.neurons_out), neurons)
 
 
 def _keep_outputs(linear: nn.Linear, rows: Tensor) -> None:
@@ -68,7 +128,7 @@ def _keep_inputs(linear: nn.Linear, columns: Tensor) -> None:
     linear.in_features = len(columns)
 
 
-def _sliced(parameter: nn.Parameter, keep: Tensor, dim: int) -> nn.Parameter:
+def _sliced(parameter: Tensor, keep: Tensor, dim: int) -> nn.Parameter:
     data = parameter.detach().index_select(dim, keep.to(parameter.device))
     return nn.Parameter(data, requires_grad=parameter.requires_grad)
 
@@ -94,7 +154,7 @@ def _refresh(attention: nn.Module, heads: int, groups: int) -> None:
             setattr(attention, name, count)
 
 
-def _state_sizes(config: object, plan: Plan) -> None:
+def _state_sizes(config: Any, plan: Plan) -> None:
     """Write the new sizes into the config; ``head_dim`` always, since absent it would be recomputed from the heads."""
     config.num_attention_heads = plan.kept["heads"]
     config.num_key_value_heads = plan.kept["groups"]

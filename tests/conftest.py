@@ -14,7 +14,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from pruning_lib import families, models, plans
+from pruning_lib import families, models, networks, plans
 
 torch.set_num_threads(1)
 disable_progress_bar()
@@ -24,6 +24,7 @@ disable_progress_bar()
 def no_data_of_the_user(monkeypatch):
     """A test that wants PRUNING_DATA sets it itself."""
     monkeypatch.delenv("PRUNING_DATA", raising=False)
+    monkeypatch.delenv("PRUNING_MODELS", raising=False)
 
 
 @pytest.fixture(params=list(families.FAMILIES))
@@ -53,6 +54,23 @@ def tiny():
         return build(config, seed=seed, dtype=dtype)
 
     return make
+
+
+def image_network(name, *, seed=0, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25), **arguments):
+    """An image network in which no parameter and no batch statistic is 0 or 1, so that a dropped one shows."""
+    network = networks.build(networks.ImageConfig(name, arguments, mean, std), seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    for module in network.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            for tensor, middle in ((module.weight, 0.4), (module.bias, 0), (module.running_mean, 0),
+                                   (module.running_var, 1)):
+                tensor.data.copy_(middle + 0.2 * torch.rand(tensor.shape, generator=generator) - 0.1)
+    return network
+
+
+def pixels(size=32, *, channels=3, dtype=torch.float32):
+    """Three random images with values in [0, 1]."""
+    return torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,19 @@
 """What was saved gives the same logits bit for bit in plain transformers, in a process that cannot import us."""
 
+import copy
 import json
 import subprocess
 import sys
 
 import pytest
 import torch
-from conftest import build
+import torchvision
+from conftest import build, image_network, pixels
 from safetensors.torch import save_file
 from transformers import AutoConfig
 
-from pruning_lib import checkpoints, families, surgery
+from pruning_lib import checkpoints, families, models, surgery
+from pruning_lib.block_plans import BlockPlan
 from pruning_lib.plans import Plan, choose
 
 STOCK = """
@@ -39,15 +42,31 @@ CASES = {
     "fewer_queries_per_group": ({"heads": 12, "groups": 3}, 3, "equal_queries", torch.float32, {}),  # 9 of 48
     "bfloat16_tied": ({"heads": 6, "groups": 6}, 1, "whole_groups", torch.bfloat16, {"tie_word_embeddings": True}),
     "heads_all_stay": ({"heads": 6, "groups": 3}, 0, "whole_groups", torch.float32, {}),
+    "blocks": ({"heads": 6, "groups": 3}, None, "whole_groups", torch.float32, {}),
+    "blocks_after_heads": ({"heads": 6, "groups": 6}, 1, "whole_groups", torch.float32, {}),  # 5 of 48
+    "heads_after_blocks": ({"heads": 6, "groups": 3}, 2, "whole_groups", torch.float32, {}),
 }
+# blocks see all tokens and four tokens in turn, where a family can say so: which one goes then shows
+WINDOWED = {"use_sliding_window": True, "sliding_window": 4,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]}
 IDS = torch.randint(3, 128, (2, 21), generator=torch.Generator().manual_seed(3))
 
 
 def pruned(tiny, random_importance, name, case):
     sizes, heads, cut, dtype, fields = CASES[case]
+    if "blocks" in case:
+        sizes, fields = {**sizes, "n_blocks": 4}, WINDOWED if name.startswith("qwen") else {}
     model = tiny(name, dtype=dtype, fields=fields, neurons=150, **sizes)
-    plan = choose(random_importance(model), model, removed_fraction=0.3, heads_removed=heads, grouped_query=cut)
-    return surgery.remove(model, plan)
+    if case in ("blocks", "heads_after_blocks"):
+        model = without_blocks(model)
+    if heads is not None:
+        plan = choose(random_importance(model), model, removed_fraction=0.3, heads_removed=heads, grouped_query=cut)
+        model = surgery.remove(model, plan)
+    return without_blocks(model) if case == "blocks_after_heads" else model
+
+
+def without_blocks(model):
+    return surgery.remove(model, BlockPlan.of(model, ["model.layers.0", "model.layers.2"]))
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +93,7 @@ def test_plain_transformers_gives_the_same_logits_bit_for_bit(family, reloaded, 
     assert equal
     assert dtype == str(CASES[case][3])
     record = families.FAMILIES[family]
-    divides = case in ("heads_divide_the_width", "heads_all_stay")
+    divides = case in ("heads_divide_the_width", "heads_all_stay", "blocks", "heads_after_blocks")
     assert model_type == (family if divides or not record.stored_as else record.stored_as)
 
 
@@ -160,9 +179,45 @@ def test_a_llama_with_biases_and_a_count_that_does_not_divide_is_not_written(tmp
     assert not list(tmp_path.iterdir())
 
 
-def test_saving_leaves_the_model_in_the_mode_it_was_in(tmp_path, tiny):
-    model = tiny("llama").train()
-    before = {name: p.clone() for name, p in model.named_parameters()}
-    checkpoints.save(model, None, tmp_path / "stored")
-    assert all(module.training for module in model.modules())
-    assert all(torch.equal(p, before[name]) and p.requires_grad for name, p in model.named_parameters())
+def test_saving_leaves_every_module_in_the_mode_it_was_in(tmp_path, tiny):
+    for model in (tiny("llama").train(), image_network("cifar_resnet", depth=8).train()):
+        next(model.children()).eval()  # as one that is not to learn
+        modes, before = [m.training for m in model.modules()], copy.deepcopy(model.state_dict())
+        checkpoints.save(model, None, tmp_path / type(model).__name__)
+        assert [m.training for m in model.modules()] == modes and set(modes) == {True, False}
+        assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+        assert all(p.requires_grad for p in model.parameters())
+
+
+@pytest.mark.parametrize("existed", [True, False])
+def test_an_image_network_is_stored_and_loaded_cut_stored_and_loaded(tmp_path, existed):
+    network = image_network("cifar_resnet", depth=20, shortcut="projection")
+    for step, name in enumerate(("layer1.1", "layer1.1", "layer3.2")):
+        network = surgery.remove(network, BlockPlan.of(network, [name]))
+        if existed:
+            (tmp_path / str(step)).mkdir()
+        folder = checkpoints.save(network, None, tmp_path / str(step))
+        again, tokenizer = models.load(str(folder))
+        with torch.no_grad():
+            assert torch.equal(network(pixels()), again(pixels()))
+        assert tokenizer is None and again.config == network.config
+        network = again
+    assert network.config.kept_blocks == ("layer1.0", "layer2.0", "layer2.1", "layer2.2", "layer3.0", "layer3.1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["0", "1", "2"]
+    with pytest.raises(FileExistsError, match="not empty"):
+        checkpoints.save(network, None, tmp_path / "0")
+
+
+def test_an_image_network_that_a_folder_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
+    changed = image_network("cifar_resnet", depth=8)
+    changed.normalise.mean += 0.1  # is not stored: the config has the mean
+    with pytest.raises(RuntimeError, match="differs"):
+        checkpoints.save(changed, None, tmp_path / "stored")
+    with pytest.raises(ValueError, match="no config that says how to build it"):
+        checkpoints.save(torchvision.models.resnet18(), None, tmp_path / "stored")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_order_of_pixels_in_memory_does_not_matter(tmp_path):
+    network = image_network("cifar_resnet", depth=20).to(memory_format=torch.channels_last)
+    checkpoints.save(network, None, tmp_path / "stored")

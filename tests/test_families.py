@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from conftest import build
+import torchvision
+from conftest import build, image_network
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel
 
-from pruning_lib import families, surgery
+from pruning_lib import families, networks, surgery
 from pruning_lib.plans import Plan, choose
 
 
@@ -90,3 +91,89 @@ def test_a_toy_network_keeps_the_head_width_it_was_asked_for(family):
     config = families.tiny(family, width=48, heads=4, head_width=16)
     assert families.head_width(build(config)) == 16
     assert AutoConfig.for_model(**config.to_dict()).head_dim == 16
+
+
+def stages(model):
+    """Stage -> (names of its blocks, names of those that can go)."""
+    found = {}
+    for block in families.residual_blocks(model):
+        names, removable = found.setdefault(block.stage, ([], []))
+        names.append(block.name)
+        removable.extend([block.name] * block.removable)
+    return found
+
+
+def test_the_stages_of_resnet56_begin_where_the_shape_changes():
+    for shortcut in ("A", "projection"):
+        found = stages(image_network("cifar_resnet", depth=56, shortcut=shortcut))
+        assert list(found) == [0, 1, 2]
+        for stage, (names, removable) in found.items():
+            assert names == [f"layer{stage + 1}.{i}" for i in range(9)]
+            assert removable == names[stage > 0:]  # layer1.0 keeps the shape too
+
+
+@pytest.mark.parametrize(("name", "blocks", "first_can_go"), [
+    ("resnet18", (2, 2, 2, 2), True), ("resnet34", (3, 4, 6, 3), True),
+    ("resnet50", (3, 4, 6, 3), False), ("resnet101", (3, 4, 23, 3), False),  # bottlenecks widen 64 channels to 256
+])
+def test_the_stages_of_torchvisions_resnets(name, blocks, first_can_go):
+    with torch.device("meta"):
+        network = getattr(torchvision.models, name)()  # as torchvision makes it, without our normalisation
+    for stage, (names, removable) in stages(network).items():
+        assert names == [f"layer{stage + 1}.{i}" for i in range(blocks[stage])]
+        assert removable == (names if stage == 0 and first_can_go else names[1:])
+
+
+def test_the_blocks_of_mobilenet_are_its_inverted_residuals():
+    with torch.device("meta"):
+        found = stages(torchvision.models.mobilenet_v2())
+    assert [[int(n.removeprefix("features.")) for n in names] for names, _ in found.values()] == [
+        [1], [2, 3], [4, 5, 6], [7, 8, 9, 10], [11, 12, 13], [14, 15, 16], [17]]
+    assert all(removable == names[1:] for names, removable in found.values())
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_a_block_is_removable_exactly_when_without_its_weights_it_hands_on_its_input(name):
+    """What the record reads off the convolutions, seen by running: with all weights at zero only the skip is left."""
+    with torch.device("meta"):
+        network = networks.NETWORKS[name]()
+    for info in families.residual_blocks(network):
+        block = network.get_submodule(info.name).to_empty(device="cpu").eval()
+        for tensor in (*block.parameters(), *block.buffers()):
+            tensor.data.zero_()
+        channels = next(m for m in block.modules() if isinstance(m, torch.nn.Conv2d)).in_channels
+        x = torch.linspace(0, 1, channels * 4).view(1, channels, 2, 2)
+        with torch.no_grad():
+            out = block(x)
+        assert info.removable == (out.shape == x.shape and torch.equal(out, x)), info
+
+
+def test_a_block_that_steps_over_pixels_changes_the_shape_even_with_as_many_channels():
+    assert families.keeps_shape(families.InvertedResidual(16, 16, stride=1, expand_ratio=6))
+    assert not families.keeps_shape(families.InvertedResidual(16, 16, stride=2, expand_ratio=6))
+
+
+def test_the_blocks_of_a_language_model_are_one_stage_and_may_all_go(family, tiny):
+    found = families.residual_blocks(tiny(family, n_blocks=3))
+    assert found == [families.BlockInfo(f"model.layers.{i}", 0, True) for i in range(3)]
+
+
+@pytest.mark.parametrize("name", networks.NETWORKS)
+def test_the_classifier_takes_the_penultimate_features(name):
+    with torch.device("meta"):
+        network = networks.NETWORKS[name]()
+    assert families.classifier(network) is list(network.modules())[-1]
+    assert families.classifier(network).in_features in (64, 512, 1280, 2048)
+
+
+def test_the_classifier_of_a_language_model_is_its_head(family, tiny):
+    model = tiny(family)
+    assert families.classifier(model) is model.lm_head
+
+
+@pytest.mark.parametrize("ask", [families.residual_blocks, families.classifier])
+def test_blocks_of_an_unknown_network_are_refused_with_both_kinds_of_families(ask):
+    with torch.device("meta"):
+        network = torchvision.models.vgg11()
+    with pytest.raises(ValueError, match="unknown family 'VGG'; known: llama.*image networks.*cifar_resnet.*mobilenet"):
+        ask(network)

@@ -10,12 +10,12 @@ import pytest
 import pruning_lib
 
 LEVELS = {
-    "registry": 0,
-    "families": 1, "models": 1, "data": 1, "results": 1, "similarity": 1, "attacks": 1,
-    "plans": 2, "activations": 2,
-    "surgery": 3, "cost": 3, "amp": 3, "consensus": 3, "harness": 3,
-    "baselines": 4, "evaluate": 4, "finetune": 4, "checkpoints": 4, "plots": 4,
-    "experiments": 5,
+    "registry": 0, "resnets": 0, "downloads": 0,
+    "families": 1, "data": 1, "results": 1, "similarity": 1, "images": 1, "attacks": 1,
+    "plans": 2, "block_plans": 2, "activations": 2,
+    "surgery": 3, "cost": 3, "amp": 3, "harness": 3,
+    "baselines": 4, "consensus": 4, "evaluate": 4, "finetune": 4, "plots": 4, "networks": 4,
+    "models": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
     "cli": 6,
 }
 MODULES = sorted(p for p in Path(pruning_lib.__file__).parent.glob("*.py") if p.stem != "__init__")

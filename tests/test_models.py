@@ -1,16 +1,20 @@
 """A model is found by name; downloads survive a broken line and never pass off a wrong file."""
 
+import dataclasses
 import hashlib
 import os
 import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import hooks_of
+import torchvision
+from conftest import hooks_of, image_network, pixels
+from safetensors.torch import save_file
 
-from pruning_lib import amp, families, models
+from pruning_lib import amp, checkpoints, families, models, networks
 
 CONTENT = bytes(i * 7 % 251 for i in range(300_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -173,6 +177,103 @@ def test_a_folder_without_a_model_is_refused_with_what_it_needs(tmp_path):
         models.load(str(tmp_path))
 
 
+def test_a_folder_that_is_neither_is_refused_with_both_possibilities(tmp_path):
+    save_file({"fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
+    with pytest.raises(ValueError, match=r"(?s)does not load.*\(a language model\).*writes of an image network"):
+        models.load(str(tmp_path))
+
+
+def test_a_folder_of_an_image_network_gives_the_network_and_no_tokenizer(tmp_path):
+    network = image_network("cifar_resnet", depth=8)
+    networks.write(network, tmp_path)
+    again, tokenizer = models.load(str(tmp_path), dtype="bfloat16")
+    assert tokenizer is None and again.config == network.config and not again.training
+    assert {p.dtype for p in again.parameters()} == {again.normalise.mean.dtype} == {torch.bfloat16}
+
+
+@pytest.fixture
+def trained(tmp_path, monkeypatch):
+    """A small file that stands for torchvision's weights of resnet18, and where it is looked for."""
+    weights = image_network("resnet18").state_dict()
+    torch.save(weights, tmp_path / "made.pth")
+    digits = hashlib.sha256((tmp_path / "made.pth").read_bytes()).hexdigest()[:8]
+    file = (tmp_path / "made.pth").rename(tmp_path / f"resnet18-{digits}.pth")
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torchvision.models.get_weight",
+                        lambda name: SimpleNamespace(url=file.as_uri()) if name == "ResNet18_Weights.IMAGENET1K_V1"
+                        else None)
+    return SimpleNamespace(file=file, weights=weights, cached=tmp_path / "cache" / "downloads" / file.name)
+
+
+def test_trained_weights_are_fetched_once_and_kept_without_a_pickle(trained, tmp_path):
+    network, tokenizer = models.load("resnet18")
+    assert tokenizer is None and network.config.network == "resnet18" and not network.training
+    assert all(torch.equal(tensor, trained.weights[name]) for name, tensor in network.state_dict().items())
+    assert {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {"config.json", "model.safetensors"}
+    trained.file.unlink()
+    again, _ = models.load("resnet18")
+    with torch.no_grad():
+        assert torch.equal(network(pixels()), again(pixels()))
+
+
+def test_a_file_put_into_the_cache_by_hand_is_taken(trained):
+    trained.cached.parent.mkdir(parents=True)
+    trained.file.rename(trained.cached)
+    assert models.load("resnet18")[0].config.network == "resnet18"
+
+
+@pytest.mark.parametrize("by_hand", [True, False])
+def test_a_truncated_file_is_refused_and_nothing_is_left(trained, tmp_path, by_hand):
+    trained.file.write_bytes(trained.file.read_bytes()[:-1000])
+    if by_hand:
+        trained.cached.parent.mkdir(parents=True)
+        trained.file.rename(trained.cached)
+    with pytest.raises(ValueError, match=f"{trained.cached.name} is not the file expected.*deleted. Run again"):
+        models.load("resnet18")
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_a_file_that_holds_more_than_tensors_is_not_unpickled(trained, tmp_path, monkeypatch):
+    torch.save({"conv1.weight": Trap(tmp_path / "sprung")}, trained.file)
+    digits = hashlib.sha256(trained.file.read_bytes()).hexdigest()[:8]
+    file = trained.file.rename(trained.file.with_name(f"resnet18-{digits}.pth"))
+    monkeypatch.setattr("torchvision.models.get_weight", lambda name: SimpleNamespace(url=file.as_uri()))
+    with pytest.raises(ValueError, match="held no weights of resnet18 and was deleted"):
+        models.load("resnet18")
+    assert not (tmp_path / "sprung").exists()
+    assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
+
+
+def test_without_a_network_trained_weights_say_how_to_go_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("torchvision.models.get_weight",
+                        lambda name: SimpleNamespace(url="http://127.0.0.1:9/resnet50-0123abcd.pth"))
+    with pytest.raises(ConnectionError, match=r"(?s)resnet50-0123abcd.pth stopped.*Go online once.*local folder"):
+        models.load("resnet50")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("name", [n for n, e in models.MODELS.items() if getattr(e, "address", "").endswith(("V1", "V2"))])
+def test_every_trained_network_is_one_that_torchvision_has_weights_for(name):
+    weights = torchvision.models.get_weight(models.MODELS[name].address)
+    assert weights in torchvision.models.get_model_weights(name) and name in networks.NETWORKS
+    assert re.fullmatch(rf".*/{name}-[0-9a-f]{{8}}\.pth", weights.url)
+    assert tuple(weights.transforms().mean) == networks.IMAGENET_MEAN
+    assert tuple(weights.transforms().std) == networks.IMAGENET_STD
+    with torch.device("meta"):
+        assert set(networks.NETWORKS[name]().state_dict()) == set(getattr(torchvision.models, name)().state_dict())
+
+
 @pytest.mark.model
 def test_the_default_model_is_the_network_it_is_said_to_be(smollm):
     model, tokenizer = smollm
@@ -183,3 +284,22 @@ def test_the_default_model_is_the_network_it_is_said_to_be(smollm):
     ids = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():
         assert tokenizer.decode(model(**ids).logits[0, -1].argmax()).strip() == "Paris"
+
+
+def test_what_a_training_script_puts_around_the_weights_is_taken_off(tmp_path, monkeypatch):
+    weights = image_network("cifar_resnet", depth=20).state_dict()
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in weights.items()}, "epoch": 3},
+               tmp_path / "made.th")
+    digits = hashlib.sha256((tmp_path / "made.th").read_bytes()).hexdigest()[:8]
+    file = (tmp_path / "made.th").rename(tmp_path / f"resnet20-{digits}.th")
+    entry = models.MODELS["cifar10-resnet20"]
+    monkeypatch.setitem(models.MODELS, "cifar10-resnet20", dataclasses.replace(entry, address=file.as_uri()))
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
+    network, _ = models.load("cifar10-resnet20")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
+
+
+def test_a_folder_of_models_at_hand_is_looked_at_before_any_download(tmp_path, monkeypatch):
+    checkpoints.save(image_network("cifar_resnet", depth=8), None, tmp_path / "cifar10-resnet20")
+    monkeypatch.setenv("PRUNING_MODELS", str(tmp_path))
+    assert models.load("cifar10-resnet20")[0].config.arguments["depth"] == 8

@@ -1,0 +1,68 @@
+"""The plan of a depth-pruning method: which residual blocks go.  Cutting is in ``surgery``."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from torch import nn
+
+from pruning_lib import families
+from pruning_lib.families import BlockInfo
+
+
+@dataclass(frozen=True)
+class BlockPlan:
+    """Which residual blocks to remove from one network, in image networks as in language models.
+
+    Attributes
+    ----------
+    removed : names (paths) of the blocks that go
+    blocks : all residual blocks of the network the plan was made for, in the order data passes them
+
+    Raises
+    ------
+    ValueError
+        for a name that is no block of the network, a name given twice, a block that changes the shape, or when no
+        block would stay.
+    """
+
+    removed: tuple[str, ...]
+    blocks: tuple[BlockInfo, ...]
+
+    def __post_init__(self) -> None:
+        names = [block.name for block in self.blocks]
+        unknown = [name for name in self.removed if name not in names]
+        if unknown:
+            raise ValueError(f"no block is called {', '.join(map(repr, unknown))}; blocks: {', '.join(names)}")
+        if len(set(self.removed)) < len(self.removed):
+            raise ValueError(f"a block is named twice in {', '.join(self.removed)}; name each block once")
+        fixed = [block.name for block in self.blocks if block.name in self.removed and not block.removable]
+        if fixed:
+            removable = [block.name for block in self.blocks if block.removable]
+            raise ValueError(f"{', '.join(fixed)} cannot be removed, the shape changes there; "
+                             f"removable: {', '.join(removable) or 'none'}")
+        if not self.kept:
+            raise ValueError(f"all {len(names)} blocks would go; keep at least one")
+
+    @classmethod
+    def of(cls, model: nn.Module, removed: Iterable[str]) -> BlockPlan:
+        """The plan that takes the named blocks out of ``model``."""
+        return cls(tuple(removed), tuple(families.residual_blocks(model)))
+
+    @property
+    def kept(self) -> tuple[str, ...]:
+        """Names of the blocks that stay, as they are called before the cut, in the order data passes them."""
+        return tuple(block.name for block in self.blocks if block.name not in self.removed)
+
+    @property
+    def kept_per_stage(self) -> dict[int, int]:
+        """Stage -> number of blocks that stay."""
+        staying = Counter(block.stage for block in self.blocks if block.name not in self.removed)
+        return {block.stage: staying[block.stage] for block in self.blocks}
+
+    def __str__(self) -> str:
+        per_stage = ", ".join(map(str, self.kept_per_stage.values()))
+        return (f"removes {len(self.removed)} of {len(self.blocks)} blocks ({', '.join(self.removed) or 'none'}); "
+                f"blocks kept per stage: {per_stage}")

@@ -1,0 +1,198 @@
+"""Consensus: which residual blocks of a network change its representation least.
+
+Idea: leave one block out, see how far the features before the classifier move, by several metrics that each notice
+something else; rank the blocks by every metric, add the ranks, remove the block with the smallest sum [1]_.
+Order of this file: representations · scores · rank · prune.  Metrics are in ``similarity``, cutting is in ``surgery``.
+
+References
+----------
+.. [1] Mugnaini et al., "Layer Pruning with Consensus: A Triple-Win Solution", 2024, arXiv 2411.14345.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pruning_lib import families, similarity, surgery
+from pruning_lib.activations import entered_behind, evaluating, inputs_to
+from pruning_lib.block_plans import BlockPlan
+
+Batch = Tensor | Mapping[str, Tensor]
+
+
+def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: Sequence[str] | None = None, *,
+                    images_per_batch: int = 128, progress: bool = True) -> tuple[Tensor, Tensor]:
+    """Penultimate features of the network, and of the network without each block.
+
+    What runs before a block is computed once: without block ``i`` the features come from what entered block ``i``,
+    handed to the blocks behind it.  They equal, bit for bit, those of a full pass with the block bypassed.
+
+    Parameters
+    ----------
+    inputs : (N, channels, height, width) pixels in [0, 1]; or batches, for a language model dicts of ``input_ids`` and
+        ``attention_mask``, each (B, T), padded on the right
+    blocks : names of the blocks to leave out, one at a time; all removable ones by default
+
+    Returns
+    -------
+    (N, P) and (blocks, N, P) float32 on the CPU; of a language model, the features of each prompt's last token
+    """
+    infos = families.residual_blocks(model)
+    blocks = [b.name for b in infos if b.removable] if blocks is None else list(blocks)
+    modules = [model.get_submodule(b.name) for b in infos]
+    places = {info.name: i for i, info in enumerate(infos)}
+    batches = inputs.split(images_per_batch) if isinstance(inputs, Tensor) else list(inputs)
+    whole: list[Tensor] = []
+    without: list[list[Tensor]] = [[] for _ in blocks]
+    with torch.inference_mode(), evaluating(model):
+        for batch in tqdm(batches, desc="representations", disable=not progress, leave=False):
+            entered: dict[int, Tensor] = {}
+            with inputs_to(modules, entered.__setitem__):
+                whole.append(penultimate(model, batch))
+            for found, name in zip(without, blocks, strict=True):
+                with entered_behind(model, name, entered[places[name]]):
+                    found.append(penultimate(model, batch))
+    if not whole:
+        raise ValueError("no inputs: give at least two images or prompts")
+    return torch.cat(whole), torch.stack([torch.cat(found) for found in without])
+
+
+def penultimate(model: nn.Module, batch: Batch) -> Tensor:
+    """What enters the classifier: (B, P) float32 on the CPU; of a language model for the last token of each prompt."""
+    device = next(model.parameters()).device
+    if isinstance(batch, Tensor):
+        caught: list[Tensor] = []
+        with inputs_to([families.classifier(model)], lambda _, x: caught.append(x)):
+            model(batch.to(device))
+        return caught[0].float().cpu()
+    ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+    families.classifier(model)  # a language model of a known family, or an error that names the families
+    hidden: Any = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
+    last = mask.sum(1) - 1
+    return hidden.last_hidden_state[torch.arange(len(last), device=device), last].float().cpu()
+
+
+def scores(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None = None, *,
+           metrics: Sequence[str] | None = None, images_per_batch: int = 128, progress: bool = True) -> pd.DataFrame:
+    """How far the representation moves when a block is left out: a line per removable block, a column per metric.
+
+    Parameters
+    ----------
+    inputs : as in ``representations``
+    labels : (N,) class of each input; metrics that compare classes need it
+    metrics : keys of ``similarity.METRICS``; by default all, or without labels all that need none
+
+    Raises
+    ------
+    ValueError
+        for an unknown metric, a metric that needs labels where there are none, or a network without removable blocks.
+    """
+    if metrics is None:
+        metrics = [name for name, m in similarity.METRICS.items() if labels is not None or not m.needs_labels]
+    missing = [name for name in metrics if similarity.METRICS[name].needs_labels and labels is None]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} compare classes: give labels, or leave these metrics out")
+    names = [b.name for b in families.residual_blocks(model) if b.removable]
+    if not names:
+        raise ValueError("no block of this network keeps the shape of its input, so none can be left out")
+    whole, without = representations(model, inputs, names, images_per_batch=images_per_batch, progress=progress)
+    found = similarity.distances(whole, without, labels, metrics=metrics)
+    return pd.DataFrame({name: found[name].numpy() for name in metrics}, index=pd.Index(names, name="block"))
+
+
+def ranks(table: pd.DataFrame) -> pd.DataFrame:
+    """Rank of every block by every metric, 0 = moves the representation least; ties share the mean of their ranks."""
+    if table.isna().to_numpy().any():
+        raise ValueError("a score is missing (NaN); a block cannot be ranked without it")
+    return table.rank(method="average") - 1
+
+
+def rank(table: pd.DataFrame) -> list[str]:
+    """Names of the blocks by the sum of their ranks, the first to remove first; ties in the order of the table."""
+    return list(ranks(table).sum(axis=1).sort_values(kind="stable").index)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One round of ``prune``.
+
+    Attributes
+    ----------
+    removed : names *in the network pruning began with* of the blocks that went this round
+    order : the criterion's order before the cut, in the names of that round's network
+    """
+
+    model: nn.Module
+    removed: tuple[str, ...]
+    order: tuple[str, ...]
+
+
+def prune(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, rounds: int, per_round: int = 1,
+          min_blocks: int = 2) -> Iterator[Step]:
+    """Rank, remove, hand out; the caller may tune ``step.model`` in place before the next round begins.
+
+    ``model`` itself is not changed.
+
+    Parameters
+    ----------
+    criterion : network -> names of its blocks, the first to remove first, such as
+        ``lambda network: rank(scores(network, images, labels))``
+    rounds, per_round : how often, and how many blocks at a time
+    min_blocks : blocks every stage keeps
+
+    Raises
+    ------
+    ValueError
+        before the first round, when there are fewer blocks to remove than asked for.
+    """
+    if min_blocks < 1:
+        raise ValueError(f"min_blocks={min_blocks}; a stage keeps at least 1 block")
+    free = _free(model, min_blocks)
+    if not 0 < rounds * per_round <= free:
+        raise ValueError(f"{rounds} rounds of {per_round} blocks; {free} blocks can go if each stage keeps {min_blocks}")
+    return _rounds(model, criterion, rounds, per_round, min_blocks)
+
+
+def _rounds(model: nn.Module, criterion: Callable, rounds: int, per_round: int, min_blocks: int) -> Iterator[Step]:
+    original = [info.name for info in families.residual_blocks(model)]  # of the blocks still there
+    for _ in range(rounds):
+        order = tuple(criterion(model))
+        plan = BlockPlan.of(model, first(order, model, per_round, min_blocks=min_blocks))
+        gone = [info.name in plan.removed for info in plan.blocks]
+        removed = tuple(name for name, goes in zip(original, gone, strict=True) if goes)
+        original = [name for name, goes in zip(original, gone, strict=True) if not goes]
+        model = surgery.remove(model, plan)
+        yield Step(model, removed, order)
+
+
+def first(order: Sequence[str], model: nn.Module, count: int, *, min_blocks: int = 2) -> list[str]:
+    """The first ``count`` names of ``order`` that may go together, each stage keeping ``min_blocks`` blocks."""
+    infos = {info.name: info for info in families.residual_blocks(model)}
+    left = Counter(info.stage for info in infos.values())
+    chosen: list[str] = []
+    for name in order:
+        info = infos[name]
+        if len(chosen) < count and info.removable and left[info.stage] > min_blocks:
+            chosen.append(name)
+            left[info.stage] -= 1
+    if len(chosen) < count:
+        raise ValueError(f"{count} blocks wanted, only {len(chosen)} of this order can go "
+                         f"if each stage keeps {min_blocks}")
+    return chosen
+
+
+def _free(model: nn.Module, min_blocks: int) -> int:
+    """How many blocks can go."""
+    infos = families.residual_blocks(model)
+    stages: dict[int, list[bool]] = {}
+    for info in infos:
+        stages.setdefault(info.stage, []).append(info.removable)
+    return sum(min(sum(kinds), max(0, len(kinds) - min_blocks)) for kinds in stages.values())

@@ -1,0 +1,59 @@
+"""How the next block to remove is chosen: Consensus and what it is compared with, under one roof.
+
+A criterion is a function of the network and of labelled images that gives the network's blocks, the first to remove
+first.  Each is asked anew before every cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pruning_lib import consensus, families, similarity
+from pruning_lib.registry import Table
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """``order(model, inputs, labels, seed)`` gives names of blocks, the first to remove first."""
+
+    order: Callable[[nn.Module, Tensor, Tensor | None, int], Sequence[str]]
+    about: str
+
+
+CRITERIA: Table = Table("criterion")
+
+
+def _by(metrics: tuple[str, ...] | None) -> Callable[[nn.Module, Tensor, Tensor | None, int], Sequence[str]]:
+    def order(model: nn.Module, inputs: Tensor, labels: Tensor | None, seed: int) -> Sequence[str]:
+        return consensus.rank(consensus.scores(model, inputs, labels, metrics=metrics))
+
+    return order
+
+
+def network_order(model: nn.Module, inputs: Tensor, labels: Tensor | None, seed: int) -> Sequence[str]:
+    """From front to back, without looking; the first block of every stage comes last.
+
+    The sequence in which the published Consensus networks lost their blocks.
+    """
+    infos = families.residual_blocks(model)
+    opens = [i == 0 or infos[i - 1].stage != info.stage for i, info in enumerate(infos)]
+    in_order = sorted(range(len(infos)), key=lambda i: opens[i])
+    return [infos[i].name for i in in_order if infos[i].removable]
+
+
+def random_order(model: nn.Module, inputs: Tensor, labels: Tensor | None, seed: int) -> Sequence[str]:
+    """Any order, another one for every seed and every number of blocks."""
+    names = [info.name for info in families.residual_blocks(model) if info.removable]
+    generator = torch.Generator().manual_seed(seed * 1000 + len(names))
+    return [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
+
+
+CRITERIA["consensus"] = Criterion(_by(None), "the smallest sum of ranks over all metrics goes (the paper's method)")
+for _name in similarity.METRICS:
+    CRITERIA[_name] = Criterion(_by((_name,)), f"what moves the representation least by {_name} alone goes")
+CRITERIA["network_order"] = Criterion(network_order, "front to back, as the published networks lost theirs (a control)")
+CRITERIA["random"] = Criterion(random_order, "any block goes (a control)")

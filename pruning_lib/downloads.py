@@ -1,0 +1,71 @@
+"""Files fetched once: kept in the cache, checked by hash, resumed where an interrupted download stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from pathlib import Path
+
+from tqdm import tqdm
+
+
+def cache() -> Path:
+    """Folder for what was downloaded; ``PRUNING_CACHE`` names another one."""
+    return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
+
+
+def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
+    """Fetch ``url`` to ``path`` with a progress bar; goes on where an interrupted download stopped.
+
+    Raises
+    ------
+    ConnectionError
+        when the connection fails; what came stays in a ``.part`` file and the next call goes on from there.
+    ValueError
+        when the file is not the one expected; it is deleted.
+    """
+    import requests
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    have = part.stat().st_size if part.exists() else 0
+    try:
+        if url.startswith("file://"):
+            shutil.copyfile(requests.utils.unquote(url.removeprefix("file://")), part)
+        else:
+            _stream(url, part, have, timeout_s)
+    except requests.RequestException as error:
+        raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to go on from there") from error
+    check(part, sha256, name=path.name)
+    return part.replace(path)
+
+
+def check(path: Path, sha256: str, *, name: str = "") -> None:
+    """Delete a file whose SHA-256 does not begin with ``sha256``, and raise ValueError."""
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if not found.startswith(sha256):
+        path.unlink()
+        raise ValueError(f"{name or path.name} is not the file expected (sha256 {found}, wanted {sha256}); it was "
+                         f"deleted. Run again; if it happens again, the index serves another file")
+
+
+def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
+    import requests
+
+    headers = {"Range": f"bytes={have}-"} if have else {}
+    with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
+        if answer.status_code == 416:  # everything is there already
+            return
+        answer.raise_for_status()
+        if answer.status_code != 206:
+            have = 0
+        total = have + int(answer.headers.get("Content-Length", 0))
+        with part.open("ab" if have else "wb") as file, tqdm(
+            total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
+        ) as bar:
+            for chunk in answer.iter_content(1 << 16):  # a chunk that breaks off is lost
+                file.write(chunk)
+                bar.update(len(chunk))
+    if total and part.stat().st_size < total:
+        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")

@@ -1,0 +1,137 @@
+"""Images by name: pixels and labels in a fixed order, decoded once.
+
+CIFAR-10 comes through torchvision.  ``cifar10-jpeg75`` is the same images recompressed as JPEG of quality 75, a harder
+copy; ``PRUNING_DATA`` may hold it as parquet files, as on the hub.  The digits come with scikit-learn, no download.
+Every set has three splits that share no image: "calibration" to score on, "train" to learn from, "test" to report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning_lib.downloads import cache
+from pruning_lib.registry import Table
+
+SPLITS = ("calibration", "train", "test")
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """How images are read: ``read(part)`` gives those of the publisher's "train" or "test" part."""
+
+    read: Callable[[str], tuple[Tensor, Tensor]]
+    calibration: int  # images of the training part that are kept for calibration
+    mean: tuple[float, ...]  # per channel, of pixels in [0, 1] of the training part
+    std: tuple[float, ...]
+    licence: str
+
+
+def load(name: str, split: str, n: int | None = None) -> tuple[Tensor, Tensor]:
+    """The first ``n`` images of a split (all by default) and their classes.
+
+    Returns
+    -------
+    (N, channels, height, width) uint8 pixels and (N,) int64 classes
+
+    Raises
+    ------
+    ValueError
+        for an unknown name or split, or more images than there are.
+    ConnectionError
+        when the set is not at hand and cannot be downloaded.
+    """
+    entry: ImageSet = IMAGES[name]
+    if split not in SPLITS:
+        raise ValueError(f"split={split!r}; allowed: {', '.join(SPLITS)}")
+    pixels, labels = entry.read("test" if split == "test" else "train")
+    if split != "test":
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))
+        chosen = order[:entry.calibration] if split == "calibration" else order[entry.calibration:]
+        pixels, labels = pixels[chosen], labels[chosen]
+    n = len(labels) if n is None else n
+    if not 0 < n <= len(labels):
+        raise ValueError(f"{n} images wanted of {name!r}, {split}; it has {len(labels)}")
+    return pixels[:n], labels[:n]
+
+
+def balanced(labels: Tensor, per_class: int, *, seed: int = 0) -> Tensor:
+    """Places of ``per_class`` images of every class, drawn with ``seed``, in ascending order.
+
+    Raises
+    ------
+    ValueError
+        when a class has fewer.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    chosen = []
+    for label in labels.unique().tolist():
+        found = order[labels[order] == label]
+        if len(found) < per_class:
+            raise ValueError(f"{per_class} images per class wanted, class {label} has {len(found)}")
+        chosen.append(found[:per_class])
+    return torch.cat(chosen).sort().values
+
+
+def fingerprint(pixels: Tensor) -> str:
+    """First 16 hex digits of the SHA-256 of the pixels in order: two runs with the same one used the same images."""
+    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _digits(part: str) -> tuple[Tensor, Tensor]:
+    """8 x 8 grey digits; the last 597 of 1,797 are the test part."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
+    labels = torch.from_numpy(bunch.target).long()
+    return (pixels[1200:], labels[1200:]) if part == "test" else (pixels[:1200], labels[:1200])
+
+
+def _cifar10(part: str) -> tuple[Tensor, Tensor]:
+    from torchvision.datasets import CIFAR10
+
+    folder = cache() / "cifar10"
+    try:
+        found: Any = CIFAR10(str(folder), train=part == "train", download=not (folder / CIFAR10.base_folder).is_dir())
+    except (OSError, RuntimeError) as error:
+        raise ConnectionError(f"CIFAR-10 is not at hand: {error}\nGo online once, put the publisher's archive in "
+                              f"{folder}, or use the set 'digits', which comes with scikit-learn") from error
+    return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)
+
+
+def _cifar10_jpeg75(part: str) -> tuple[Tensor, Tensor]:
+    local = Path(os.environ.get("PRUNING_DATA", "")) / "cifar10-jpeg" / "data"
+    if os.environ.get("PRUNING_DATA") and local.is_dir():
+        return _parquet(local, part)
+    from torchvision.io import decode_jpeg, encode_jpeg
+
+    pixels, labels = _cifar10(part)
+    return torch.stack([decode_jpeg(encode_jpeg(image, quality=75)) for image in pixels]), labels
+
+
+def _parquet(folder: Path, part: str) -> tuple[Tensor, Tensor]:
+    import pandas as pd
+    from torchvision.io import decode_image
+
+    files = sorted(folder.glob(f"{part}-*.parquet"))
+    if not files:
+        raise ValueError(f"{folder} has no {part}-*.parquet")
+    table = pd.concat(map(pd.read_parquet, files))
+    encoded = (np.frombuffer(cell["bytes"], dtype=np.uint8).copy() for cell in table["img"])
+    return torch.stack([decode_image(torch.from_numpy(e)) for e in encoded]), torch.tensor(table["label"].to_numpy())
+
+
+IMAGES: Table = Table("image set")
+IMAGES["digits"] = ImageSet(_digits, 300, (0.306,), (0.375,), "CC BY 4.0")
+IMAGES["cifar10"] = ImageSet(_cifar10, 5000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "unspecified")
+IMAGES["cifar10-jpeg75"] = ImageSet(_cifar10_jpeg75, 5000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
+                                    "unspecified")

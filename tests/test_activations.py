@@ -1,0 +1,91 @@
+"""What passes is seen and nothing else changes; a bypassed block hands on its input and does not run."""
+
+import pytest
+import torch
+from conftest import hooks_of, image_network, pixels
+
+from pruning_lib import families
+from pruning_lib.activations import bypassed, inputs_to, outputs_of
+
+IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(5))
+
+
+@pytest.fixture(scope="module")
+def resnet8():
+    return image_network("cifar_resnet", depth=8)
+
+
+def test_what_enters_the_classifier_gives_the_logits(family, tiny, resnet8):
+    for model, data in ((tiny(family), IDS), (resnet8, pixels())):
+        seen, head = {}, families.classifier(model)
+        with torch.no_grad(), inputs_to([head], seen.__setitem__):
+            out = model(data)
+        assert torch.equal(head(seen[0]), getattr(out, "logits", out))
+        assert not hooks_of(model)
+
+
+def test_outputs_of_several_modules_come_with_their_numbers(resnet8):
+    blocks, seen = [resnet8.get_submodule(b.name) for b in families.residual_blocks(resnet8)], {}
+    with torch.no_grad(), outputs_of(blocks, seen.__setitem__):
+        resnet8(pixels())
+    assert {i: tuple(y.shape) for i, y in seen.items()} == {0: (3, 16, 32, 32), 1: (3, 32, 16, 16), 2: (3, 64, 8, 8)}
+    assert not hooks_of(resnet8)
+    with torch.no_grad():
+        assert torch.equal(blocks[2](seen[1]), seen[2])
+
+
+def test_hooks_go_when_what_is_inside_fails(resnet8):
+    for catch in (inputs_to, outputs_of):
+        with pytest.raises(ZeroDivisionError), catch([resnet8.conv1], lambda i, x: 1 / 0):
+            resnet8(pixels())
+        assert not hooks_of(resnet8)
+
+
+def test_a_bypassed_block_does_not_run_and_others_do(family, tiny):
+    """Its weights may be anything: with NaN in them, running it would show in the logits."""
+    for model, name, data in ((tiny(family, n_blocks=3), "model.layers.1", IDS),
+                              (image_network("cifar_resnet", depth=20), "layer2.1", pixels())):
+        for parameter in model.get_submodule(name).parameters():
+            parameter.data.fill_(torch.nan)
+        with torch.no_grad():
+            with bypassed(model, name):
+                out = model(data)
+            assert not getattr(out, "logits", out).isnan().any()
+            out = model(data)
+            assert getattr(out, "logits", out).isnan().all()
+
+
+def test_bypasses_nest_in_any_order_and_leave_nothing_behind(resnet8):
+    model = image_network("cifar_resnet", depth=20)
+    before = {name: set(vars(module)) for name, module in model.named_modules()}
+    with torch.no_grad():
+        dense = model(pixels())
+        with bypassed(model, "layer1.0"):
+            one = model(pixels())
+            with bypassed(model, "layer3.2"):
+                two = model(pixels())
+                with bypassed(model, "layer1.0"):  # once more
+                    assert torch.equal(model(pixels()), two)
+                assert torch.equal(model(pixels()), two)
+            assert torch.equal(model(pixels()), one)
+        assert torch.equal(model(pixels()), dense)
+    assert not torch.equal(one, dense) and not torch.equal(one, two)
+    assert {name: set(vars(module)) for name, module in model.named_modules()} == before
+    with pytest.raises(KeyError), bypassed(model, "layer1.0"):
+        raise KeyError
+    assert "forward" not in vars(model.layer1[0])
+
+
+def test_a_forward_that_something_else_put_there_comes_back(resnet8):
+    own = resnet8.layer1[0].forward
+    resnet8.layer1[0].forward = own  # as accelerate does for models on several devices
+    with bypassed(resnet8, "layer1.0"):
+        pass
+    assert vars(resnet8.layer1[0]).pop("forward") is own
+
+
+@pytest.mark.parametrize("name", ["layer2.0", "layer1.1", "layer1", "conv1", ""])
+def test_what_is_no_removable_block_is_refused(resnet8, name):
+    with pytest.raises(ValueError, match=f"{name!r} is not a block that can be left out; removable: layer1.0$"):
+        with bypassed(resnet8, name):
+            pass
