@@ -82,8 +82,9 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
     device = next(model.parameters()).device
     heads = torch.zeros(s.blocks, s.heads, dtype=torch.float64, device=device)
     neurons = torch.zeros(s.blocks, s.neurons, dtype=torch.float64, device=device)
-    heads_out = [b.get_submodule(family.heads_out) for b in families.blocks(model)]
+    heads_out = [families.linear(b, family.heads_out) for b in families.blocks(model)]
     neurons_out = [b.get_submodule(family.neurons_out) for b in families.blocks(model)]
+    decoder: Any = model.base_model  # all but the language-model head
     weights: Tensor  # (B, T): 1 / length of the prompt, 0 where padded
 
     def see(i: int, x: Tensor) -> None:
@@ -97,7 +98,7 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
         for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
             mask = _right_padded(batch["attention_mask"]).to(device)
             weights = mask / mask.sum(1, keepdim=True)
-            model.base_model(input_ids=batch["input_ids"].to(device), attention_mask=mask, use_cache=False)
+            decoder(input_ids=batch["input_ids"].to(device), attention_mask=mask, use_cache=False)
             prompts += len(mask)
     if not prompts:
         raise ValueError("no batches: give at least one prompt to calibrate on")

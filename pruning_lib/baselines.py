@@ -35,11 +35,11 @@ def magnitude(model: nn.Module, batches: Iterable[Mapping[str, Tensor]] = ()) ->
     family, D = families.of(model), families.head_width(model)
     heads, neurons = [], []
     for block in families.blocks(model):
-        queries, out = (block.get_submodule(p).weight.detach().float() for p in (family.queries, family.heads_out))
+        queries, out = (families.linear(block, p).weight.detach().float() for p in (family.queries, family.heads_out))
         heads.append((queries.pow(2).sum(1) + out.pow(2).sum(0)).view(-1, D).sum(1).sqrt())
-        size = block.get_submodule(family.neurons_out).weight.detach().float().pow(2).sum(0)
+        size = families.linear(block, family.neurons_out).weight.detach().float().pow(2).sum(0)
         for path in family.neurons_in:
-            size = size + block.get_submodule(path).weight.detach().float().pow(2).sum(1)
+            size = size + families.linear(block, path).weight.detach().float().pow(2).sum(1)
         neurons.append(size.sqrt())
     return Importance(torch.stack(heads).cpu(), torch.stack(neurons).cpu(), {"method": "magnitude"})
 

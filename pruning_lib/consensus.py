@@ -157,7 +157,8 @@ def prune(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, 
         raise ValueError(f"min_blocks={min_blocks}; a stage keeps at least 1 block")
     free = _free(model, min_blocks)
     if not 0 < rounds * per_round <= free:
-        raise ValueError(f"{rounds} rounds of {per_round} blocks; {free} blocks can go if each stage keeps {min_blocks}")
+        raise ValueError(f"{rounds} rounds of {per_round} blocks; {free} blocks can go "
+                         f"if each stage keeps {min_blocks}")
     return _rounds(model, criterion, rounds, per_round, min_blocks)
 
 

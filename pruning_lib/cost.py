@@ -1,7 +1,7 @@
 """What a network costs: multiply-adds, parameters, time, memory.
 
-Multiply-adds count once (one MAC, two FLOPs), those of convolutions and matrix products only, as counted by PyTorch's own
-counter; batch norms, activations and additions are left out, as in most tables of pruning papers.
+Multiply-adds count once (one MAC, two FLOPs), those of convolutions and matrix products only, as counted by PyTorch's
+own counter; batch norms, activations and additions are left out, as in most tables of pruning papers.
 """
 
 from __future__ import annotations

@@ -37,8 +37,8 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
                max_tokens: int | None = None, progress: bool = True) -> dict[str, float]:
     """Exponential of the mean negative log-likelihood of a token, given the tokens before it in its window.
 
-    The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart; each
-    token counts once, in the first window that holds it with a token before it.  Nothing is carried between windows.
+    The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart;
+    each token counts once, in the first window that holds it with a token before it.  Windows share nothing.
 
     Parameters
     ----------
@@ -146,8 +146,8 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "
 
     Returns
     -------
-    ``accuracy_fraction``, its 95 % interval (Wilson) ``accuracy_low`` and ``accuracy_high``, ``images``; and the answers
-    right or wrong, packed, for paired comparisons
+    ``accuracy_fraction``, its 95 % interval (Wilson) ``accuracy_low`` and ``accuracy_high``, ``images``; and the
+    answers right or wrong, packed, for paired comparisons
     """
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
@@ -212,7 +212,7 @@ def unpack(text: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8))[: int(count)].astype(bool)
 
 
-def _loss(model: nn.Module, ids: Tensor, *, last: int) -> float:
+def _loss(model: Any, ids: Tensor, *, last: int) -> float:
     """Summed negative log-likelihood of the ``last`` tokens of ``ids`` (T,)."""
     hidden = model.base_model(input_ids=ids[None].to(model.device), use_cache=False).last_hidden_state[0, -last - 1:-1]
     target = ids[-last:].to(hidden.device)

@@ -1,7 +1,7 @@
 """The language model as lm-eval sees it, made faster: answers that share a question share its forward pass.
 
 lm-eval asks for the likelihood of each answer given the question, one sequence per answer.  Here the question is put
-into the sequence once, its answers behind it, and the attention mask lets every answer see the question and itself only.
+into the sequence once, its answers behind it, and the attention mask lets an answer see the question and itself only.
 Scores are the stock class's up to rounding (a test compares them); the tasks and the harness are untouched.
 """
 
@@ -78,7 +78,8 @@ class SharedContextLM(HFLM):
             yield i, (lp.gather(1, answer[:, None]).sum().item(), bool((lp.argmax(-1) == answer).all()))
 
 
-def _pack(question: tuple[int, ...], answers: list[list[int]]) -> tuple[list[int], list[int], list[int], list[list[int]]]:
+def _pack(question: tuple[int, ...], answers: list[list[int]]
+          ) -> tuple[list[int], list[int], list[int], list[list[int]]]:
     """One row: tokens, positions, owner of each token (0 the question, 1.. the answers), places that predict answers.
 
     The last token of an answer is predicted but never read, so it is left out.

@@ -67,7 +67,8 @@ MODELS["smollm2-135m-instruct"] = PackagedModel(
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", licence="Apache-2.0",
 )
 for _name, _weights in (("resnet18", "ResNet18_Weights.IMAGENET1K_V1"), ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"),
-                        ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"), ("resnet101", "ResNet101_Weights.IMAGENET1K_V2"),
+                        ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),
+                        ("resnet101", "ResNet101_Weights.IMAGENET1K_V2"),
                         ("mobilenet_v2", "MobileNet_V2_Weights.IMAGENET1K_V2")):
     MODELS[_name] = TorchWeights(ImageConfig(_name), _weights, "BSD-3-Clause")
 for _depth, _digits in ((20, "12fca82f"), (56, "4bfd9763")):

@@ -1,6 +1,6 @@
 """Importances and plans: what a width-pruning method hands over.
 
-A method gives every head and neuron an importance; ``choose`` turns importances into a plan, the list of what to remove.
+A method gives every head and neuron an importance; ``choose`` turns importances into a plan: what to remove.
 Order of this file: Importance · Plan · choose · how many · which.  Cutting is in ``surgery``.
 """
 

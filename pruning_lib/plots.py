@@ -134,7 +134,8 @@ def rounds(table: pd.DataFrame, ax: Axes) -> Axes:
               "cut, batch norms measured anew"), ("cut_fraction", "^:", "#D55E00", "cut"))
     for column, line, colour, label in stages:
         ax.plot(table.removed_blocks, table[column], line, color=colour, label=label)
-    ax.fill_between(table.removed_blocks, table.accuracy_low, table.accuracy_high, color="#0072B2", alpha=0.2, linewidth=0)
+    ax.fill_between(table.removed_blocks, table.accuracy_low, table.accuracy_high, color="#0072B2", alpha=0.2,
+                    linewidth=0)
     ax.set(xlabel="blocks removed", ylabel="accuracy (fraction)")
     ax.legend(loc="lower left")
     return ax

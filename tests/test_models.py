@@ -263,7 +263,8 @@ def test_without_a_network_trained_weights_say_how_to_go_on(tmp_path, monkeypatc
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize("name", [n for n, e in models.MODELS.items() if getattr(e, "address", "").endswith(("V1", "V2"))])
+@pytest.mark.parametrize("name", [name for name, entry in models.MODELS.items()
+                                  if getattr(entry, "address", "").endswith(("V1", "V2"))])
 def test_every_trained_network_is_one_that_torchvision_has_weights_for(name):
     weights = torchvision.models.get_weight(models.MODELS[name].address)
     assert weights in torchvision.models.get_model_weights(name) and name in networks.NETWORKS

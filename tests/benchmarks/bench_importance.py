@@ -110,7 +110,7 @@ def main():
     if arguments.peak:
         print(json.dumps(peak_bytes(*arguments.peak)))
         return
-    print(f"{'dtype':10}{'':11}{'median s':>10}{'fastest':>10}{'slowest':>10}{'x published':>13}{'x floor':>9}{'peak MB':>9}")
+    print(f"{'dtype':21}{'median s':>10}{'fastest':>10}{'slowest':>10}{'x published':>13}{'x floor':>9}{'peak MB':>9}")
     for dtype in ("float32", "bfloat16"):
         tokens, seconds = measured(dtype, arguments.repetitions)
         median = {way: statistics.median(s) for way, s in seconds.items()}
