@@ -14,9 +14,11 @@ from torch import Tensor
 # Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
 COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00"}
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D"}
-# the same for criteria that rank blocks; single metrics share a colour and differ by marker
-CRITERION_COLOUR = {"none": "#000000", "consensus": "#0072B2", "random": "#999999", "network_order": "#D55E00",
-                    "cka": "#009E73"}
+# the same for criteria that rank blocks: colour and marker; single metrics share a colour and differ by marker
+CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
+             "network_order": ("#D55E00", "^"), "cka": ("#009E73", "v"), "gaussian_0": ("#CC79A7", "<"),
+             "gaussian_1": ("#CC79A7", ">"), "gaussian_2": ("#CC79A7", "x"), "linear_shape_0": ("#E69F00", "d"),
+             "linear_shape_1": ("#E69F00", "D"), "permutation": ("#56B4E9", "P"), "wasserstein": ("#882255", "X")}
 
 
 @contextmanager
@@ -95,6 +97,25 @@ def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
     ax.grid(axis="y", visible=False)
     ax.margins(y=0.12)
     ax.legend(loc="lower right")
+    return ax
+
+
+def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
+    """A line per criterion of ``quality`` against blocks removed: the mean over seeds, and the seeds as a band.
+
+    ``table`` has columns ``criterion``, ``removed`` and ``quality``.
+    """
+    unknown = set(table.criterion) - set(CRITERION)
+    if unknown:
+        raise ValueError(f"no colour for {', '.join(sorted(unknown))}; enter one in plots.CRITERION")
+    for criterion in [c for c in CRITERION if c in set(table.criterion)]:
+        colour, marker = CRITERION[criterion]
+        seeds = table[table.criterion == criterion].groupby("removed")[quality]
+        mean = seeds.mean()
+        ax.plot(mean.index, mean, marker=marker, ms=5, color=colour, label=criterion.replace("_", " "))
+        ax.fill_between(mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.15, linewidth=0)
+    ax.set(xlabel="blocks removed", ylabel=quality.replace("_", " "))
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return ax
 
 

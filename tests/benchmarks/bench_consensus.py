@@ -1,0 +1,77 @@
+"""Speed of scoring all blocks of ResNet-56 with all eight metrics, side by side in one run with the plain procedure.
+
+ours    the library: what runs before a block is computed once, all metrics look at the same features
+plain   a full pass over the images for every block and every metric, with the block bypassed, then the metric on its own
+
+The features of both are compared bit for bit.  The plain procedure takes long; ``--sample`` measures it on that many of
+the blocks, evenly spread, and scales its time up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import torch
+
+from pruning_lib import consensus, cost, families, networks, similarity
+from pruning_lib.activations import bypassed
+
+
+def setting(per_class):
+    """A ResNet-56 with random weights and random images: speed does not depend on what they show."""
+    network = networks.build(networks.ImageConfig("cifar_resnet", {"depth": 56}), seed=0).eval()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.rand(10 * per_class, 3, 32, 32, generator=generator)
+    return network, pixels, torch.arange(10 * per_class) % 10
+
+
+def features(network, pixels):
+    with torch.inference_mode():
+        return torch.cat([consensus.penultimate(network, batch) for batch in pixels.split(128)])
+
+
+def plain(network, pixels, labels, names):
+    """Seconds, and the features without each block."""
+    start, found = time.perf_counter(), []
+    whole = features(network, pixels)
+    for name in names:
+        for metric in similarity.METRICS:
+            with bypassed(network, name):
+                without = features(network, pixels)
+            similarity.METRICS[metric].distance(whole, without, labels)
+        found.append(without)
+    return time.perf_counter() - start, found
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--per-class", type=int, default=256)
+    parser.add_argument("--sample", type=int, default=3, help="blocks the plain procedure is measured on; 0: all")
+    arguments = parser.parse_args()
+    network, pixels, labels = setting(arguments.per_class)
+    names = [block.name for block in families.residual_blocks(network) if block.removable]
+    sampled = names[::max(1, len(names) // arguments.sample)] if arguments.sample else names
+
+    for per_class in (arguments.per_class // 4, arguments.per_class // 2, arguments.per_class):
+        few = torch.arange(10 * per_class)
+        start = time.perf_counter()
+        whole, without = consensus.representations(network, pixels[few], progress=False)
+        passes = time.perf_counter() - start
+        similarity.distances(whole, without, labels[few])
+        ours = time.perf_counter() - start
+        print(f"ours   {per_class:4} images per class: {ours:7.1f} s ({passes:.1f} s passes, "
+              f"{ours - passes:.1f} s metrics)")
+    memory = cost.peak_bytes(lambda: consensus.representations(network, pixels, progress=False))
+    seconds, found = plain(network, pixels, labels, sampled)
+    scaled = seconds * len(names) / len(sampled)
+    print(f"plain  {arguments.per_class:4} images per class: {scaled:7.1f} s ({seconds:.1f} s for {len(sampled)} of "
+          f"{len(names)} blocks)")
+    same = all(torch.equal(without[names.index(name)], one) for name, one in zip(sampled, found, strict=True))
+    print(f"{scaled / ours:.1f} times faster; features {'identical' if same else 'DIFFER'}; "
+          f"memory of the passes {'not measured' if memory is None else f'{memory / 1e6:.0f} MB'}; "
+          f"{torch.get_num_threads()} threads, torch {torch.__version__}")
+
+
+if __name__ == "__main__":
+    main()
