@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pruning_lib import baselines, data, evaluate, experiments, models, plans
+from pruning_lib import baselines, criteria, data, evaluate, experiments, images, models, plans
 from pruning_lib.experiments import Tree
 
 
@@ -26,8 +26,9 @@ ROWS = rows_of(TREE)
 READINGS = {row.notebook for row in ROWS.values() if row.reading}
 PATHS = sorted(TREE.notebooks.glob("*.ipynb"))
 RUNS = [path for path in PATHS if path.stem not in READINGS]
-DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "pruning_lib.results", "pruning_lib.plots",
-                  "pruning_lib.evaluate"}  # evaluate for statistics over recorded items only
+DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib.results", "pruning_lib.plots",
+                  "pruning_lib.data",  # for figures of others, in data/inputs
+                  "pruning_lib.evaluate"}  # for statistics over recorded items only
 STATISTICS = {"mean_interval", "paired"}
 
 
@@ -160,7 +161,8 @@ def test_every_parameter_is_used(path):
     assert not [name for name in experiments.parameters_of(path) if used.count(name) < 2]
 
 
-KEYS = {"model": models.MODELS, "method": {"dense", *baselines.METHODS}, "calibration": data.DATASETS,
+KEYS = {"model": {"fresh", *models.MODELS}, "image_set": images.IMAGES, "criterion": {"none", *criteria.CRITERIA},
+        "method": {"dense", *baselines.METHODS}, "calibration": data.DATASETS,
         "text": data.DATASETS, "tasks": evaluate.TASKS, "grouped_query": plans.GROUPED, "dtype": models.DTYPES}
 
 
@@ -210,4 +212,5 @@ def test_a_reading_has_no_parameters_writes_no_record_and_computes_no_model(path
     used = {node.attr for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)
             and ast.unparse(node.value) == "evaluate"}
     assert used <= STATISTICS
-    assert "results" in {ast.unparse(node.value) for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)}
+    named = {ast.unparse(node.value) for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)}
+    assert named & {"results", "data"}

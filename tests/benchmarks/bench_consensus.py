@@ -1,7 +1,7 @@
 """Speed of scoring all blocks of ResNet-56 with all eight metrics, side by side in one run with the plain procedure.
 
 ours    the library: what runs before a block is computed once, all metrics look at the same features
-plain   a full pass over the images for every block and every metric, with the block bypassed, then the metric on its own
+plain   a full pass over the images for every block and every metric, the block bypassed, then the metric by itself
 
 The features of both are compared bit for bit.  The plain procedure takes long; ``--sample`` measures it on that many of
 the blocks, evenly spread, and scales its time up.
