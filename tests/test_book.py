@@ -132,6 +132,8 @@ def test_the_record_says_what_it_was_made_with(name):
 @every_run
 def test_the_record_holds_a_fingerprint_of_every_data_set_the_run_read(name):
     read = {v for k, v in parameters(name).items() if k in ("calibration", "text") and v in data.DATASETS}
+    if "image_set" in parameters(name):
+        read = {f"{parameters(name)['image_set']}-{part}" for part in ("scored", "test")}
     fingerprints = read_record(name)["made_with"]["data"]
     assert read and set(fingerprints) == read
     assert all(re.fullmatch(r"[0-9a-f]{16}", text) for text in fingerprints.values())
