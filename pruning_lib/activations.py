@@ -68,9 +68,7 @@ def bypassed(model: nn.Module, block_name: str) -> Iterator[None]:
     ValueError
         for anything but a removable block, with the names of those.
     """
-    removable = [block.name for block in families.residual_blocks(model) if block.removable]
-    if block_name not in removable:
-        raise ValueError(f"{block_name!r} is not a block that can be left out; removable: {', '.join(removable)}")
+    _refuse_unless_removable(model, block_name)
     with _forwarding(model.get_submodule(block_name), _hand_on):
         yield
 
@@ -81,7 +79,13 @@ def entered_behind(model: nn.Module, block_name: str, x: Tensor) -> Iterator[Non
 
     With what enters the block as ``x``, the network computes what it computes with the block bypassed, and only the
     blocks behind are paid for.  ``x`` has to come from the inputs the network is then called with.
+
+    Raises
+    ------
+    ValueError
+        for anything but a removable block, as ``bypassed`` does.
     """
+    _refuse_unless_removable(model, block_name)
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             here = info.name == block_name
@@ -89,6 +93,12 @@ def entered_behind(model: nn.Module, block_name: str, x: Tensor) -> Iterator[Non
             if here:
                 break
         yield
+
+
+def _refuse_unless_removable(model: nn.Module, block_name: str) -> None:
+    removable = [block.name for block in families.residual_blocks(model) if block.removable]
+    if block_name not in removable:
+        raise ValueError(f"{block_name!r} is not a block that can be left out; removable: {', '.join(removable)}")
 
 
 @contextmanager

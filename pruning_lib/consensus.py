@@ -44,9 +44,18 @@ def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: 
     Returns
     -------
     (N, P) and (blocks, N, P) float32 on the CPU; of a language model, the features of each prompt's last token
+
+    Raises
+    ------
+    ValueError
+        for no inputs, integer pixels, or a name that is no removable block.
     """
     infos = families.residual_blocks(model)
-    blocks = [b.name for b in infos if b.removable] if blocks is None else list(blocks)
+    removable = [b.name for b in infos if b.removable]
+    blocks = removable if blocks is None else list(blocks)
+    if not set(blocks) <= set(removable):
+        raise ValueError(f"{', '.join(sorted(set(blocks) - set(removable)))} cannot be left out; "
+                         f"removable: {', '.join(removable)}")
     modules = [model.get_submodule(b.name) for b in infos]
     places = {info.name: i for i, info in enumerate(infos)}
     batches = inputs.split(images_per_batch) if isinstance(inputs, Tensor) else list(inputs)
@@ -69,6 +78,8 @@ def penultimate(model: nn.Module, batch: Batch) -> Tensor:
     """What enters the classifier: (B, P) float32 on the CPU; of a language model for the last token of each prompt."""
     device = next(model.parameters()).device
     if isinstance(batch, Tensor):
+        if not batch.is_floating_point():
+            raise ValueError(f"pixels are {batch.dtype}; give floats in [0, 1], such as finetune.pixels(images)")
         caught: list[Tensor] = []
         with inputs_to([families.classifier(model)], lambda _, x: caught.append(x)):
             model(batch.to(device))

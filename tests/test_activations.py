@@ -5,7 +5,7 @@ import torch
 from conftest import hooks_of, image_network, pixels
 
 from pruning_lib import families
-from pruning_lib.activations import bypassed, inputs_to, outputs_of
+from pruning_lib.activations import bypassed, entered_behind, inputs_to, outputs_of
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(5))
 
@@ -86,6 +86,30 @@ def test_a_forward_that_something_else_put_there_comes_back(resnet8):
 
 @pytest.mark.parametrize("name", ["layer2.0", "layer1.1", "layer1", "conv1", ""])
 def test_what_is_no_removable_block_is_refused(resnet8, name):
-    with pytest.raises(ValueError, match=f"{name!r} is not a block that can be left out; removable: layer1.0$"):
-        with bypassed(resnet8, name):
+    message = f"{name!r} is not a block that can be left out; removable: layer1.0$"
+    for way in (bypassed(resnet8, name), entered_behind(resnet8, name, pixels())):
+        with pytest.raises(ValueError, match=message), way:
             pass
+
+
+def test_behind_a_block_the_network_goes_on_with_what_it_is_handed(family, tiny):
+    """Neither the block nor any before it may run: with NaN in their weights, that would show in the logits."""
+    for model, name, data in ((tiny(family, n_blocks=4), "model.layers.2", IDS),
+                              (image_network("cifar_resnet", depth=20), "layer2.1", pixels())):
+        seen, names = {}, [block.name for block in families.residual_blocks(model)]
+        with torch.no_grad():
+            with bypassed(model, name), inputs_to([model.get_submodule(name)], seen.__setitem__):
+                expected = model(data)
+            for block in names[:names.index(name) + 1]:
+                for parameter in model.get_submodule(block).parameters():
+                    parameter.data.fill_(torch.nan)
+            with entered_behind(model, name, seen[0]):
+                found = model(data)
+                with entered_behind(model, name, 2 * seen[0]):
+                    other = model(data)
+                again = model(data)
+        found, other, again, expected = (getattr(out, "logits", out) for out in (found, other, again, expected))
+        assert torch.equal(found, expected) and torch.equal(again, expected) and not torch.equal(other, expected)
+        with pytest.raises(KeyError), entered_behind(model, name, seen[0]):
+            raise KeyError
+        assert not [module for module in model.modules() if "forward" in vars(module)]
