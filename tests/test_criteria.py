@@ -1,0 +1,70 @@
+"""Every criterion gives an order of the blocks that can go; the controls are what they say they are."""
+
+import json
+
+import pytest
+import torch
+from conftest import image_network
+
+from pruning_lib import consensus, families
+from pruning_lib.criteria import CRITERIA
+from pruning_lib.data import INPUTS
+from pruning_lib.similarity import METRICS
+
+PUBLISHED = json.loads((INPUTS / "published_consensus_networks.json").read_text())["networks"]
+IMAGES = torch.rand(90, 3, 12, 12, generator=torch.Generator().manual_seed(4))  # more than the 64 features
+LABELS = torch.arange(90) % 3
+
+
+def removable(model):
+    return [block.name for block in families.residual_blocks(model) if block.removable]
+
+
+@pytest.fixture(scope="module")
+def network():
+    return image_network("cifar_resnet", depth=14)
+
+
+@pytest.fixture(scope="module")
+def table(network):
+    return consensus.scores(network, IMAGES, LABELS, progress=False)
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+def test_an_order_has_every_block_that_can_go_once(key, network):
+    found = CRITERIA[key].order(network, IMAGES, LABELS, 0)
+    assert sorted(found) == removable(network) and CRITERIA[key].about
+
+
+def test_consensus_is_the_rank_over_all_metrics_and_a_metric_alone_the_order_of_its_column(network, table):
+    assert set(CRITERIA) == {"consensus", *METRICS, "network_order", "random"}
+    assert CRITERIA["consensus"].order(network, IMAGES, LABELS, 0) == consensus.rank(table)
+    for key in METRICS:
+        expected = list(table[key].sort_values(kind="stable").index)
+        assert CRITERIA[key].order(network, IMAGES, LABELS, 0) == expected, key
+    assert len({tuple(table[key].rank()) for key in METRICS}) > 1  # so that one cannot stand for all
+
+
+def test_network_order_removes_the_blocks_that_the_published_networks_lost_in_that_sequence():
+    model = image_network("cifar_resnet", depth=56, shortcut="projection")
+    steps = consensus.prune(model, lambda m: CRITERIA["network_order"].order(m, None, None, 0), rounds=21)
+    published = [f"layer{1 + n['removed_stage']}.{n['removed_original_block_in_stage']}" for n in PUBLISHED[1:]]
+    for step, name, wanted in zip(steps, published, PUBLISHED[1:], strict=True):
+        assert step.removed == (name,)
+        assert [len(stage) for stage in (step.model.layer1, step.model.layer2, step.model.layer3)] == (
+            wanted["blocks_per_stage"])
+
+
+def test_network_order_asks_for_the_first_block_of_a_stage_last(network):
+    assert CRITERIA["network_order"].order(network, None, None, 0) == ["layer1.1", "layer2.1", "layer3.1", "layer1.0"]
+
+
+def test_a_random_order_is_decided_by_the_seed_and_the_number_of_blocks_alone():
+    model, fewer = (image_network("cifar_resnet", depth=depth) for depth in (26, 20))
+    state = torch.get_rng_state()
+    orders = [tuple(CRITERIA["random"].order(model, None, None, seed)) for seed in range(20)]
+    assert orders == [tuple(CRITERIA["random"].order(model, IMAGES, LABELS, seed)) for seed in range(20)]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert len(set(orders)) > 15 and len({order[0] for order in orders}) > 5
+    cut = CRITERIA["random"].order(fewer, None, None, 0)
+    assert [name for name in orders[0] if name in cut] != cut  # drawn anew in every round
