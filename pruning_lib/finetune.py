@@ -6,11 +6,14 @@ Order of this file: recalibrate_batchnorm · train · augmentation.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
+
+from pruning_lib.activations import evaluating
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -27,26 +30,26 @@ def recalibrate_batchnorm(model: nn.Module, images: Tensor, *, images_per_batch:
     Raises
     ------
     ValueError
-        for a network without batch norms.
+        for a network without batch norms, or fewer than 2 images in a batch, which have no variance.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
         raise ValueError(f"this {type(model).__name__} has no batch norm to recalibrate")
-    momenta, training = [norm.momentum for norm in norms], model.training
-    model.eval()
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
-        norm.train()
-    try:
-        with torch.no_grad():
+    if min(len(images), images_per_batch) < 2:
+        raise ValueError(f"{len(images)} images in batches of {images_per_batch}; give at least 2 images per batch")
+    device, momenta = next(model.parameters()).device, [norm.momentum for norm in norms]
+    with torch.no_grad(), evaluating(model):
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None  # a plain average over all batches
+            norm.train()
+        try:
             for batch in images.split(images_per_batch):
                 if len(batch) > 1:
-                    model(pixels(batch))
-    finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        model.train(training)
+                    model(pixels(batch.to(device)))
+        finally:
+            for norm, momentum in zip(norms, momenta, strict=True):
+                norm.momentum = momentum
     return model
 
 
@@ -60,7 +63,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, se
     images : (N, channels, height, width) uint8 pixels or floats in [0, 1]
     labels : (N,) class of each image
     epochs : passes over the images; fractions are allowed
-    seed : order of the images, crops and flips
+    seed : order of the images, shifts, flips, and the dropout of the network
     augment : shift by up to an eighth of the width and flip sideways, at random
     dtype : of the multiplications; weights stay in the model's own
 
@@ -73,30 +76,33 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, se
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
+    images_per_batch = min(images_per_batch, len(images))
     steps = round(epochs * len(images) / images_per_batch)
     if steps < 1:
         return model
-    device, training = next(model.parameters()).device, model.training
+    device, modes = next(model.parameters()).device, {module: module.training for module in model.modules()}
     generator = torch.Generator().manual_seed(seed)
     model.train().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=momentum, weight_decay=weight_decay, nesterov=True)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = _shuffled(len(images), images_per_batch, generator)
     try:
-        for _ in tqdm(range(steps), desc="training", disable=not progress, leave=False):
-            chosen = next(order)
-            batch = shifted_and_flipped(images[chosen], generator) if augment else images[chosen]
-            batch = pixels(batch.to(device)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
-                loss = F.cross_entropy(model(batch).float(), labels[chosen].to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+        with _dropout_seeded(seed, device):
+            for _ in tqdm(range(steps), desc="training", disable=not progress, leave=False):
+                chosen = next(order)
+                batch = shifted_and_flipped(images[chosen], generator) if augment else images[chosen]
+                batch = pixels(batch.to(device)).contiguous(memory_format=torch.channels_last)
+                with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
+                    loss = F.cross_entropy(model(batch).float(), labels[chosen].to(device))
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
         if not torch.isfinite(loss):
             raise ValueError(f"the loss is {loss.item()} after {steps} steps; try a learning rate below {lr}")
     finally:
-        model.train(training)
+        for module, training in modes.items():
+            module.training = training
     return model
 
 
@@ -122,9 +128,20 @@ def pixels(images: Tensor) -> Tensor:
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
+@contextmanager
+def _dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout can draw from the global generators only: seed them, and put them back as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+
+
 def _shuffled(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
     """Numbers of the images of one batch after the other, every image once per epoch but for a rest too small."""
     while True:
         for chosen in torch.randperm(n, generator=generator).split(size):
-            if len(chosen) == min(n, size):
+            if len(chosen) == size:
                 yield chosen
