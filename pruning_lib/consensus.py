@@ -162,27 +162,39 @@ def prune(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, 
     Raises
     ------
     ValueError
-        before the first round, when there are fewer blocks to remove than asked for.
+        before the first round, as ``check`` does.
     """
+    check(model, rounds=rounds, per_round=per_round, min_blocks=min_blocks)
+    return _rounds(model, criterion, rounds, per_round, min_blocks)
+
+
+def _rounds(model: nn.Module, criterion: Callable, rounds: int, per_round: int, min_blocks: int) -> Iterator[Step]:
+    names = {info.name: info.name for info in families.residual_blocks(model)}  # now -> in the beginning
+    for _ in range(rounds):
+        found = step(model, criterion, per_round=per_round, min_blocks=min_blocks)
+        left = [first for now, first in names.items() if now not in found.removed]
+        yield Step(found.model, tuple(names[name] for name in found.removed), found.order)
+        model = found.model
+        names = dict(zip((info.name for info in families.residual_blocks(model)), left, strict=True))
+
+
+def step(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, per_round: int = 1, min_blocks: int = 2
+         ) -> Step:
+    """One round of ``prune``; ``removed`` in the names that ``model`` has now, in the order data passes them."""
+    order = tuple(criterion(model))
+    plan = BlockPlan.of(model, first(order, model, per_round, min_blocks=min_blocks))
+    removed = tuple(info.name for info in plan.blocks if info.name in plan.removed)
+    return Step(surgery.remove(model, plan), removed, order)
+
+
+def check(model: nn.Module, *, rounds: int, per_round: int = 1, min_blocks: int = 2) -> None:
+    """Raise ValueError when fewer blocks of ``model`` can go than ``rounds`` of ``per_round`` would take."""
     if min_blocks < 1:
         raise ValueError(f"min_blocks={min_blocks}; a stage keeps at least 1 block")
     free = _free(model, min_blocks)
     if not 0 < rounds * per_round <= free:
         raise ValueError(f"{rounds} rounds of {per_round} blocks; {free} blocks can go "
                          f"if each stage keeps {min_blocks}")
-    return _rounds(model, criterion, rounds, per_round, min_blocks)
-
-
-def _rounds(model: nn.Module, criterion: Callable, rounds: int, per_round: int, min_blocks: int) -> Iterator[Step]:
-    original = [info.name for info in families.residual_blocks(model)]  # of the blocks still there
-    for _ in range(rounds):
-        order = tuple(criterion(model))
-        plan = BlockPlan.of(model, first(order, model, per_round, min_blocks=min_blocks))
-        gone = [info.name in plan.removed for info in plan.blocks]
-        removed = tuple(name for name, goes in zip(original, gone, strict=True) if goes)
-        original = [name for name, goes in zip(original, gone, strict=True) if not goes]
-        model = surgery.remove(model, plan)
-        yield Step(model, removed, order)
 
 
 def first(order: Sequence[str], model: nn.Module, count: int, *, min_blocks: int = 2) -> list[str]:

@@ -67,13 +67,18 @@ def peak_bytes(work: Callable[[], Any]) -> int | None:
         work()
         _finish()
         return torch.cuda.max_memory_allocated() - before
+    level = _level()
+    work()
+    return None if level is None else _high_water() - level
+
+
+def _level() -> int | None:
+    """Resident memory now, from which on its peak is recorded; None where the system cannot say."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back, else it would be taken again unseen
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
-        before = _high_water()
-        work()
-        return _high_water() - before
-    except (OSError, AttributeError):
+        return _high_water()
+    except (OSError, AttributeError, IndexError):  # no Linux, or a kernel without these files or this line
         return None
 
 

@@ -7,7 +7,6 @@ torchvision's; they too are fetched once, checked, and kept as safetensors.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -15,7 +14,6 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib import networks
+from pruning_lib import networks, store
 from pruning_lib.downloads import cache, check, download
 from pruning_lib.networks import ImageConfig
 from pruning_lib.registry import Table
@@ -139,30 +137,6 @@ def find(name: str) -> str:
                      f"or a hub name like 'org/model'")
 
 
-def remembered(make: Callable[[], nn.Module], **settings: Any) -> nn.Module:
-    """The image network that ``make()`` gives, made once for the same ``settings`` and read from the cache afterwards.
-
-    Parameters
-    ----------
-    settings : everything the network depends on; numbers and texts
-    """
-    text = json.dumps(settings, sort_keys=True)
-    folder = cache() / "made" / hashlib.sha256(text.encode()).hexdigest()[:16]
-    if not folder.exists():
-        _keep(make(), folder)
-    return networks.read(folder)
-
-
-def _keep(network: nn.Module, folder: Path) -> None:
-    """Write an image network beside and rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
-        done = Path(work) / "done"
-        done.mkdir()
-        networks.write(network, done)
-        done.rename(folder)
-
-
 def _packaged(name: str) -> Path:
     entry: PackagedModel = MODELS[name]
     folder = cache() / "models" / name
@@ -195,7 +169,7 @@ def _from_torch_file(name: str) -> Path:
     except Exception as error:  # torch.load raises many kinds
         file.unlink()
         raise ValueError(f"{file.name} held no weights of {name} and was deleted: {error}") from error
-    _keep(network, folder)
+    store.keep(network, folder)
     file.unlink()  # from here on there are safetensors only
     return folder
 

@@ -1,0 +1,99 @@
+"""Image networks made here, kept under a key of everything they depend on.
+
+Training takes minutes and a row of the report hours.  What was made once is read again: an interrupted run goes on
+where it stopped, and a later run measures the very networks an earlier one made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning_lib import networks
+from pruning_lib.downloads import cache
+
+
+@dataclass(frozen=True)
+class Made:
+    """A network, what was measured while it was made, and the key under which ``find`` gives it again."""
+
+    network: nn.Module
+    facts: dict[str, Any]
+    key: str
+
+
+def made(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: Any) -> Made:
+    """What ``make()`` gives, a network and facts about it; made once for the same ``settings``, then read.
+
+    Parameters
+    ----------
+    make : only called where nothing is kept yet; interrupted, it leaves nothing behind
+    settings : everything the network depends on; numbers, texts, and lists of them
+
+    Raises
+    ------
+    ValueError
+        when what is kept cannot be read, with the folder to delete.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    if not _folder(key).exists():
+        network, facts = make()
+        _keep(network, {"facts.json": json.dumps(dict(facts), indent=1), "settings.json": text}, _folder(key))
+    return find(key)
+
+
+def find(key: str) -> Made:
+    """The network that ``made`` kept under ``key``, on the CPU, ready to evaluate.
+
+    Raises
+    ------
+    ValueError
+        when there is none, or it cannot be read.
+    """
+    folder = _folder(key)
+    if not folder.is_dir():
+        raise ValueError(f"no network {key} in {folder.parent}; the run that names it makes it again: "
+                         f"pruning-lib run ROW, with the row of the record you took the key from")
+    try:
+        return Made(networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
+    except (OSError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder} cannot be read ({error}); delete it, it will be made again") from error
+
+
+def digest(network: nn.Module) -> str:
+    """First 16 hex digits of the SHA-256 of all weights: two networks with the same one are the same."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        found.update(name.encode() + str(tensor.dtype).encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
+
+
+def keep(network: nn.Module, folder: Path) -> None:
+    """Write an image network into a new ``folder``; it appears whole or not at all."""
+    _keep(network, {}, folder)
+
+
+def _keep(network: nn.Module, texts: Mapping[str, str], folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
+        done = Path(work) / "done"
+        done.mkdir()
+        networks.write(network, done)
+        for name, text in texts.items():
+            (done / name).write_text(text + "\n")
+        if not folder.exists():  # another run may have been faster
+            done.rename(folder)
+
+
+def _folder(key: str) -> Path:
+    return cache() / "made" / key

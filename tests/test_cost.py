@@ -1,0 +1,150 @@
+"""Costs are those counted by hand and of the published networks; times and memory are of the work asked for."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import hooks_of, image_network, pixels
+from torch import nn
+
+from pruning_lib import consensus, cost, criteria, families
+from pruning_lib.data import INPUTS
+
+PUBLISHED = json.loads((INPUTS / "published_consensus_networks.json").read_text())["networks"]
+MB = 2 ** 20
+
+
+# --- multiply-adds and parameters -------------------------------------------------------------------------------------
+
+
+def test_a_convolution_and_a_linear_layer_cost_what_they_cost_by_hand():
+    """5 x 5 pixels of 8 channels, each from 3 x 3 x 3; groups see their own channels only; biases do not count."""
+    convolution = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+    assert cost.macs(convolution, torch.zeros(2, 3, 9, 9)) == 2 * 8 * 25 * 27
+    assert cost.macs(nn.Conv2d(6, 6, 3, groups=6), torch.zeros(1, 6, 5, 5)) == 6 * 9 * 9
+    assert cost.macs(nn.Linear(7, 5), torch.zeros(4, 7)) == 4 * 35
+    assert cost.macs(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU()), torch.zeros(2, 3, 9, 9)) == 0
+
+
+def test_resnet56_and_what_is_left_of_it_cost_what_was_published():
+    """Blocks taken front to back: from 125.7 to 26.7 million multiply-adds, 78.8 % less, by way of 20 in between."""
+    model, image = image_network("cifar_resnet", depth=56, shortcut="projection"), pixels()[:1]
+    steps = consensus.prune(model, lambda m: criteria.network_order(m, None, None, 0), rounds=21)
+    found = [cost.macs(network, image) for network in (model, *(step.model for step in steps))]
+    assert found == [network["macs"] for network in PUBLISHED]
+    assert found[0] == 125_747_840 and found[-1] == 26_657_408
+    assert f"{1 - found[-1] / found[0]:.2%}" == "78.80%"
+    assert [round(100 * (1 - macs / found[0]), 2) for macs in found] == [n["removed_macs_percent"] for n in PUBLISHED]
+
+
+def test_a_language_model_costs_its_projections_and_a_little_attention(family, tiny):
+    model, ids = tiny(family), torch.full((2, 11), 5)
+    linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear))
+    found = cost.macs(model, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    s = families.sizes(model)
+    attention = 2 * s.blocks * s.heads * 11 * 11 * s.head_width  # of each prompt: queries by keys, shares by values
+    assert 22 * linear < found <= 22 * linear + 1.2 * 2 * attention
+
+
+def test_counting_changes_nothing():
+    model = image_network("cifar_resnet", depth=8).train()
+    model.layer1.eval()
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    cost.macs(model, pixels())
+    cost.latency(model, pixels(), repetitions=1, warmup=0)
+    assert model.training and not model.layer1[0].training and not hooks_of(model)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_shared_parameters_count_once(tiny):
+    layer = nn.Linear(3, 4)
+    assert cost.parameters(layer) == 16 == cost.parameters(nn.Sequential(layer, nn.BatchNorm1d(4), layer)) - 8
+    model = tiny("llama", fields={"tie_word_embeddings": True})
+    assert cost.parameters(model) == families.sizes(model).parameters == cost.parameters(tiny("llama")) - 128 * 48
+
+
+# --- time -------------------------------------------------------------------------------------------------------------
+
+
+class Taking(nn.Module):
+    """Takes so many seconds, one after the other, on a clock of its own."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.seconds, self.clock, self.given = list(seconds), 0.0, []
+
+    def forward(self, x=None, **named):
+        self.clock += self.seconds.pop(0)
+        self.given.append((named or x, torch.is_grad_enabled(), self.training))
+
+
+def test_latency_is_the_median_with_quartiles_after_a_warm_up(monkeypatch):
+    model, x = Taking([100, 50, 5, 1, 4, 2, 3]), torch.zeros(1)
+    monkeypatch.setattr(cost.time, "perf_counter", lambda: model.clock)
+    assert cost.latency(model, x, repetitions=5, warmup=2) == {
+        "latency_s": 3, "latency_low_s": 2, "latency_high_s": 4, "repetitions": 5}
+    assert model.given == [(x, False, False)] * 7
+
+
+def test_a_language_model_gets_its_inputs_by_name():
+    model = Taking([0.0])
+    cost.latency(model, {"input_ids": 1, "attention_mask": 2}, repetitions=1, warmup=0)
+    assert model.given == [({"input_ids": 1, "attention_mask": 2}, False, False)]
+
+
+def test_real_times_are_in_order_and_positive():
+    found = cost.latency(image_network("cifar_resnet", depth=8), pixels(), repetitions=5)
+    assert 0 < found["latency_low_s"] <= found["latency_s"] <= found["latency_high_s"] < 5
+
+
+@pytest.mark.parametrize("repetitions", [0, -1])
+def test_no_repetition_is_no_time(repetitions):
+    with pytest.raises(ValueError, match=f"repetitions={repetitions}; give at least 1"):
+        cost.latency(nn.Identity(), torch.zeros(1), repetitions=repetitions)
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="counts GPU memory where there is one")
+
+
+@on_cpu
+def test_memory_taken_for_a_moment_shows_in_full():
+    """What was taken and freed before does not, and neither hides the second time."""
+    def work():
+        np.ones(64 * MB, np.uint8)  # freed at once
+
+    np.ones(128 * MB, np.uint8)
+    for found in (cost.peak_bytes(work), cost.peak_bytes(work)):
+        assert found is None or 62 * MB < found < 84 * MB
+    found = cost.peak_bytes(lambda: None)
+    assert found is None or found < 8 * MB
+
+
+@on_cpu
+@pytest.mark.parametrize("missing", ["library", "file", "line"])
+def test_where_the_system_cannot_say_the_work_is_done_all_the_same(monkeypatch, tmp_path, missing):
+    (tmp_path / "status").write_text("Name: python\n")
+    paths = {"/proc/self/status": tmp_path / "status", "/proc/self/clear_refs": tmp_path / "refs"}
+    if missing == "file":
+        paths["/proc/self/clear_refs"] = tmp_path / "no such folder" / "refs"
+    monkeypatch.setattr(cost, "Path", lambda path: paths[path])
+    monkeypatch.setattr(cost.ctypes, "CDLL", lambda _: object() if missing == "library" else Library())
+    done = []
+    assert cost.peak_bytes(lambda: done.append(1)) is None and done == [1]
+
+
+class Library:
+    def malloc_trim(self, _):
+        pass
+
+
+@pytest.mark.parametrize("error", [OSError, AttributeError, IndexError])
+def test_work_that_fails_says_so(error):
+    def work():
+        raise error("of the work")
+
+    with pytest.raises(error, match="of the work"):
+        cost.peak_bytes(work)
