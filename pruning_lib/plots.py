@@ -160,3 +160,18 @@ def rounds(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set(xlabel="blocks removed", ylabel="accuracy (fraction)")
     ax.legend(loc="lower left")
     return ax
+
+
+def time_against_macs(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Time left against multiply-adds left, both as a share of the dense network's, beside the line where they agree.
+
+    ``table`` has ``macs``, ``latency_s`` and its quartiles ``latency_low_s`` and ``latency_high_s``; its first line is
+    the dense network.
+    """
+    macs, whole = table.macs / table.macs.iloc[0], table.latency_s.iloc[0]
+    error = [(table.latency_s - table.latency_low_s) / whole, (table.latency_high_s - table.latency_s) / whole]
+    ax.plot([0, 1], [0, 1], "--", color="#777777", label="time falls with the multiply-adds")
+    ax.errorbar(macs, table.latency_s / whole, yerr=error, fmt="o-", color="#0072B2", ms=5, capsize=3, label="measured")
+    ax.set(xlabel="multiply-adds left (fraction)", ylabel="time left (fraction)", xlim=(0, 1.05), ylim=(0, None))
+    ax.legend(loc="upper left")
+    return ax
