@@ -244,9 +244,9 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     shutil.rmtree(book, ignore_errors=True)
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))
     shutil.copytree(tree.pages, book / "executed")
-    for row in rows(tree).values():  # chapters quote readings; one that was not made anew is the published one
+    for row in rows(tree).values():  # chapters quote these; one that was not made anew is the published one
         page = Tree.at(root).pages / f"{row.name}.ipynb"
-        if row.reading and page.is_file() and not (book / "executed" / page.name).exists():
+        if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
             shutil.copyfile(page, book / "executed" / page.name)
     shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
     contents = yaml.safe_load((book / "_toc.yml").read_text())

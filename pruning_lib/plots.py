@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import matplotlib as mpl
@@ -134,14 +134,35 @@ def agreement(correlations: pd.DataFrame, ax: Axes) -> Axes:
     """Heat map of a square table of rank correlations, the numbers written in."""
     drawn = ax.imshow(correlations.to_numpy(), cmap="RdBu", vmin=-1, vmax=1)
     ax.figure.colorbar(drawn, ax=ax, label="rank correlation (Spearman)")
+    _numbers(correlations, ax, light=lambda value: abs(value) > 0.6)
+    return ax
+
+
+def distance_map(shares: pd.DataFrame, ax: Axes) -> Axes:
+    """Heat map of distances as shares of a yardstick, a row per metric and a column per change, numbers written in."""
+    drawn = ax.imshow(shares.to_numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    ax.figure.colorbar(drawn, ax=ax, label="distance / distance to an unrelated cloud")
+    _numbers(shares, ax, light=lambda value: value < 0.6)
+    return ax
+
+
+def _numbers(table: pd.DataFrame, ax: Axes, *, light: Callable[[float], bool]) -> None:
+    """Names and values of a heat map's fields; ``light`` says which ones are dark and want a light text."""
     ax.grid(False)
-    places = range(len(correlations))
-    ax.set_xticks(places, correlations.columns, rotation=45, ha="right")
-    ax.set_yticks(places, correlations.index)
-    for i, row in enumerate(correlations.to_numpy()):
+    ax.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right")
+    ax.set_yticks(range(len(table)), table.index)
+    for i, row in enumerate(table.to_numpy()):
         for j, value in enumerate(row):
-            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8,
-                    color="white" if abs(value) > 0.6 else "black")
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=9,
+                    color="white" if light(value) else "black")
+
+
+def cloud(points: Tensor, labels: Tensor, ax: Axes, *, label: str) -> Axes:
+    """Points (N, 2) of a plane, coloured by class."""
+    colours = list(COLOUR.values())[1:]
+    for place, name in enumerate(labels.unique().tolist()):
+        ax.scatter(*points[labels == name].T.numpy(), s=8, color=colours[place % len(colours)])
+    ax.set(xlabel=label, aspect="equal")
     return ax
 
 
