@@ -27,7 +27,7 @@ every_run = pytest.mark.parametrize("name", RUNS)
 MADE_WITH = {"commit": r"[0-9a-f]{7,40}(\+changes)?", "torch": r"\d+\.\d+.*", "transformers": r"\d+\.\d+.*",
              "lm-eval": r"\d+\.\d+.*", "python": r"3\.\d+\.\d+", "device": r".*\w.*", "threads": r"[1-9]\d*",
              "minutes": r"\d+(\.\d+)?", "data": r"\{.*\}"}
-NO_DATA = {"block_costs", "metrics_forgive"}  # networks with random weights, points drawn on the page
+NO_DATA = {"block_costs", "by_hand", "metrics_forgive"}  # random weights, numbers that stand on the page
 OF_A_MACHINE = r"(?<![\w.~)/-])/(?:work|tmp|home|root|Users|mnt|scratch|opt|usr|var|data)(?:/|\b)|[A-Z]:\\\\?Users|file://"
 HOSTS = {"arxiv.org", "doi.org", "github.com", "huggingface.co", "www.w3.org"}  # where a reader may be sent
 
