@@ -1,0 +1,230 @@
+"""Images changed a little so that a network answers wrong: one entry of ``ATTACKS`` each, all through torchattacks.
+
+Images have pixels in [0, 1] and networks normalise inside, so a budget is in pixels: ``epsilon = 1 / 255`` is one grey
+level.  A budget of norm "Linf" bounds the change of every pixel, one of norm "L2" the root of the sum of its squares.
+An image that the network gets wrong as it is needs no attack and stays as it is.
+Order of this file: how an attack is run · the attacks · what is left of an accuracy · checks against gradient masking.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any
+
+import numpy as np
+import torch
+import torchattacks
+from torch import Tensor, nn
+
+from pruning_lib.activations import evaluating
+from pruning_lib.registry import Table
+
+ATTACKS: Table = Table("attack")
+BLOCK = 128  # images attacked together, by their place; some attacks draw or stop for all of them at once
+
+
+def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: bool = False) -> Callable:
+    """Decorator: enters ``f(model, images, labels, epsilon, seed, steps)`` in ``ATTACKS`` with these facts.
+
+    Parameters
+    ----------
+    norm : of the budget, "Linf" or "L2"
+    sees : what the attack may look at: "gradients" (white box) or "scores" (black box)
+    steps : gradient steps, or questions asked, unless the caller says otherwise
+    smallest : the attack looks for the smallest change, whatever the budget; larger ones are then undone
+    """
+    def enter(f: Callable) -> Callable:
+        @wraps(f)
+        def attack(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, seed: int = 0,
+                   steps: int | None = None) -> Tensor:
+            check(images, labels, epsilon)
+            if steps is not None and (steps < 1 or usual == 1 != steps):
+                raise ValueError(f"steps={steps}; {name} takes {'1' if usual == 1 else 'at least 1'}")
+            return _in_blocks(f, model, images, labels, epsilon, seed, steps or usual, norm)
+
+        return ATTACKS.register(name, norm=norm, sees=sees, steps=usual, about=about, smallest=smallest)(attack)
+
+    usual = steps
+    return enter
+
+
+def check(images: Tensor, labels: Tensor, epsilon: float) -> None:
+    """Raise ValueError for pixels that are not floats in [0, 1], a label missing, or a budget below 0."""
+    if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
+        raise ValueError(f"pixels are {images.dtype} from {images.min()} to {images.max()}; give floats in [0, 1], "
+                         f"such as finetune.pixels(images)")
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
+    if epsilon < 0:
+        raise ValueError(f"epsilon={epsilon}; give a budget of 0 or more, in pixels: 1 / 255 is one grey level")
+
+
+def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """(N,) whether the class of each image gets the highest score."""
+    device = next(model.parameters()).device
+    with torch.no_grad(), evaluating(model):
+        blocks = zip(images.split(BLOCK), labels.split(BLOCK), strict=True)
+        return torch.cat([model(x.to(device)).argmax(1).cpu() == y for x, y in blocks])
+
+
+def norms(change: Tensor, norm: str) -> Tensor:
+    """(N,) size of each change (N, channels, height, width)."""
+    flat = change.flatten(1)
+    return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)
+
+
+def _in_blocks(f: Callable, model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, seed: int, steps: int,
+               norm: str) -> Tensor:
+    """Attack block by block; what comes out of one depends on its own images, the seed and its place only."""
+    changed, device = images.clone(), next(model.parameters()).device
+    for start in range(0, len(images) if epsilon else 0, BLOCK):
+        x, y = images[start:start + BLOCK], labels[start:start + BLOCK]
+        chosen = right(model, x, y).nonzero().flatten()
+        if len(chosen):
+            batch = x[chosen].to(device, memory_format=torch.channels_last)
+            with evaluating(model), _frozen(model), _seeded(seed * 100_003 + start, device):
+                found = f(model, batch, y[chosen].to(device), epsilon, seed, steps).detach().cpu()
+            within = norms(found - x[chosen], norm) <= epsilon * (1 + 1e-5) + 1e-7  # float32 rounds
+            changed[start + chosen[within]] = found[within]
+    return changed
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No gradients for the weights: an attack needs those of the pixels only."""
+    wanted = [p for p in model.parameters() if p.requires_grad]
+    for p in wanted:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in wanted:
+            p.requires_grad_(True)
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """torchattacks draws from the global generators: seed them, and put them back as they were."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+@entry("fgsm", norm="Linf", sees="gradients", steps=1, about="one step along the sign of the gradient")
+def fgsm(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
+    """Goodfellow et al. 2015, arXiv:1412.6572."""
+    return torchattacks.FGSM(model, eps=epsilon)(x, y)
+
+
+@entry("pgd", norm="Linf", sees="gradients", steps=20, about="many small steps from a random start")
+def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
+    """Madry et al. 2018, arXiv:1706.06083; a step is 2.5 times the budget divided by the number of steps."""
+    return torchattacks.PGD(model, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=True)(x, y)
+
+
+@entry("cw", norm="L2", sees="gradients", steps=50, smallest=True, about="the smallest change that fools")
+def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
+    """Carlini and Wagner 2017, arXiv:1608.04644, with c = 1 throughout: torchattacks does not search for c.
+
+    A pixel that is exactly 0 or 1 stays, as the change of variables is flat there: on digits, which are mostly black,
+    the attack is weaker than it could be.  It stops for a whole block when the mean loss rises.
+    """
+    return torchattacks.CW(model, c=1, kappa=0, steps=steps, lr=0.01)(x, y)
+
+
+@entry("square", norm="Linf", sees="scores", steps=200, about="random squares, kept where the margin shrinks")
+def square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
+    """Andriushchenko et al. 2020, arXiv:1912.00049; ``steps`` is the number of questions asked per image."""
+    return torchattacks.Square(model, norm="Linf", eps=epsilon, n_queries=steps, seed=_block_seed())(x, y)
+
+
+@entry("apgd_square", norm="Linf", sees="gradients", steps=10,
+       about="two of AutoAttack's four: APGD on cross-entropy and on every other class, then a short Square")
+def apgd_square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
+    """What of AutoAttack a CPU can do: without FAB, and with 10 questions per APGD step in place of 5,000."""
+    shared: dict[str, Any] = {"norm": "Linf", "eps": epsilon, "seed": _block_seed()}
+    return torchattacks.MultiAttack([
+        torchattacks.APGD(model, steps=steps, loss="ce", **shared),
+        torchattacks.APGDT(model, steps=steps, n_classes=_classes(model, x), **shared),
+        torchattacks.Square(model, n_queries=10 * steps, **shared)])(x, y)
+
+
+@entry("autoattack", norm="Linf", sees="gradients", steps=10,
+       about="AutoAttack's standard four: APGD twice, FAB, and Square with 5,000 questions; for a GPU")
+def autoattack(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
+    """Croce and Hein 2020, arXiv:2003.01690, as torchattacks has it, whose APGD takes 10 steps (the paper's 100)."""
+    return torchattacks.AutoAttack(model, eps=epsilon, n_classes=_classes(model, x), seed=_block_seed())(x, y)
+
+
+def _block_seed() -> int:
+    """A seed for attacks that want one as a number, drawn from the block's own."""
+    return int(torch.randint(2 ** 31, (1,)))
+
+
+def _classes(model: nn.Module, x: Tensor) -> int:
+    with torch.no_grad():
+        return model(x[:1]).shape[1]
+
+
+def answers(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float], seed: int = 0,
+            steps: int | None = None, restarts: int = 1) -> list[np.ndarray]:
+    """Which images are still answered right, for each budget: (N,) booleans each.
+
+    Parameters
+    ----------
+    name : key of ``ATTACKS``
+    epsilons : budgets, in the norm of the attack
+    restarts : an image counts as right only if no attack succeeds; each begins elsewhere, with the images still right
+    """
+    if restarts < 1:
+        raise ValueError(f"restarts={restarts}; give at least 1")
+    attack = ATTACKS[name]
+    facts = ATTACKS.facts[name]
+    if facts["smallest"]:  # one attack answers for all budgets
+        return _answers_of_smallest(attack, model, images, labels, epsilons, seed, steps, facts["norm"])
+    found = []
+    for epsilon in epsilons:
+        still = right(model, images, labels)
+        for restart in range(restarts):
+            left = still.nonzero().flatten()
+            if len(left):
+                changed = attack(model, images[left], labels[left], epsilon=epsilon, seed=seed + restart, steps=steps)
+                still[left] = right(model, changed, labels[left])
+        found.append(still.numpy())
+    return found
+
+
+def _answers_of_smallest(attack: Callable, model: nn.Module, images: Tensor, labels: Tensor,
+                         epsilons: Sequence[float], seed: int, steps: int | None, norm: str) -> list[np.ndarray]:
+    changed = attack(model, images, labels, epsilon=max(epsilons, default=0), seed=seed, steps=steps)
+    clean, fooled = right(model, images, labels), ~right(model, changed, labels)
+    size = norms(changed - images, norm)
+    return [(clean & ~(fooled & (size <= epsilon * (1 + 1e-5)))).numpy() for epsilon in epsilons]
+
+
+def masking_checks(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, seed: int = 0, steps: int = 10,
+                   restarts: int = 3, slack: float = 0.01) -> dict[str, Any]:
+    """Signs that an attack fails because gradients mislead it, and not because the network is robust.
+
+    After Athalye et al. 2018, arXiv:1802.00420: more steps and more starts must not help the network, one step must not
+    beat many, the black box must not beat the white box, and without a budget (0.5) nothing may stay right.
+
+    Returns
+    -------
+    accuracies ``<attack>_fraction``, and ``signs``: what was broken by more than ``slack``, in words; empty is good
+    """
+    def accuracy(name: str, budget: float = epsilon, **more: Any) -> float:
+        return float(answers(name, model, images, labels, epsilons=[budget], seed=seed, **more)[0].mean())
+
+    found = {"fgsm": accuracy("fgsm"), "pgd": accuracy("pgd", steps=steps),
+             "pgd_more_steps": accuracy("pgd", steps=4 * steps),
+             "pgd_restarts": accuracy("pgd", steps=steps, restarts=restarts),
+             "square": accuracy("square"), "no_budget": accuracy("pgd", budget=0.5, steps=4 * steps)}
+    rules = [("pgd_more_steps", "pgd", "more steps help the network"), ("pgd_restarts", "pgd", "restarts help it"),
+             ("pgd_more_steps", "fgsm", "one step beats many"),
+             ("pgd_more_steps", "square", "the black box is stronger")]
+    signs = [words for strong, weak, words in rules if found[strong] > found[weak] + slack]
+    signs += ["images stay right without a budget"] if found["no_budget"] > slack else []
+    return {**{f"{name}_fraction": value for name, value in found.items()}, "signs": "; ".join(signs)}
