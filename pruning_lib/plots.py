@@ -161,7 +161,8 @@ def cloud(points: Tensor, labels: Tensor, ax: Axes, *, label: str) -> Axes:
     """Points (N, 2) of a plane, coloured by class."""
     colours = list(COLOUR.values())[1:]
     for place, name in enumerate(labels.unique().tolist()):
-        ax.scatter(*points[labels == name].T.numpy(), s=8, color=colours[place % len(colours)])
+        across, up = points[labels == name].T.numpy()
+        ax.scatter(across, up, s=8, color=colours[place % len(colours)])
     ax.set(xlabel=label, aspect="equal")
     return ax
 
