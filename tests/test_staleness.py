@@ -1,6 +1,7 @@
-"""A row has to run again when what it was made from changed, and says why; older pages and records are left in peace."""
+"""A row has to run again when what it was made from changed, and says why; older pages are left in peace."""
 
 import json
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -17,8 +18,6 @@ ROOT = Path(__file__).resolve().parents[1]
 @pytest.fixture
 def tree(executed, tmp_path):  # noqa: F811
     """A copy of a tree in which ``small`` and ``look`` ran for real."""
-    import shutil
-
     return Tree.at(shutil.copytree(executed.notebooks.parent, tmp_path / "copy"))
 
 
