@@ -39,6 +39,7 @@ def _parser() -> argparse.ArgumentParser:
         "rows at a time, each in a process of its own; 0: one per core (default: 1). Memory may allow fewer"))
     run.add_argument("--memory", type=float, default=0, metavar="GB",
                      help="what rows may take together (default: what is free)")
+    run.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="a Dask cluster to run the rows on, one task each")
     run.add_argument("--retries", type=_count, default=1, metavar="N",
                      help="how often a row whose process died is run again (default: 1)")
     run.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE",
@@ -77,6 +78,10 @@ def _all(rows: list[Row], tree: Tree, arguments: argparse.Namespace) -> list[str
     def up_to_date(row: Row) -> bool:
         return (arguments.stale or arguments.stale_code) and not _why(row, tree, arguments.stale_code)
 
+    if arguments.scheduler:
+        from pruning_lib import cluster  # Dask takes a second to load
+
+        return cluster.run(rows, tree, arguments.scheduler, retries=arguments.retries, up_to_date=up_to_date)
     if arguments.jobs == 1 and not any(row.memory_gb or row.resources for row in rows):
         return [row.name for row in rows if not _one(row, tree, up_to_date)]
     machine = runner.Machine.here(arguments.jobs, arguments.memory)

@@ -67,6 +67,30 @@ def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print, wait: bool 
     return tree.page(row)
 
 
+def publish(row: Row, tree: Tree, page: str, record: str | None, made: Mapping[str, Any]) -> None:
+    """Put a page and a record that were made elsewhere in their places; who calls holds the row's lock.
+
+    Parameters
+    ----------
+    made : what they were made from, as this tree has it
+    """
+    work = tree.work(row)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        notebook = nbformat.reads(page, as_version=4)
+        notebook.metadata["pruning_lib"].update(made)
+        nbformat.write(notebook, work / f"{row.name}.ipynb")
+        finished = {work / f"{row.name}.ipynb": tree.pages}
+        if record is not None:
+            (work / f"{row.name}.json").write_text(record)
+            finished = {work / f"{row.name}.json": tree.records, **finished}
+        _publish(finished)
+        (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
 def sweep(row: Row, tree: Tree) -> None:
     """Delete what a killed run of a row left half-done, unless somebody is running it again."""
     try:

@@ -42,19 +42,20 @@ class RowProcess:
     Parameters
     ----------
     environment : added to that of this process
+    folder : where it runs, if not in the current one
     published_ns : when the row's page had appeared when the row was still to be run; one that appeared since is of
         another runner, and the row is not run again
     """
 
     def __init__(self, row: Row, tree: Tree, environment: Mapping[str, str] | None = None, *,
-                 published_ns: int | None = None) -> None:
+                 folder: str | None = None, published_ns: int | None = None) -> None:
         self.row, self.tree, self.too_large_gb = row, tree, 0.0
         self.log = tempfile.TemporaryFile()
         self.answers, theirs = os.pipe()
         code = f"from pruning_lib import process; process.main({theirs})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, pass_fds=(theirs,),
-            env={**os.environ, **_imports_from_here(), **(environment or {})})
+            cwd=folder, env={**os.environ, **_imports_from_here(), **(environment or {})})
         os.close(theirs)
         assert self.process.stdin
         job = {"row": asdict(row), "tree": _paths(tree), "published_ns": published_ns}

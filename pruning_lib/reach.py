@@ -56,9 +56,11 @@ class _Module:
         self.stem, self.package, self.tree = stem, package, _without_docstrings(ast.parse(text))
         self.parts: dict[str, list[tuple[str, ast.stmt]]] = defaultdict(list)
         self.imports: dict[str, Place] = {}
+        self.dotted: list[Place] = []  # of "import package.module", which is then used as package.module.name
         for node in ast.walk(self.tree):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 self.imports.update(_imports(node, package))
+                self.dotted += [place for name, place in _imports(node, package) if name == package.name]
         for statement in self.tree.body:
             if not isinstance(statement, (ast.Import, ast.ImportFrom)):
                 for owner, key in _owners(statement):
@@ -75,7 +77,9 @@ class _Module:
                     yield stem, node.attr
         for node in ast.walk(statement):
             if isinstance(node, ast.Name) and node not in inner:
-                if node.id in self.imports:
+                if node.id == self.package.name:
+                    yield from self.dotted
+                elif node.id in self.imports:
                     yield self.imports[node.id]
                 if self.stem and node.id in self.parts:
                     yield self.stem, node.id

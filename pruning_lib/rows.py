@@ -90,7 +90,7 @@ def rows(tree: Tree) -> dict[str, Row]:
 def _table(path: Path) -> dict[str, Any]:
     try:
         table = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: bytes that are no text, dates like 13-45
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, no date
         raise SystemExit(f"{path} is no YAML: {error}") from None
     if not isinstance(table, dict):
         raise SystemExit(f"{path} has to have one entry per row: a name, then notebook and parameters; "

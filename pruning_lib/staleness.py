@@ -111,8 +111,8 @@ def inputs(row: Row, tree: Tree) -> dict[str, str]:
     found = {path.name: _digest(path) for path in files if path.stem in texts or path.name in cells}
     for text in texts:
         if os.sep in text and (Path(text) / "config.json").is_file():
-            found[text] = hashlib.sha256("".join(
-                f"{p.name} {_digest(p)}\n" for p in sorted(Path(text).iterdir()) if p.is_file()).encode()).hexdigest()[:16]
+            parts = [f"{path.name} {_digest(path)}" for path in sorted(Path(text).iterdir()) if path.is_file()]
+            found[text] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return found
 
 

@@ -22,7 +22,8 @@ LEVELS = {
     "cli": 9,
 }
 MODULES = sorted(p for p in Path(pruning_lib.__file__).parent.glob("*.py") if p.stem != "__init__")
-RUNNERS = {"rows", "staleness", "experiments", "process", "runner", "cluster", "cli"}  # only they know papermill, Dask and the tree
+# only they know papermill, Dask and the tree
+RUNNERS = {"rows", "staleness", "experiments", "process", "runner", "cluster", "cli"}
 
 
 def imported(path, *, when_loaded=False):
