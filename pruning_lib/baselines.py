@@ -109,7 +109,7 @@ def activation_norm(model: nn.Module, batches: Batches) -> Importance:
 
 
 def wanda(model: nn.Module, batches: Batches) -> Importance:
-    """Wanda-sp: ``|weight| x norm of its input`` [2]_, the mean over a column, summed over the columns of a unit [3]_."""
+    """Wanda-sp: ``|weight| x norm of its input`` [2]_, the mean over a column, summed over a unit's columns [3]_."""
     return _from_moments(model, batches, lambda weight, m: weight.abs().mean(0) * m.square.sqrt(), "wanda")
 
 
@@ -126,9 +126,9 @@ def flap(model: nn.Module, batches: Batches) -> Importance:
 
 
 def taylor(model: nn.Module, batches: Batches) -> Importance:
-    """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_ (LLM-Pruner, element).
+    """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
 
-    The loss is that of the next token, every prompt weighing the same.  The weights are those of ``magnitude``: query
+    LLM-Pruner's element-wise score.  The loss is that of the next token, every prompt weighing the same.  The weights are those of ``magnitude``: query
     rows and output columns of a head.  Needs a backward pass, and memory for gradients of all blocks.
 
     Raises
@@ -150,7 +150,7 @@ METHODS["amp"] = Method(amp.importance, "lowest", "least projected activation go
 METHODS["highest"] = Method(amp.importance, "highest", "AMP reversed: the most important goes (a control)")
 METHODS["random"] = Method(nothing, "random", "any head or neuron goes (a control)")
 METHODS["magnitude"] = Method(magnitude, "lowest", "smallest weights go, whatever the data")
-METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activations go, whatever the weights (Minitron)")
+METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activations go, whatever the weights")
 METHODS["wanda"] = Method(wanda, "lowest", "smallest weight x activation goes (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "what varies least over tokens goes (FLAP's score, without its biases)")
 METHODS["taylor"] = Method(taylor, "lowest", "what the loss depends on least, to first order, goes (LLM-Pruner)")
@@ -192,7 +192,7 @@ def _over_weights(model: nn.Module, value: Callable[[nn.Linear], Tensor]) -> tup
 
 @contextmanager
 def _gradients(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` only weights of the decoder blocks learn, and have no gradient yet; afterwards all as before."""
+    """Inside the ``with`` only the decoder blocks learn, and have no gradient yet; afterwards all is as before."""
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     in_blocks = {id(p) for p in families.blocks(model).parameters()}
     for p, _, _ in before:
