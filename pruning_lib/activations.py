@@ -99,8 +99,8 @@ def entered_behind(model: nn.Module, block_name: str, x: Tensor) -> Iterator[Non
 def alone(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[None]:
     """Inside the ``with`` no block but ``block_name`` runs, and that one is given ``x``; None for what comes anyway.
 
-    The network itself makes what else a block wants (positions, masks), so ``x`` has to come from the inputs the network
-    is then called with.  Take what the block gives with ``outputs_of``.
+    The network itself makes what else a block wants (positions, masks), so ``x`` has to come from the inputs the
+    network is then called with.  Take what the block gives with ``outputs_of``.
     """
     _refuse_unless_removable(model, block_name)
     with ExitStack() as stack:

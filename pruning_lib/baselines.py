@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -128,8 +128,9 @@ def flap(model: nn.Module, batches: Batches) -> Importance:
 def taylor(model: nn.Module, batches: Batches) -> Importance:
     """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
 
-    LLM-Pruner's element-wise score.  The loss is that of the next token, every prompt weighing the same.  The weights are those of ``magnitude``: query
-    rows and output columns of a head.  Needs a backward pass, and memory for gradients of all blocks.
+    LLM-Pruner's element-wise score.  The loss is that of the next token, every prompt weighing the same.  The weights
+    are those of ``magnitude``: query rows and output columns of a head.
+    Needs a backward pass, and memory for gradients of all blocks.
 
     Raises
     ------
@@ -140,7 +141,7 @@ def taylor(model: nn.Module, batches: Batches) -> Importance:
         prompts = sum(_backward(model, batch) for batch in batches)
         if not prompts:
             raise ValueError("no prompt has a next token to predict; give at least one of two tokens")
-        heads, neurons = _over_weights(model, lambda layer: (layer.weight.detach() * layer.weight.grad).float().abs())
+        heads, neurons = _over_weights(model, _first_order)
     if not (torch.isfinite(heads).all() and torch.isfinite(neurons).all()):
         raise ValueError("gradients are not finite; load the model in float32 or bfloat16, not float16")
     return Importance(heads / prompts, neurons / prompts, {"method": "taylor", "prompts": prompts})
@@ -204,6 +205,11 @@ def _gradients(model: nn.Module) -> Iterator[None]:
         for p, learns, gradient in before:
             p.requires_grad_(learns)
             p.grad = gradient
+
+
+def _first_order(layer: nn.Linear) -> Tensor:
+    """By how much the loss would change, to first order, if one weight of the layer became zero; (out, in)."""
+    return (layer.weight.detach() * cast(Tensor, layer.weight.grad)).float().abs()
 
 
 def _backward(model: Any, batch: Mapping[str, Tensor]) -> int:

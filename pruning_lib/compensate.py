@@ -63,8 +63,8 @@ def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: flo
     batches : calibration text, dicts of ``input_ids`` and ``attention_mask``, each (B, T); every token weighs the same
     ridge : pull towards the weights as they were, relative to the mean diagonal of the Gram matrix; of several, each
         projection takes the one with the least error on every fifth batch, which is held out for the choice only
-    sequential : re-solve block after block, each on what the blocks before it *now* give (2 to 3 passes, Gram matrices of
-        one block in memory); False collects all of them in one pass over the dense model
+    sequential : re-solve block after block, each on what the blocks before it *now* give (2 to 3 passes, one Gram
+        matrix in memory at a time); False collects all of them in one pass over the dense model
 
     Returns
     -------
@@ -78,8 +78,8 @@ def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: flo
     if families.sizes(model) != plan.sizes:
         raise ValueError("the plan was made for a model of other sizes (or this model is pruned already); "
                          "choose a new plan for this model")
-    several = not isinstance(ridge, (int, float))
-    ridges = tuple(ridge) if several else (ridge,)  # type: ignore[arg-type]
+    several = isinstance(ridge, Sequence)
+    ridges = tuple(ridge) if isinstance(ridge, Sequence) else (float(ridge),)
     if not ridges or min(ridges) < 0:
         raise ValueError(f"ridge={ridge}; give one or more numbers, 0 or larger")
     fit, held_out = _split(list(batches), several)
@@ -207,8 +207,15 @@ def _one_by_one(model: nn.Module, closings: list[_Closing], fit: list[Batch], he
         for closing in (c for c in closings if c.block == name):
             yield closing, *(_grams([closing], part, run)[0] for part in (fit, held_out))  # type: ignore[misc]
         for batch in fit + held_out if name != names[-1] else ():
-            with outputs_of([model.get_submodule(name)], lambda _, y, key=id(batch): streams.__setitem__(key, y)):
-                run(batch)
+            streams[id(batch)] = _output(model, name, run, batch)
+
+
+def _output(model: nn.Module, name: str, run: Callable[[Batch], None], batch: Batch) -> Tensor:
+    """What one block gives, (B, T, C), when ``run`` is given the batch."""
+    found: list[Tensor] = []
+    with outputs_of([model.get_submodule(name)], lambda _, y: found.append(y)):
+        run(batch)
+    return found[0]
 
 
 def _grams(closings: list[_Closing], batches: list[Batch], run: Callable[[Batch], None]) -> list[Gram]:

@@ -1,4 +1,4 @@
-"""What stays is re-solved as plain least squares on all activations would, and never at the cost of a plain checkpoint."""
+"""What stays is re-solved as plain least squares on all activations would, and the checkpoint stays plain."""
 
 import copy
 
@@ -98,7 +98,7 @@ def test_without_a_pull_the_error_on_the_calibration_text_never_grows(family, ti
     _, repairs = compensate.remove(model, plan, batches, ridge=0.0, sequential=sequential, progress=False)
     assert all(0 < r.error < r.cut_error for r in repairs)
     _, pulled = compensate.remove(model, plan, batches, ridge=1e9, sequential=sequential, progress=False)
-    for (_, _, layer), r in zip(layers(model), pulled, strict=True):  # held where they were: a plain cut, but for biases
+    for (_, _, layer), r in zip(layers(model), pulled, strict=True):  # held fast: a plain cut, but for biases
         assert (r.error < r.cut_error) if layer.bias is not None else r.error == pytest.approx(r.cut_error, rel=1e-6)
 
 
@@ -204,7 +204,9 @@ def test_a_score_is_the_error_that_least_squares_leaves(family, tiny, batches, r
         centre = x.mean(0) if layer.bias is not None else 0
         x, width, scores = x - centre, D if heads else 1, (found.heads if heads else found.neurons)[i]
 
-        def left(units, x=x, width=width, w=layer.weight.detach()):
+        weight = layer.weight.detach()
+
+        def left(units, x=x, width=width, w=weight):
             columns = [u * width + j for u in units for j in range(width)]
             stays = [j for j in range(x.shape[1]) if j not in columns]
             y = x @ w.T
