@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,7 +109,7 @@ def activation_norm(model: nn.Module, batches: Batches) -> Importance:
 
 
 def wanda(model: nn.Module, batches: Batches) -> Importance:
-    """Wanda-sp: ``|weight| x norm of its input`` [2]_, the mean over a column, summed over the columns of a unit [3]_."""
+    """Wanda-sp: ``|weight| x norm of its input`` [2]_, the mean over a column, summed over a unit's columns [3]_."""
     return _from_moments(model, batches, lambda weight, m: weight.abs().mean(0) * m.square.sqrt(), "wanda")
 
 
@@ -126,10 +126,11 @@ def flap(model: nn.Module, batches: Batches) -> Importance:
 
 
 def taylor(model: nn.Module, batches: Batches) -> Importance:
-    """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_ (LLM-Pruner, element).
+    """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
 
-    The loss is that of the next token, every prompt weighing the same.  The weights are those of ``magnitude``: query
-    rows and output columns of a head.  Needs a backward pass, and memory for gradients of all blocks.
+    LLM-Pruner's element-wise score.  The loss is that of the next token, every prompt weighing the same.  The weights
+    are those of ``magnitude``: query rows and output columns of a head.
+    Needs a backward pass, and memory for gradients of all blocks.
 
     Raises
     ------
@@ -140,7 +141,7 @@ def taylor(model: nn.Module, batches: Batches) -> Importance:
         prompts = sum(_backward(model, batch) for batch in batches)
         if not prompts:
             raise ValueError("no prompt has a next token to predict; give at least one of two tokens")
-        heads, neurons = _over_weights(model, lambda layer: (layer.weight.detach() * layer.weight.grad).float().abs())
+        heads, neurons = _over_weights(model, _first_order)
     if not (torch.isfinite(heads).all() and torch.isfinite(neurons).all()):
         raise ValueError("gradients are not finite; load the model in float32 or bfloat16, not float16")
     return Importance(heads / prompts, neurons / prompts, {"method": "taylor", "prompts": prompts})
@@ -150,7 +151,7 @@ METHODS["amp"] = Method(amp.importance, "lowest", "least projected activation go
 METHODS["highest"] = Method(amp.importance, "highest", "AMP reversed: the most important goes (a control)")
 METHODS["random"] = Method(nothing, "random", "any head or neuron goes (a control)")
 METHODS["magnitude"] = Method(magnitude, "lowest", "smallest weights go, whatever the data")
-METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activations go, whatever the weights (Minitron)")
+METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activations go, whatever the weights")
 METHODS["wanda"] = Method(wanda, "lowest", "smallest weight x activation goes (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "what varies least over tokens goes (FLAP's score, without its biases)")
 METHODS["taylor"] = Method(taylor, "lowest", "what the loss depends on least, to first order, goes (LLM-Pruner)")
@@ -192,7 +193,7 @@ def _over_weights(model: nn.Module, value: Callable[[nn.Linear], Tensor]) -> tup
 
 @contextmanager
 def _gradients(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` only weights of the decoder blocks learn, and have no gradient yet; afterwards all as before."""
+    """Inside the ``with`` only the decoder blocks learn, and have no gradient yet; afterwards all is as before."""
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     in_blocks = {id(p) for p in families.blocks(model).parameters()}
     for p, _, _ in before:
@@ -204,6 +205,11 @@ def _gradients(model: nn.Module) -> Iterator[None]:
         for p, learns, gradient in before:
             p.requires_grad_(learns)
             p.grad = gradient
+
+
+def _first_order(layer: nn.Linear) -> Tensor:
+    """By how much the loss would change, to first order, if one weight of the layer became zero; (out, in)."""
+    return (layer.weight.detach() * cast(Tensor, layer.weight.grad)).float().abs()
 
 
 def _backward(model: Any, batch: Mapping[str, Tensor]) -> int:

@@ -67,7 +67,7 @@ def test_magnitude_equals_the_slow_norm(family, tiny, heads, groups):
 
 
 def slow_inputs(model, path, batches):
-    """What enters the layer ``path`` of every block: (tokens, columns) float64, padding left out, one prompt at a time."""
+    """What enters the layer ``path`` of every block: (tokens, columns) float64, one prompt at a time, no padding."""
     found = []
     for block in families.blocks(model):
         seen = []

@@ -192,5 +192,5 @@ def test_the_classifier_of_a_language_model_is_its_head(family, tiny):
 def test_blocks_of_an_unknown_network_are_refused_with_both_kinds_of_families(ask):
     with torch.device("meta"):
         network = torchvision.models.vgg11()
-    with pytest.raises(ValueError, match="unknown family 'VGG'; known: .*llama.*image networks.*cifar_resnet.*mobilenet"):
+    with pytest.raises(ValueError, match="unknown family 'VGG'; known: .*llama.*networks.*cifar_resnet.*mobilenet"):
         ask(network)
