@@ -150,7 +150,8 @@ def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print) -> Path:
     with tempfile.TemporaryDirectory(prefix=f"{row.name}-", dir=tree.failed) as work:
         page = Path(work) / f"{row.name}.ipynb"
         results = tree.records if row.reading else Path(work) / "results"
-        with _environment(PRUNING_RUN=row.name, PRUNING_RESULTS=str(results.resolve())):
+        with _environment(PRUNING_RUN=row.name, PRUNING_RESULTS=str(results.resolve()),
+                          PRUNING_RECORDS=str(tree.records.resolve())):
             _execute(row, tree, page)
         notebook = _cleaned(nbformat.read(page, as_version=4), row, made_from)
         nbformat.write(notebook, page)

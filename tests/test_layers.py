@@ -16,7 +16,7 @@ LEVELS = {
     "surgery": 3, "cost": 3, "amp": 3, "harness": 3, "attacks": 3,
     "baselines": 4, "consensus": 4, "evaluate": 4, "finetune": 4, "plots": 4, "networks": 4,
     "store": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
-    "models": 6, "cli": 6,
+    "models": 6, "cli": 6, "subjects": 6,
 }
 MODULES = sorted(p for p in Path(pruning_lib.__file__).parent.glob("*.py") if p.stem != "__init__")
 RUNNERS = {"experiments", "cli"}  # only they know papermill, Dask and the tree
