@@ -95,6 +95,24 @@ def entered_behind(model: nn.Module, block_name: str, x: Tensor) -> Iterator[Non
         yield
 
 
+@contextmanager
+def alone(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[None]:
+    """Inside the ``with`` no block but ``block_name`` runs, and that one is given ``x``; None for what comes anyway.
+
+    The network itself makes what else a block wants (positions, masks), so ``x`` has to come from the inputs the
+    network is then called with.  Take what the block gives with ``outputs_of``.
+    """
+    _refuse_unless_removable(model, block_name)
+    with ExitStack() as stack:
+        for info in families.residual_blocks(model):
+            if info.name != block_name:
+                stack.enter_context(_forwarding(model.get_submodule(info.name), _hand_on))
+        if x is not None:
+            hook = model.get_submodule(block_name).register_forward_pre_hook(lambda _, args: (x, *args[1:]))
+            stack.callback(hook.remove)
+        yield
+
+
 def _refuse_unless_removable(model: nn.Module, block_name: str) -> None:
     removable = [block.name for block in families.residual_blocks(model) if block.removable]
     if block_name not in removable:

@@ -1,23 +1,41 @@
-"""What AMP is compared with, and AMP itself, under one roof: a method is an importance and a rule."""
+"""What AMP is compared with, and AMP itself, under one roof: a method is an importance and a rule.
+
+All score the same units, so that all can be cut to the same size.  The activations that count are those AMP looks at:
+what enters a closing projection, H*D columns for the heads and M for the neurons.
+Order of this file: the table · without data · from activations · from gradients · several at once.
+
+References
+----------
+.. [1] Muralidharan et al., "Compact Language Models via Pruning and Knowledge Distillation", 2024, arXiv 2407.14679.
+.. [2] Sun et al., "A Simple and Effective Pruning Approach for Large Language Models" (Wanda), 2023, arXiv 2306.11695.
+.. [3] An et al., "Fluctuation-based Adaptive Structured Pruning for Large Language Models" (FLAP, and Wanda-sp), 2023,
+   arXiv 2312.11983.
+.. [4] Ma et al., "LLM-Pruner: On the Structural Pruning of Large Language Models", 2023, arXiv 2305.11627.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from pruning_lib import amp, families
+from pruning_lib.activations import evaluating, inputs_to
 from pruning_lib.plans import Importance
 from pruning_lib.registry import Table
+
+Batches = Iterable[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
 class Method:
     """How importances are measured and which ones go."""
 
-    importance: Callable[[nn.Module, Iterable[Mapping[str, Tensor]]], Importance]
+    importance: Callable[[nn.Module, Batches], Importance]
     rule: str
     about: str
 
@@ -25,39 +43,121 @@ class Method:
 METHODS: Table = Table("method")
 
 
-def magnitude(model: nn.Module, batches: Iterable[Mapping[str, Tensor]] = ()) -> Importance:
+def nothing(model: nn.Module, batches: Batches = ()) -> Importance:
+    """All parts equally important: for rules that do not look."""
+    s = families.sizes(model)
+    return Importance(torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons), {"method": "nothing"})
+
+
+def magnitude(model: nn.Module, batches: Batches = ()) -> Importance:
     """L2 norm of the weights of each head (query rows and output columns) and neuron; looks at no data.
 
     Returns
     -------
     Importance with heads (L, H) and neurons (L, M)
     """
-    family, D = families.of(model), families.head_width(model)
-    heads, neurons = [], []
-    for block in families.blocks(model):
-        queries, out = (families.linear(block, p).weight.detach().float() for p in (family.queries, family.heads_out))
-        heads.append((queries.pow(2).sum(1) + out.pow(2).sum(0)).view(-1, D).sum(1).sqrt())
-        size = families.linear(block, family.neurons_out).weight.detach().float().pow(2).sum(0)
-        for path in family.neurons_in:
-            size = size + families.linear(block, path).weight.detach().float().pow(2).sum(1)
-        neurons.append(size.sqrt())
-    return Importance(torch.stack(heads).cpu(), torch.stack(neurons).cpu(), {"method": "magnitude"})
+    heads, neurons = _over_weights(model, lambda layer: layer.weight.detach().float().pow(2))
+    return Importance(heads.sqrt(), neurons.sqrt(), {"method": "magnitude"})
 
 
-def nothing(model: nn.Module, batches: Iterable[Mapping[str, Tensor]] = ()) -> Importance:
-    """All parts equally important: for rules that do not look."""
-    s = families.sizes(model)
-    return Importance(torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons), {"method": "nothing"})
+@dataclass(frozen=True)
+class Moments:
+    """What entered one closing projection, over all tokens of all prompts."""
+
+    tokens: int
+    mean: Tensor  # (columns,) float64
+    square: Tensor  # (columns,) mean of the squares
+
+
+def moments(model: nn.Module, batches: Batches) -> list[Moments]:
+    """Of every closing projection, those after the heads first, then those after the neurons: 2 L of them.
+
+    Every token weighs the same; padding never counts.
+    """
+    modules = closing(model)
+    sums: list[Tensor] = [torch.zeros(2, m.in_features, dtype=torch.float64, device=m.weight.device) for m in modules]
+    tokens = 0
+
+    def see(i: int, x: Tensor) -> None:
+        x = x[mask].double()  # (tokens, columns)
+        sums[i] += torch.stack([x.sum(0), x.pow(2).sum(0)])
+
+    with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
+        for batch in batches:
+            mask = batch["attention_mask"].bool().to(modules[0].weight.device)
+            model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
+                             attention_mask=mask.long(), use_cache=False)
+            tokens += int(mask.sum())
+    if tokens < 2:
+        raise ValueError("fewer than two tokens: give at least one prompt to calibrate on")
+    return [Moments(tokens, *(s / tokens)) for s in sums]
+
+
+def closing(model: nn.Module) -> list[nn.Linear]:
+    """The closing projections: after the heads of every block, then after the neurons of every block."""
+    family, blocks = families.of(model), families.blocks(model)
+    return [families.linear(block, path) for path in (family.heads_out, family.neurons_out) for block in blocks]
+
+
+def activation_norm(model: nn.Module, batches: Batches) -> Importance:
+    """Root mean square of a neuron, and of the vector of a head before the output projection.
+
+    The L2 norm that Minitron [1]_ offers for heads; weights do not count.
+    """
+    found = _from_moments(model, batches, lambda weight, m: m.square, "activation_norm")
+    return Importance(found.heads.sqrt(), found.neurons.sqrt(), found.made_with)
+
+
+def wanda(model: nn.Module, batches: Batches) -> Importance:
+    """Wanda-sp: ``|weight| x norm of its input`` [2]_, the mean over a column, summed over a unit's columns [3]_."""
+    return _from_moments(model, batches, lambda weight, m: weight.abs().mean(0) * m.square.sqrt(), "wanda")
+
+
+def flap(model: nn.Module, batches: Batches) -> Importance:
+    """FLAP's score: variance of an input over tokens x squared norm of its column [3]_ (the metric WIFV).
+
+    What does not fluctuate can be replaced by its mean.  We take the score only: FLAP itself also compares it across
+    blocks and puts that mean into biases, neither of which loads plainly.
+    """
+    def score(weight: Tensor, m: Moments) -> Tensor:
+        return (m.square - m.mean**2).clamp(min=0) * m.tokens / (m.tokens - 1) * weight.pow(2).sum(0)
+
+    return _from_moments(model, batches, score, "flap")
+
+
+def taylor(model: nn.Module, batches: Batches) -> Importance:
+    """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
+
+    LLM-Pruner's element-wise score.  The loss is that of the next token, every prompt weighing the same.  The weights
+    are those of ``magnitude``: query rows and output columns of a head.
+    Needs a backward pass, and memory for gradients of all blocks.
+
+    Raises
+    ------
+    ValueError
+        when no prompt has two tokens, or gradients are not finite.
+    """
+    with evaluating(model), _gradients(model):
+        prompts = sum(_backward(model, batch) for batch in batches)
+        if not prompts:
+            raise ValueError("no prompt has a next token to predict; give at least one of two tokens")
+        heads, neurons = _over_weights(model, _first_order)
+    if not (torch.isfinite(heads).all() and torch.isfinite(neurons).all()):
+        raise ValueError("gradients are not finite; load the model in float32 or bfloat16, not float16")
+    return Importance(heads / prompts, neurons / prompts, {"method": "taylor", "prompts": prompts})
 
 
 METHODS["amp"] = Method(amp.importance, "lowest", "least projected activation goes (the paper's method)")
 METHODS["highest"] = Method(amp.importance, "highest", "AMP reversed: the most important goes (a control)")
 METHODS["random"] = Method(nothing, "random", "any head or neuron goes (a control)")
 METHODS["magnitude"] = Method(magnitude, "lowest", "smallest weights go, whatever the data")
+METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activations go, whatever the weights")
+METHODS["wanda"] = Method(wanda, "lowest", "smallest weight x activation goes (Wanda-sp)")
+METHODS["flap"] = Method(flap, "lowest", "what varies least over tokens goes (FLAP's score, without its biases)")
+METHODS["taylor"] = Method(taylor, "lowest", "what the loss depends on least, to first order, goes (LLM-Pruner)")
 
 
-def importances(methods: Iterable[str], model: nn.Module, batches: Iterable[Mapping[str, Tensor]]
-                ) -> dict[str, Importance]:
+def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:
     """Importances for several methods; what two methods share is measured once."""
     functions = {name: METHODS[name].importance for name in methods}  # a name that is unknown is refused here
     batches, measured = list(batches), {}
@@ -65,3 +165,60 @@ def importances(methods: Iterable[str], model: nn.Module, batches: Iterable[Mapp
         if function not in measured:
             measured[function] = function(model, batches)
     return {name: measured[function] for name, function in functions.items()}
+
+
+def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, Moments], Tensor], name: str
+                  ) -> Importance:
+    """``score(weight (C, columns), moments) -> (columns,)``, summed over the columns of each head."""
+    found = moments(model, batches)
+    columns = [score(layer.weight.detach().double(), m) for layer, m in zip(closing(model), found, strict=True)]
+    L, D = len(columns) // 2, families.head_width(model)
+    heads = torch.stack([c.view(-1, D).sum(1) for c in columns[:L]])
+    return Importance(heads.float().cpu(), torch.stack(columns[L:]).float().cpu(),
+                      {"method": name, "tokens": found[0].tokens})
+
+
+def _over_weights(model: nn.Module, value: Callable[[nn.Linear], Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums of ``value(layer)``, one number per weight, over what goes with each head (L, H) and neuron (L, M)."""
+    family, D = families.of(model), families.head_width(model)
+    heads, neurons = [], []
+    for block in families.blocks(model):
+        p = families.projections(block, family)
+        queries = p.queries.of(value(p.queries.linear)).sum(1)
+        heads.append((queries + value(p.heads_out).sum(0)).view(-1, D).sum(1))
+        neurons.append(torch.stack([value(p.neurons_out).sum(0),
+                                    *(rows.of(value(rows.linear)).sum(1) for rows in p.neurons_in)]).sum(0))
+    return torch.stack(heads).cpu(), torch.stack(neurons).cpu()
+
+
+@contextmanager
+def _gradients(model: nn.Module) -> Iterator[None]:
+    """Inside the ``with`` only the decoder blocks learn, and have no gradient yet; afterwards all is as before."""
+    before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
+    in_blocks = {id(p) for p in families.blocks(model).parameters()}
+    for p, _, _ in before:
+        p.requires_grad_(id(p) in in_blocks)
+        p.grad = None
+    try:
+        yield
+    finally:
+        for p, learns, gradient in before:
+            p.requires_grad_(learns)
+            p.grad = gradient
+
+
+def _first_order(layer: nn.Linear) -> Tensor:
+    """By how much the loss would change, to first order, if one weight of the layer became zero; (out, in)."""
+    return (layer.weight.detach() * cast(Tensor, layer.weight.grad)).float().abs()
+
+
+def _backward(model: Any, batch: Mapping[str, Tensor]) -> int:
+    """Add the gradients of each prompt's mean loss; returns the number of prompts that have one."""
+    prompts = 0
+    for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+        ids = ids[mask.bool()][None].to(model.device)
+        if ids.shape[1] > 1:
+            with torch.enable_grad():
+                model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+            prompts += 1
+    return prompts

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pruning_lib import __version__, experiments
+from pruning_lib import __version__, experiments, locks, runner
 from pruning_lib.experiments import Row, Tree
+from pruning_lib.staleness import MADE_BEFORE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,6 +33,15 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--all", action="store_true", help="every row of runs.yml")
     run.add_argument("--defaults", action="store_true", help="every notebook once, at its default parameters")
     run.add_argument("--stale", action="store_true", help="leave out rows whose pages are up to date")
+    run.add_argument("--stale-code", action="store_true", help="like --stale, but run those too of which it cannot be "
+                     "said whether the code changed: they were made before it was fingerprinted")
+    run.add_argument("-j", "--jobs", type=_count, default=1, metavar="N", help=(
+        "rows at a time, each in a process of its own; 0: one per core (default: 1). Memory may allow fewer"))
+    run.add_argument("--memory", type=float, default=0, metavar="GB",
+                     help="what rows may take together (default: what is free)")
+    run.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="a Dask cluster to run the rows on, one task each")
+    run.add_argument("--retries", type=_count, default=1, metavar="N",
+                     help="how often a row whose process died is run again (default: 1)")
     run.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE",
                      help="another value for a parameter; the page goes under --out, not to the published ones")
     _places(run)
@@ -55,19 +66,48 @@ def _run(arguments: argparse.Namespace) -> int:
     overrides = dict(_override(text) for text in arguments.overrides)
     out = arguments.out or (arguments.root / "build" / "own" if overrides else None)
     tree = Tree.at(arguments.root, out)
-    failed = 0
-    for row in _chosen(arguments, tree, overrides):
-        if arguments.stale and not experiments.why_stale(row, tree):
-            print(f"{row.name}: up to date")
-            continue
-        try:
-            experiments.run(row, tree)
-        except experiments.RowFailed as error:
-            print(error)
-            failed += 1
+    chosen = sorted(_chosen(arguments, tree, overrides), key=lambda row: row.reading)  # readings read what runs record
+    failed = _all(chosen, tree, arguments)
     if failed:
-        print(f"{failed} row(s) failed")
+        print(f"{len(failed)} row(s) failed")
     return 1 if failed else 0
+
+
+def _all(rows: list[Row], tree: Tree, arguments: argparse.Namespace) -> list[str]:
+    """Run rows where the arguments say; returns the names of those that failed."""
+    def up_to_date(row: Row) -> bool:
+        return (arguments.stale or arguments.stale_code) and not _why(row, tree, arguments.stale_code)
+
+    if arguments.scheduler:
+        from pruning_lib import cluster  # Dask takes a second to load
+
+        return cluster.run(rows, tree, arguments.scheduler, retries=arguments.retries, up_to_date=up_to_date)
+    if arguments.jobs == 1 and not any(row.memory_gb or row.resources for row in rows):
+        return [row.name for row in rows if not _one(row, tree, up_to_date)]
+    machine = runner.Machine.here(arguments.jobs, arguments.memory)
+    return runner.run(rows, tree, machine, retries=arguments.retries, up_to_date=up_to_date)
+
+
+def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool]) -> bool:
+    """Run one row in this process; whether that went well."""
+    if up_to_date(row):
+        print(f"{row.name}: up to date")
+        return True
+    try:
+        experiments.run(row, tree)
+    except experiments.RowFailed as error:
+        print(error)
+        return False
+    except OSError as error:
+        print(f"row {row.name} failed: {error}; published pages and records are as they were")
+        return False
+    return True
+
+
+def _why(row: Row, tree: Tree, code_too: bool = False) -> str:
+    """Why a row has to run again."""
+    found = experiments.verdict(row, tree)
+    return found.why or (MADE_BEFORE if code_too and not found.code_known else "")
 
 
 def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]) -> list[Row]:
@@ -85,6 +125,12 @@ def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]
     return [experiments.checked(row, tree) for row in chosen]
 
 
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
+    return int(text)
+
+
 def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
@@ -98,8 +144,15 @@ def _override(text: str) -> tuple[str, Any]:
 
 def _status(arguments: argparse.Namespace) -> int:
     tree = Tree.at(arguments.root, arguments.out)
+    unknown = []
     for name, row in experiments.rows(tree).items():
-        print(f"{name:30} {experiments.why_stale(row, tree) or 'up to date'}")
+        found = experiments.verdict(row, tree)
+        running = locks.held(tree.lock(row))
+        print(f"{name:30} {found.why or 'up to date'}" + (f"; running: {running}" if running else ""))
+        unknown += [] if found.code_known or found.why else [name]
+    if unknown:
+        print(f"{MADE_BEFORE}: {', '.join(unknown)}. To run them again: pruning-lib run --all --stale-code",
+              file=sys.stderr)
     return 0
 
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pruning_lib import consensus, families, similarity
@@ -52,8 +53,26 @@ def random_order(model: nn.Module, inputs: Tensor, labels: Tensor | None, seed: 
     return [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
 
 
+def least_loss(model: nn.Module, inputs: Tensor, labels: Tensor | None, seed: int) -> Sequence[str]:
+    """The block without which the network errs least goes first: it asks the classifier instead of any metric.
+
+    Ours, the question that a similarity metric stands in for: the cross-entropy on the calibration images, without
+    tuning.
+    """
+    if labels is None:
+        raise ValueError("the loss compares answers with classes: give labels, or take another criterion")
+    names = [info.name for info in families.residual_blocks(model) if info.removable]
+    _, without = consensus.representations(model, inputs, names)
+    classifier = families.classifier(model)
+    device = next(classifier.parameters()).device
+    with torch.inference_mode():
+        losses = [F.cross_entropy(classifier(features.to(device)).cpu().double(), labels) for features in without]
+    return [names[i] for i in torch.stack(losses).argsort(stable=True).tolist()]
+
+
 CRITERIA["consensus"] = Criterion(_by(None), "the smallest sum of ranks over all metrics goes (the paper's method)")
 for _name in similarity.METRICS:
     CRITERIA[_name] = Criterion(_by((_name,)), f"what moves the representation least by {_name} alone goes")
+CRITERIA["loss"] = Criterion(least_loss, "what raises the loss on calibration images least goes (a control)")
 CRITERIA["network_order"] = Criterion(network_order, "front to back, as the published networks lost theirs (a control)")
 CRITERIA["random"] = Criterion(random_order, "any block goes (a control)")

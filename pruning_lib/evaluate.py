@@ -34,7 +34,7 @@ TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in O
 @MEASURES.register(unit="1", better="lower")
 @torch.inference_mode()
 def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int = 1024, stride: int = 1024,
-               max_tokens: int | None = None, progress: bool = True) -> dict[str, float]:
+               max_tokens: int | None = None, progress: bool = True) -> dict[str, float | None]:
     """Exponential of the mean negative log-likelihood of a token, given the tokens before it in its window.
 
     The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart;
@@ -47,8 +47,8 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
 
     Returns
     -------
-    dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``), ``tokens``
-    (predicted), ``window``, ``stride``
+    dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``; None where there
+    is a single window), ``tokens`` (predicted), ``window``, ``stride``
     """
     if not 0 < stride <= window or window < 2:
         raise ValueError(f"window={window}, stride={stride}; wanted 0 < stride <= window, window >= 2")
@@ -66,7 +66,8 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
             counts.append(predicted)
             done = end
     mean, half = _mean_interval(np.array(losses), np.array(counts))
-    return {"perplexity": _exp(mean), "perplexity_low": _exp(mean - half), "perplexity_high": _exp(mean + half),
+    low, high = (None, None) if half is None else (_exp(mean - half), _exp(mean + half))
+    return {"perplexity": _exp(mean), "perplexity_low": low, "perplexity_high": high,
             "tokens": int(sum(counts)), "window": window, "stride": stride}
 
 
@@ -223,11 +224,11 @@ def _loss(model: Any, ids: Tensor, *, last: int) -> float:
     return total
 
 
-def _mean_interval(losses: np.ndarray, counts: np.ndarray) -> tuple[float, float]:
-    """Mean loss per token and half the width of its 95 % interval, windows taken as the independent pieces."""
+def _mean_interval(losses: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
+    """Mean loss per token and half the width of its 95 % interval; windows are the independent pieces, one has none."""
     mean = losses.sum() / counts.sum()
     if len(losses) < 2:
-        return float(mean), math.nan
+        return float(mean), None
     spread = np.sum((losses - mean * counts) ** 2) / (len(losses) - 1) * len(losses)
     return float(mean), float(stats.t.ppf(0.975, len(losses) - 1) * math.sqrt(spread) / counts.sum())
 

@@ -1,22 +1,17 @@
-"""Rows of runs.yml -> executed pages and records.
+"""One row of runs.yml -> an executed page and a record; all pages -> the book.
 
 Every run is one row: a notebook and the parameters it departs from the defaults with.  The page and the record of a row
-appear together, when all of it is done; a failed run leaves what was published as it was.
-Order of this file: the tree · rows · checks · staleness · running.
+appear together, when all of it is done; a failed run leaves what was published as it was.  Nobody runs a row that
+somebody else is running.  Many rows at a time are in ``runner``, what is out of date in ``staleness``.
 """
 
 from __future__ import annotations
 
-import ast
-import hashlib
-import json
 import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,118 +21,30 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
+from pruning_lib import locks, results
+from pruning_lib.rows import Row, Tree, checked, defaults, parameters_of, rows, source
+from pruning_lib.staleness import fingerprint, made_from, verdict, why_stale
 
-@dataclass(frozen=True)
-class Tree:
-    """Where notebooks, pages and records are."""
-
-    notebooks: Path
-    pages: Path
-    records: Path
-    failed: Path
-
-    @classmethod
-    def at(cls, root: Path, out: Path | None = None) -> Tree:
-        """The tree of the repository at ``root``; pages and records go under ``out`` if given."""
-        if not (root / "notebooks" / "runs.yml").is_file():
-            raise SystemExit(f"{root} has no notebooks/runs.yml; call from the repository, or give --root")
-        if out:
-            return cls(root / "notebooks", out / "executed", out / "results", out / "failed")
-        return cls(root / "notebooks", root / "book" / "executed", root / "data" / "results", root / "build" / "failed")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One page of the report."""
-
-    name: str
-    notebook: str
-    parameters: Mapping[str, Any]
-    reading: bool = False
+__all__ = ["Row", "RowFailed", "RowLost", "Tree", "build_book", "checked", "defaults", "fingerprint", "parameters_of",
+           "rows", "run", "source", "verdict", "why_stale"]
 
 
 class RowFailed(Exception):
-    """A notebook raised; the message says in which cell and where the partial page is."""
+    """A row that was not made; the message says why and, where there is one, where the partial page is."""
 
 
-def rows(tree: Tree) -> dict[str, Row]:
-    """The rows of runs.yml in order, each checked against its notebook.
-
-    Raises
-    ------
-    SystemExit
-        naming the row and what is wrong with it.
-    """
-    table = yaml.safe_load((tree.notebooks / "runs.yml").read_text()) or {}
-    found = {}
-    for name, entry in table.items():
-        unknown = set(entry or {}) - {"notebook", "parameters", "reading"}
-        if unknown or "notebook" not in (entry or {}):
-            raise SystemExit(f"runs.yml, row {name}: wanted notebook, parameters, reading; got {sorted(entry or {})}")
-        row = Row(name, entry["notebook"], entry.get("parameters") or {}, bool(entry.get("reading")))
-        found[name] = checked(row, tree)
-    return found
+class RowLost(RowFailed):
+    """The process of a row died; running it again may help."""
 
 
-def defaults(tree: Tree) -> dict[str, Row]:
-    """One row per notebook at its default parameters, runs first, then readings; the row is called as the notebook."""
-    table = rows(tree)
-    names = dict.fromkeys((row.reading, row.notebook) for row in table.values())
-    return {name: Row(name, name, {}, reading) for reading, name in sorted(names, key=lambda pair: pair[0])}
-
-
-def source(row: Row, tree: Tree) -> Path:
-    """The notebook of a row."""
-    path = tree.notebooks / f"{row.notebook}.ipynb"
-    if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in tree.notebooks.glob("*.ipynb")))
-        raise SystemExit(f"row {row.name}: no notebook {row.notebook!r}; there are: {known}")
-    return path
-
-
-def checked(row: Row, tree: Tree) -> Row:
-    """``row``, after its parameters were compared with those of the notebook: names known, types the same."""
-    known = parameters_of(source(row, tree))
-    for name, value in row.parameters.items():
-        if name not in known:
-            raise SystemExit(f"row {row.name}: {row.notebook} has no parameter {name!r}; it has: {', '.join(known)}")
-        wanted = type(known[name])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise SystemExit(f"row {row.name}: parameter {name} takes {wanted.__name__} like {known[name]!r}, "
-                             f"got {value!r}")
-    return row
-
-
-def parameters_of(path: Path) -> dict[str, Any]:
-    """Name -> default of every parameter of a notebook; all are literals."""
-    inspected = papermill.inspect_notebook(str(path))
-    return {name: ast.literal_eval(entry["default"]) for name, entry in inspected.items()}
-
-
-def fingerprint(row: Row, tree: Tree) -> str:
-    """Changes when the notebook's cells, the row's parameters or, for a reading, any record changes."""
-    notebook = nbformat.read(source(row, tree), as_version=4)
-    parts = [cell.source for cell in notebook.cells] + [json.dumps(dict(row.parameters), sort_keys=True)]
-    if row.reading:
-        parts += [path.read_text() for path in sorted(tree.records.glob("*.json"))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-
-
-def why_stale(row: Row, tree: Tree) -> str:
-    """Why the row has to run again; empty when its page is up to date."""
-    page = tree.pages / f"{row.name}.ipynb"
-    if not page.is_file():
-        return "no page yet"
-    if not row.reading and not (tree.records / f"{row.name}.json").is_file():
-        return "no record"
-    made_from = nbformat.read(page, as_version=4).metadata.get("pruning_lib", {}).get("fingerprint")
-    if made_from != fingerprint(row, tree):
-        return "notebook or a record changed" if row.reading else "notebook or parameters changed"
-    return ""
-
-
-def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print) -> Path:
+def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print, wait: bool = True,
+        done: Callable[[], bool] = lambda: False) -> Path:
     """Execute one row; its page and record replace the published ones only when all went well.
+
+    Parameters
+    ----------
+    wait : for another process that is running this row, and then run it again; otherwise ``locks.Held`` is raised
+    done : asked once nobody else runs the row; if so it is not run
 
     Raises
     ------
@@ -145,24 +52,70 @@ def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print) -> Path:
         with the cell that failed; the partial page is kept aside in ``tree.failed``.
     """
     checked(row, tree)
-    made_from = fingerprint(row, tree)
-    tree.failed.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f"{row.name}-", dir=tree.failed) as work:
-        page = Path(work) / f"{row.name}.ipynb"
-        results = tree.records if row.reading else Path(work) / "results"
-        with _environment(PRUNING_RUN=row.name, PRUNING_RESULTS=str(results.resolve()),
-                          PRUNING_RECORDS=str(tree.records.resolve())):
-            _execute(row, tree, page)
-        notebook = _cleaned(nbformat.read(page, as_version=4), row, made_from)
-        nbformat.write(notebook, page)
-        record = Path(work) / "results" / f"{row.name}.json"
-        if not row.reading and not record.is_file():
-            raise RowFailed(f"row {row.name}: {row.notebook} wrote no record; a run ends with results.write(...), "
-                            f"a notebook that only reads records is marked 'reading: true' in runs.yml")
-        _publish({page: tree.pages} if row.reading else {record: tree.records, page: tree.pages})
-    (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
+    with locks.lock(tree.lock(row), wait=wait, say=lambda who: say(f"{row.name}: waiting for {who}, which runs it")):
+        if done():
+            return tree.page(row)
+        work = tree.work(row)
+        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+        work.mkdir(parents=True)
+        try:
+            _make(row, tree, work)
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+        (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
     say(f"{row.name}: done")
-    return tree.pages / f"{row.name}.ipynb"
+    return tree.page(row)
+
+
+def publish(row: Row, tree: Tree, page: str, record: str | None, made: Mapping[str, Any]) -> None:
+    """Put a page and a record that were made elsewhere in their places; who calls holds the row's lock.
+
+    Parameters
+    ----------
+    made : what they were made from, as this tree has it
+    """
+    work = tree.work(row)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    try:
+        notebook = nbformat.reads(page, as_version=4)
+        notebook.metadata["pruning_lib"].update(made)
+        nbformat.write(notebook, work / f"{row.name}.ipynb")
+        finished = {work / f"{row.name}.ipynb": tree.pages}
+        if record is not None:
+            (work / f"{row.name}.json").write_text(record)
+            finished = {work / f"{row.name}.json": tree.records, **finished}
+        _publish(finished)
+        (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def sweep(row: Row, tree: Tree) -> None:
+    """Delete what a killed run of a row left half-done, unless somebody is running it again."""
+    try:
+        with locks.lock(tree.lock(row), wait=False):
+            shutil.rmtree(tree.work(row), ignore_errors=True)
+    except locks.Held:
+        pass
+
+
+def _make(row: Row, tree: Tree, work: Path) -> None:
+    """Execute a row in the folder ``work`` and publish what comes of it."""
+    made = made_from(row, tree)
+    page = work / f"{row.name}.ipynb"
+    records = tree.records if row.reading else work / "results"
+    with _environment(PRUNING_RUN=row.name, PRUNING_RESULTS=str(records.resolve()),
+                      PRUNING_RECORDS=str(tree.records.resolve())):
+        _execute(row, tree, page)
+    record = work / "results" / f"{row.name}.json"
+    if not row.reading and not record.is_file():
+        raise RowFailed(f"row {row.name}: {row.notebook} wrote no record; a run ends with results.write(...), "
+                        f"a notebook that only reads records is marked 'reading: true' in runs.yml")
+    if not row.reading:
+        made["record"] = results.contents(record).get("checksum")
+    nbformat.write(_cleaned(nbformat.read(page, as_version=4), row, made), page)
+    _publish({page: tree.pages} if row.reading else {record: tree.records, page: tree.pages})
 
 
 def _execute(row: Row, tree: Tree, page: Path) -> None:
@@ -174,14 +127,16 @@ def _execute(row: Row, tree: Tree, page: Path) -> None:
     except (PapermillExecutionError, DeadKernelError) as error:
         kept = tree.failed / f"{row.name}.ipynb"
         shutil.copyfile(page, kept)
+        kind: type[RowFailed] = RowLost
         why = "because its kernel died, most often for want of memory"
         if isinstance(error, PapermillExecutionError):
+            kind = RowFailed
             why = f"in cell {error.cell_index}: {error.ename}: {error.evalue}"
-        raise RowFailed(f"row {row.name} failed {why}\n"
-                        f"the partial page is {kept}; published pages and records are as they were") from error
+        raise kind(f"row {row.name} failed {why}\n"
+                   f"the partial page is {kept}; published pages and records are as they were") from error
 
 
-def _cleaned(notebook: Any, row: Row, made_from: str) -> Any:
+def _cleaned(notebook: Any, row: Row, made: Mapping[str, Any]) -> Any:
     """The page without progress bars, paths of this machine and times that change with every run."""
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
@@ -189,7 +144,7 @@ def _cleaned(notebook: Any, row: Row, made_from: str) -> Any:
         cell.outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr"] if "outputs" in cell else []
         if cell.cell_type != "code":
             cell.pop("outputs")
-    kept = {"fingerprint": made_from, "row": row.name, "notebook": row.notebook, "parameters": dict(row.parameters)}
+    kept = {**made, "row": row.name, "notebook": row.notebook, "parameters": dict(row.parameters)}
     notebook.metadata["pruning_lib"] = kept
     notebook.metadata.pop("papermill", None)
     return notebook
@@ -245,9 +200,9 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     shutil.rmtree(book, ignore_errors=True)
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))
     shutil.copytree(tree.pages, book / "executed")
-    for row in rows(tree).values():  # chapters quote readings; one that was not made anew is the published one
+    for row in rows(tree).values():  # chapters quote these; one that was not made anew is the published one
         page = Tree.at(root).pages / f"{row.name}.ipynb"
-        if row.reading and page.is_file() and not (book / "executed" / page.name).exists():
+        if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
             shutil.copyfile(page, book / "executed" / page.name)
     shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
     contents = yaml.safe_load((book / "_toc.yml").read_text())

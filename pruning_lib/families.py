@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
@@ -23,7 +23,8 @@ from pruning_lib.resnets import Block, CifarResNet
 class LanguageFamily:
     """Where things are in one family of decoder-only language models.
 
-    ``blocks`` is a path from the model; the other paths start inside one block.
+    ``blocks`` is a path from the model; the other paths start inside one block.  Projections that are given the same
+    path share one fused matrix: its rows are theirs, one after the other in the order of the fields.
     """
 
     blocks: str = "model.layers"
@@ -34,7 +35,7 @@ class LanguageFamily:
     heads_out: str = "self_attn.o_proj"  # takes the heads back to the residual stream
     neurons_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     neurons_out: str = "mlp.down_proj"  # closes the MLP
-    # config fields whose truth makes head removal impossible, with the reason
+    # config fields whose truth makes head removal impossible, with the reason; a dot leads into a field that is a dict
     heads_fixed_by: Mapping[str, str] = field(default_factory=dict)
     # where transformers refuses head counts that do not divide the width: the family that stores the same network ...
     stored_as: str | None = None
@@ -48,12 +49,54 @@ FAMILIES["llama"] = LanguageFamily(stored_as="mistral", not_stored_with=("attent
 FAMILIES["mistral"] = LanguageFamily(tiny={"sliding_window": None})
 FAMILIES["qwen2"] = LanguageFamily()
 FAMILIES["qwen3"] = LanguageFamily()
+FAMILIES["gemma"] = LanguageFamily()
+FAMILIES["granite"] = LanguageFamily()
+FAMILIES["olmo"] = LanguageFamily()
+FAMILIES["smollm3"] = LanguageFamily()
 FAMILIES["phi"] = LanguageFamily(
     heads_out="self_attn.dense",
     neurons_in=("mlp.fc1",),
     neurons_out="mlp.fc2",
     heads_fixed_by={"qk_layernorm": "its query/key norm is sized as width / heads when the model is loaded"},
 )
+FAMILIES["phi3"] = LanguageFamily(
+    queries="self_attn.qkv_proj",
+    keys="self_attn.qkv_proj",
+    values="self_attn.qkv_proj",
+    neurons_in=("mlp.gate_up_proj", "mlp.gate_up_proj"),
+    heads_fixed_by={"rope_parameters.short_factor": "its list of long-context factors has to fit width / heads"},
+    tiny={"sliding_window": None},
+)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One projection of a block: the rows of a linear layer that belong to it, all of them unless it is fused."""
+
+    linear: nn.Linear
+    start: int
+    count: int
+
+    def of(self, rows: Tensor) -> Tensor:
+        """The part of this projection, of something that has one row per output of the layer."""
+        return rows[self.start:self.start + self.count]
+
+    @property
+    def parameters(self) -> int:
+        """Number of parameters, biases included."""
+        return self.count * (self.linear.in_features + (self.linear.bias is not None))
+
+
+@dataclass(frozen=True)
+class Projections:
+    """Everything that heads and neurons of one block pass through."""
+
+    queries: Rows  # (H*D, C)
+    keys: Rows  # (G*D, C)
+    values: Rows
+    neurons_in: tuple[Rows, ...]  # each (M, C)
+    heads_out: nn.Linear  # (C, H*D)
+    neurons_out: nn.Linear  # (C, M)
 
 
 @dataclass(frozen=True)
@@ -192,13 +235,12 @@ def sizes(model: nn.Module) -> Sizes:
     family, found = of(model), set()
     D = head_width(model)
     for block in blocks(model):
-        q, k, v = (linear(block, p) for p in (family.queries, family.keys, family.values))
-        out, down = linear(block, family.heads_out), linear(block, family.neurons_out)
-        H, G, M = q.out_features // D, k.out_features // D, down.in_features
-        head = _rows(q, D) + D * out.out_features
-        group = _rows(k, D) + _rows(v, D)
-        neuron = sum(_rows(linear(block, p), 1) for p in family.neurons_in) + down.out_features
-        found.add((H, G, M, out.out_features, head, group, neuron))
+        p = projections(block, family)
+        H, G, M, C = p.queries.count // D, p.keys.count // D, p.neurons_out.in_features, p.heads_out.out_features
+        head = p.queries.parameters // H + D * C
+        group = (p.keys.parameters + p.values.parameters) // G
+        neuron = sum(rows.parameters for rows in p.neurons_in) // M + C
+        found.add((H, G, M, C, head, group, neuron))
     if len(found) != 1:
         raise ValueError(f"blocks differ in size ({len(found)} kinds); plans need the same sizes in every block")
     H, G, M, C, head, group, neuron = found.pop()
@@ -209,6 +251,21 @@ def sizes(model: nn.Module) -> Sizes:
 def linear(block: nn.Module, path: str) -> nn.Linear:
     """The linear layer at ``path`` inside a block."""
     return cast(nn.Linear, block.get_submodule(path))
+
+
+def projections(block: nn.Module, family: LanguageFamily) -> Projections:
+    """Find the projections of one block, fused ones taken apart."""
+    out, down = linear(block, family.heads_out), linear(block, family.neurons_out)
+    shared = family.queries == family.keys
+    pairs = linear(block, family.keys).out_features - shared * out.in_features
+    pairs //= 1 + (family.keys == family.values)
+    counts = [(family.queries, out.in_features), (family.keys, pairs), (family.values, pairs),
+              *((path, down.in_features) for path in family.neurons_in)]
+    start, rows = dict.fromkeys(dict(counts), 0), []
+    for path, count in counts:
+        rows.append(Rows(linear(block, path), start[path], count))
+        start[path] += count
+    return Projections(rows[0], rows[1], rows[2], tuple(rows[3:]), out, down)
 
 
 def head_width(model: nn.Module) -> int:
@@ -224,13 +281,13 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     under the family's ``stored_as``; only where that has no place for what the config asks is the count refused.
     """
     family, config = of(model), cast(Any, model.config)
-    H = linear(blocks(model)[0], family.queries).out_features // head_width(model)
+    first = projections(blocks(model)[0], family)
+    H, G = (rows.count // head_width(model) for rows in (first.queries, first.keys))
     for name, reason in family.heads_fixed_by.items():
-        if heads != H and getattr(config, name, False):
+        if heads != H and _field(config, name):
             raise ValueError(f"heads of this model cannot be removed ({name}: {reason}); use scope='neurons'")
     in_the_way = [name for name in family.not_stored_with if getattr(config, name, False)]
     if in_the_way and config.hidden_size % heads:
-        G = linear(blocks(model)[0], family.keys).out_features // head_width(model)
         lossless = {*range(H // G, H + 1, H // G), *range(G, H + 1, G)}  # whole groups, equal queries
         allowed = sorted(h for h in lossless if config.hidden_size % h == 0)
         raise ValueError(
@@ -257,6 +314,8 @@ def _projections(family: LanguageFamily) -> tuple[str, ...]:
     return (family.queries, family.keys, family.values, family.heads_out, *family.neurons_in, family.neurons_out)
 
 
-def _rows(layer: nn.Linear, n: int) -> int:
-    """Parameters in ``n`` output rows of a linear layer, biases included."""
-    return n * (layer.in_features + (layer.bias is not None))
+def _field(config: Any, name: str) -> Any:
+    """A field of a config; a dot leads into a field that is a dict."""
+    first, _, rest = name.partition(".")
+    value = getattr(config, first, None)
+    return (value or {}).get(rest) if rest else value

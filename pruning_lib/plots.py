@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import matplotlib as mpl
@@ -16,9 +16,10 @@ COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": 
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D"}
 # the same for criteria that rank blocks: colour and marker; single metrics share a colour and differ by marker
 CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
-             "network_order": ("#D55E00", "^"), "cka": ("#009E73", "v"), "gaussian_0": ("#CC79A7", "<"),
-             "gaussian_1": ("#CC79A7", ">"), "gaussian_2": ("#CC79A7", "x"), "linear_shape_0": ("#E69F00", "d"),
-             "linear_shape_1": ("#E69F00", "D"), "permutation": ("#56B4E9", "P"), "wasserstein": ("#882255", "X")}
+             "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"), "cka": ("#009E73", "v"),
+             "gaussian_0": ("#CC79A7", "<"), "gaussian_1": ("#CC79A7", ">"), "gaussian_2": ("#CC79A7", "x"),
+             "linear_shape_0": ("#E69F00", "d"), "linear_shape_1": ("#E69F00", "D"), "permutation": ("#56B4E9", "P"),
+             "wasserstein": ("#882255", "X")}
 
 
 @contextmanager
@@ -134,14 +135,36 @@ def agreement(correlations: pd.DataFrame, ax: Axes) -> Axes:
     """Heat map of a square table of rank correlations, the numbers written in."""
     drawn = ax.imshow(correlations.to_numpy(), cmap="RdBu", vmin=-1, vmax=1)
     ax.figure.colorbar(drawn, ax=ax, label="rank correlation (Spearman)")
+    _numbers(correlations, ax, light=lambda value: abs(value) > 0.6)
+    return ax
+
+
+def distance_map(shares: pd.DataFrame, ax: Axes) -> Axes:
+    """Heat map of distances as shares of a yardstick, a row per metric and a column per change, numbers written in."""
+    drawn = ax.imshow(shares.to_numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
+    ax.figure.colorbar(drawn, ax=ax, label="distance / distance to an unrelated cloud")
+    _numbers(shares, ax, light=lambda value: value < 0.6)
+    return ax
+
+
+def _numbers(table: pd.DataFrame, ax: Axes, *, light: Callable[[float], bool]) -> None:
+    """Names and values of a heat map's fields; ``light`` says which ones are dark and want a light text."""
     ax.grid(False)
-    places = range(len(correlations))
-    ax.set_xticks(places, correlations.columns, rotation=45, ha="right")
-    ax.set_yticks(places, correlations.index)
-    for i, row in enumerate(correlations.to_numpy()):
+    ax.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right")
+    ax.set_yticks(range(len(table)), table.index)
+    for i, row in enumerate(table.to_numpy()):
         for j, value in enumerate(row):
-            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=8,
-                    color="white" if abs(value) > 0.6 else "black")
+            ax.text(j, i, f"{value:.1f}", ha="center", va="center", fontsize=9,
+                    color="white" if light(value) else "black")
+
+
+def cloud(points: Tensor, labels: Tensor, ax: Axes, *, label: str) -> Axes:
+    """Points (N, 2) of a plane, coloured by class."""
+    colours = list(COLOUR.values())[1:]
+    for place, name in enumerate(labels.unique().tolist()):
+        across, up = points[labels == name].T.numpy()
+        ax.scatter(across, up, s=8, color=colours[place % len(colours)])
+    ax.set(xlabel=label, aspect="equal")
     return ax
 
 
@@ -159,6 +182,21 @@ def rounds(table: pd.DataFrame, ax: Axes) -> Axes:
                     linewidth=0)
     ax.set(xlabel="blocks removed", ylabel="accuracy (fraction)")
     ax.legend(loc="lower left")
+    return ax
+
+
+def time_against_macs(table: pd.DataFrame, ax: Axes) -> Axes:
+    """Time left against multiply-adds left, both as a share of the dense network's, beside the line where they agree.
+
+    ``table`` has ``macs``, ``latency_s`` and its quartiles ``latency_low_s`` and ``latency_high_s``; its first line is
+    the dense network.
+    """
+    macs, whole = table.macs / table.macs.iloc[0], table.latency_s.iloc[0]
+    error = [(table.latency_s - table.latency_low_s) / whole, (table.latency_high_s - table.latency_s) / whole]
+    ax.plot([0, 1], [0, 1], "--", color="#777777", label="time falls with the multiply-adds")
+    ax.errorbar(macs, table.latency_s / whole, yerr=error, fmt="o-", color="#0072B2", ms=5, capsize=3, label="measured")
+    ax.set(xlabel="multiply-adds left (fraction)", ylabel="time left (fraction)", xlim=(0, 1.05), ylim=(0, None))
+    ax.legend(loc="upper left")
     return ax
 
 

@@ -3,10 +3,12 @@
 A record says which run it was, with which parameters, what was measured, and what it was made with.  Records live in
 one folder; ``PRUNING_RESULTS`` names it (the runner sets it), else it is ``results`` in the current folder.  A run that
 builds on an earlier one reads that one's record in the folder that ``PRUNING_RECORDS`` names, where finished ones are.
+A checksum inside a record shows whether it was edited since; records of before have none and are read all the same.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -17,9 +19,10 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 VERSIONS = ("torch", "transformers", "lm-eval")
 _started = time.monotonic()
@@ -55,6 +58,7 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_suffix(".part")
     try:
+        record["checksum"] = checksum(record)
         beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         return beside.replace(path)
     finally:
@@ -62,7 +66,7 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
 
 
 def read(run: str) -> dict[str, Any]:
-    """The record of one run; ValueError when it is missing or not a record."""
+    """The record of one run; ValueError when it is missing, not a record, or not as it was written."""
     places = [folder(), *map(Path, filter(None, [os.environ.get("PRUNING_RECORDS")]))]
     paths = [place / f"{_checked(run)}.json" for place in places]
     path = next((path for path in paths if path.is_file()), paths[0])
@@ -71,11 +75,48 @@ def read(run: str) -> dict[str, Any]:
     except FileNotFoundError:
         known = ", ".join(sorted({p.stem for place in places for p in place.glob("*.json")})) or "none yet"
         raise ValueError(f"no record of run {run!r}; recorded: {known}. Make it with: pruning-lib run {run}") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no text, numbers of thousands of digits
         raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error
-    if not isinstance(record, dict) or not {"run", "parameters", "values", "made_with"} <= set(record):
+    if not _has_form(record):
         raise ValueError(f"{path.name} is not a record: run, parameters, values, made_with wanted")
+    if record["run"] != run:
+        raise ValueError(f"{path.name} is not a record of {run}, it says it is of {record['run']!r}")
+    if "checksum" in record and not sealed(record):
+        raise ValueError(f"{path.name} is not a record as it was written: somebody edited it; run {run} again")
+    record.pop("checksum", None)
     return record
+
+
+def checksum(record: Mapping[str, Any]) -> str:
+    """First 16 hex digits of the SHA-256 of all a record holds but this."""
+    plain = json.loads(json.dumps({k: v for k, v in record.items() if k != "checksum"}, allow_nan=False))
+    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def sealed(record: Mapping[str, Any]) -> bool:
+    """Whether a record has a checksum and is as it was written."""
+    try:
+        return record.get("checksum") == checksum(record)
+    except ValueError:  # a number that JSON has no word for, which ``write`` never wrote
+        return False
+
+
+def contents(path: Path) -> dict[str, Any]:
+    """What a file of a record holds, right or not; empty when it is no record at all."""
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _has_form(record: Any) -> bool:
+    """Whether what was read has the parts of a record, each of its kind."""
+    kinds = {"run": str, "parameters": dict, "values": dict, "made_with": dict}
+    if not isinstance(record, dict) or not all(isinstance(record.get(k), kind) for k, kind in kinds.items()):
+        return False
+    rows = record.get("rows") or []
+    return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
 def gather(notebook: str) -> pd.DataFrame:
@@ -83,6 +124,8 @@ def gather(notebook: str) -> pd.DataFrame:
 
     Columns are ``run``, the parameters, the values and the row's own; a row's own win over parameters of that name.
     """
+    import pandas as pd
+
     lines = []
     for path in sorted(folder().glob("*.json")):
         record = read(path.stem)

@@ -8,8 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import sys
 import tempfile
-from collections.abc import Callable, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib import networks
+from pruning_lib import locks, networks
 from pruning_lib.downloads import cache
 
 
@@ -33,6 +37,9 @@ class Made:
 def made(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: Any) -> Made:
     """What ``make()`` gives, a network and facts about it; made once for the same ``settings``, then read.
 
+    Of two processes that want the same network at the same time the second waits for the first; if that dies, the
+    second makes it.
+
     Parameters
     ----------
     make : only called where nothing is kept yet; interrupted, it leaves nothing behind
@@ -46,9 +53,30 @@ def made(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: An
     text = json.dumps(settings, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if not _folder(key).exists():
-        network, facts = make()
-        _keep(network, {"facts.json": json.dumps(dict(facts), indent=1), "settings.json": text}, _folder(key))
+        with _alone(key):
+            if not _folder(key).exists():  # nobody made it while this process waited
+                network, facts = make()
+                _keep(network, {"facts.json": json.dumps(dict(facts), indent=1), "settings.json": text}, _folder(key))
     return find(key)
+
+
+_ours = threading.local()  # keys of the networks this thread is making
+
+
+@contextmanager
+def _alone(key: str) -> Iterator[None]:
+    """Make the network ``key`` while no other process does; a ``make`` that asks for its own key does not wait."""
+    keys = vars(_ours).setdefault("keys", set())
+    if key in keys:
+        yield
+        return
+    with locks.lock(_folder(key).with_name(f".{key}.lock"),
+                    say=lambda who: print(f"waiting for a network that {who} is making", file=sys.stderr)):
+        keys.add(key)
+        try:
+            yield
+        finally:
+            keys.discard(key)
 
 
 def find(key: str) -> Made:
@@ -60,7 +88,7 @@ def find(key: str) -> Made:
         when there is none, or it cannot be read.
     """
     folder = _folder(key)
-    if not folder.is_dir():
+    if not re.fullmatch(r"[0-9a-f]{16}", key) or not folder.is_dir():  # a key from a record never leads elsewhere
         raise ValueError(f"no network {key} in {folder.parent}; the run that names it makes it again: "
                          f"pruning-lib run ROW, with the row of the record you took the key from")
     try:

@@ -107,13 +107,15 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
 def _remove_from_block(block: nn.Module, family: LanguageFamily, queries: Tensor, pairs: Tensor, neurons: Tensor
                        ) -> None:
     """Keep the given rows and columns of every projection of one block."""
-    _keep_outputs(families.linear(block, family.queries), queries)
-    _keep_outputs(families.linear(block, family.keys), pairs)
-    _keep_outputs(families.linear(block, family.values), pairs)
-    _keep_inputs(families.linear(block, family.heads_out), queries)
-    for path in family.neurons_in:
-        _keep_outputs(families.linear(block, path), neurons)
-    _keep_inputs(families.linear(block, family.neurons_out), neurons)
+    p = families.projections(block, family)
+    kept: dict[nn.Linear, list[Tensor]] = {}  # a fused matrix keeps rows of several projections
+    for part, places in ((p.queries, queries), (p.keys, pairs), (p.values, pairs),
+                         *((rows, neurons) for rows in p.neurons_in)):
+        kept.setdefault(part.linear, []).append(part.start + places)
+    for linear, rows in kept.items():
+        _keep_outputs(linear, torch.cat(rows))
+    _keep_inputs(p.heads_out, queries)
+    _keep_inputs(p.neurons_out, neurons)
 
 
 def _keep_outputs(linear: nn.Linear, rows: Tensor) -> None:

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from pruning_lib import baselines, families, plans
+from pruning_lib.activations import inputs_to
 from pruning_lib.baselines import METHODS, Method
 
 
@@ -11,6 +12,21 @@ from pruning_lib.baselines import METHODS, Method
 def batches(prompts):
     ids = [torch.tensor([p]) for p in prompts]
     return [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in ids]
+
+
+@pytest.fixture
+def padded(prompts):
+    """Two batches, one of them padded with tokens that are no padding elsewhere."""
+    rows = [p + [77] * (17 - len(p)) for p in prompts[:3]]
+    mask = [[1] * len(p) + [0] * (17 - len(p)) for p in prompts[:3]]
+    return [{"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)},
+            {"input_ids": torch.tensor(prompts[3:]), "attention_mask": torch.ones(1, 9, dtype=torch.long)}]
+
+
+def inward(block, family, M):
+    """The matrices that lead to the neurons, a fused one cut in halves."""
+    weights = {path: block.get_submodule(path).weight for path in family.neurons_in}
+    return [part for w in weights.values() for part in w.detach().split(M)]
 
 
 def slow_magnitude(model, sizes):
@@ -24,7 +40,7 @@ def slow_magnitude(model, sizes):
             own = range(h * D, (h + 1) * D)
             heads[i, h] = torch.cat([*(queries[row] for row in own), *(out[:, column] for column in own)]).norm()
         for m in range(sizes.neurons):
-            rows = [block.get_submodule(p).weight.detach()[m] for p in family.neurons_in]
+            rows = [w[m] for w in inward(block, family, sizes.neurons)]
             neurons[i, m] = torch.cat([*rows, closing[:, m]]).norm()
     return heads, neurons
 
@@ -48,6 +64,92 @@ def test_magnitude_equals_the_slow_norm(family, tiny, heads, groups):
     found = baselines.magnitude(model)
     slow = slow_magnitude(model, families.sizes(model))
     torch.testing.assert_close((found.heads, found.neurons), slow, rtol=1e-5, atol=0)
+
+
+def slow_inputs(model, path, batches):
+    """What enters the layer ``path`` of every block: (tokens, columns) float64, one prompt at a time, no padding."""
+    found = []
+    for block in families.blocks(model):
+        seen = []
+        with inputs_to([block.get_submodule(path)], lambda _, x, seen=seen: seen.append(x[0].double())):
+            for batch in batches:
+                for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+                    with torch.no_grad():
+                        model(ids[:int(mask.sum())][None])
+        found.append(torch.cat(seen))
+    return found
+
+
+def slow_scores(model, batches, score):
+    """``score(x (tokens, columns), weight (C, columns))`` for the columns of one unit at a time."""
+    family, D, result = families.of(model), families.head_width(model), []
+    for path, width in ((family.heads_out, D), (family.neurons_out, 1)):
+        units = []
+        for x, block in zip(slow_inputs(model, path, batches), families.blocks(model), strict=True):
+            w = block.get_submodule(path).weight.detach().double()
+            units.append([score(x[:, i:i + width], w[:, i:i + width]) for i in range(0, w.shape[1], width)])
+        result.append(torch.tensor(units))
+    return result
+
+
+SLOW = {
+    "activation_norm": lambda x, w: x.pow(2).sum(1).mean().sqrt(),
+    "wanda": lambda x, w: sum((w[:, j].abs() * x[:, j].norm()).mean() for j in range(w.shape[1])) / len(x) ** 0.5,
+    "flap": lambda x, w: sum(x[:, j].var() * w[:, j].norm() ** 2 for j in range(w.shape[1])),
+}
+
+
+@pytest.mark.parametrize("method", SLOW)
+def test_scores_from_activations_equal_the_definition_on_all_tokens(family, tiny, padded, method):
+    model = tiny(family, heads=6, groups=2)
+    found = METHODS[method].importance(model, padded)
+    slow = slow_scores(model, padded, SLOW[method])
+    torch.testing.assert_close([found.heads, found.neurons], [s.float() for s in slow], rtol=1e-4, atol=1e-6)
+    assert found.made_with["tokens"] == 5 + 17 + 1 + 9
+
+
+def slow_taylor(model, batches):
+    """What the loss would lose to first order, one weight at a time, from gradients of plain autograd."""
+    s, family, D = families.sizes(model), families.of(model), families.head_width(model)
+    prompts = [ids[mask.bool()] for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"], strict=True)]
+    total = 0
+    for ids in (ids for ids in prompts if len(ids) > 1):
+        logits = model(ids[None]).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[1:]) / 3
+    gradients = dict(zip([n for n, _ in model.named_parameters()],
+                         torch.autograd.grad(total, list(model.parameters())), strict=True))
+    heads, neurons = torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons)
+    for i, block in enumerate(families.blocks(model)):
+        def lost(path, i=i, block=block):
+            return (block.get_submodule(path).weight * gradients[f"{family.blocks}.{i}.{path}.weight"]).detach().abs()
+
+        for h in range(s.heads):
+            own = slice(h * D, (h + 1) * D)
+            heads[i, h] = lost(family.queries)[own].sum() + lost(family.heads_out)[:, own].sum()
+        for m in range(s.neurons):
+            inward = [part[m].sum() for p in set(family.neurons_in) for part in lost(p).split(s.neurons)]
+            neurons[i, m] = sum(inward) + lost(family.neurons_out)[:, m].sum()
+    return heads, neurons
+
+
+def test_taylor_equals_weight_times_gradient_summed_one_unit_at_a_time(family, tiny, padded):
+    model = tiny(family, heads=6, groups=2)
+    model.lm_head.weight.requires_grad_(False)
+    model.get_input_embeddings().weight.grad = given = torch.ones_like(model.get_input_embeddings().weight)
+    found = METHODS["taylor"].importance(model, padded)
+    frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
+    assert frozen in (["lm_head.weight"], ["model.embed_tokens.weight"])  # the second where they are tied
+    assert [p.grad for p in model.parameters() if p.grad is not None] == [given]
+    model.requires_grad_(True)
+    torch.testing.assert_close((found.heads, found.neurons), slow_taylor(model, padded), rtol=1e-4, atol=1e-7)
+    assert found.made_with["prompts"] == 3  # of four, one has a single token and nothing to predict
+
+
+@pytest.mark.parametrize("method", ["taylor", *SLOW])
+def test_prompts_that_say_nothing_are_refused(tiny, method):
+    batch = {"input_ids": torch.tensor([[5]]), "attention_mask": torch.ones(1, 1, dtype=torch.long)}
+    with pytest.raises(ValueError, match="at least one"):
+        METHODS[method].importance(tiny("llama"), [batch])
 
 
 @pytest.mark.parametrize("method", ["magnitude", "random"])
@@ -84,7 +186,7 @@ def test_methods_that_share_an_importance_measure_it_once(tiny, batches, monkeyp
 def test_an_unknown_method_is_refused_before_anything_is_measured(tiny, monkeypatch):
     measured = []
     monkeypatch.setitem(METHODS, "slow", Method(lambda *_: measured.append(1), "lowest", "for this test"))
-    with pytest.raises(ValueError, match="unknown method 'largest'; known: amp, highest, magnitude, random"):
+    with pytest.raises(ValueError, match="unknown method 'largest'; known: .*amp, .*highest, magnitude, random"):
         baselines.importances(["slow", "largest"], tiny("llama"), [])
     assert not measured
 

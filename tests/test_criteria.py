@@ -7,6 +7,7 @@ import torch
 from conftest import image_network
 
 from pruning_lib import consensus, families
+from pruning_lib.activations import bypassed
 from pruning_lib.criteria import CRITERIA
 from pruning_lib.data import INPUTS
 from pruning_lib.similarity import METRICS
@@ -37,12 +38,24 @@ def test_an_order_has_every_block_that_can_go_once(key, network):
 
 
 def test_consensus_is_the_rank_over_all_metrics_and_a_metric_alone_the_order_of_its_column(network, table):
-    assert set(CRITERIA) == {"consensus", *METRICS, "network_order", "random"}
+    assert set(CRITERIA) == {"consensus", *METRICS, "loss", "network_order", "random"}
     assert CRITERIA["consensus"].order(network, IMAGES, LABELS, 0) == consensus.rank(table)
     for key in METRICS:
         expected = list(table[key].sort_values(kind="stable").index)
         assert CRITERIA[key].order(network, IMAGES, LABELS, 0) == expected, key
     assert len({tuple(table[key].rank()) for key in METRICS}) > 1  # so that one cannot stand for all
+
+
+def test_the_loss_is_that_of_the_network_with_the_block_passed_by(network):
+    def loss(name):
+        with bypassed(network, name), torch.no_grad():
+            return torch.nn.functional.cross_entropy(network(IMAGES), LABELS).item()
+
+    found = CRITERIA["loss"].order(network, IMAGES, LABELS, 0)
+    losses = [loss(name) for name in found]
+    assert losses == sorted(losses) and losses[0] < losses[-1] - 0.01
+    with pytest.raises(ValueError, match="give labels, or take another criterion"):
+        CRITERIA["loss"].order(network, IMAGES, None, 0)
 
 
 def test_network_order_removes_the_blocks_that_the_published_networks_lost_in_that_sequence():

@@ -79,6 +79,11 @@ def test_the_interval_of_perplexity_is_that_of_the_mean_over_equal_windows(tiny,
     assert found["tokens"] == 75
 
 
+def test_a_single_window_has_no_interval(tiny, tokenizer):
+    found = evaluate.perplexity(tiny("llama"), tokenizer, ["".join(TEXTS)[:80]], window=80, stride=80, progress=False)
+    assert found["perplexity_low"] is None and found["perplexity_high"] is None and found["perplexity"] > 1
+
+
 def test_the_tokens_counted_are_those_of_the_text_alone(tiny, tokenizer):
     """A tokenizer that puts a start token in front of every text changes nothing."""
     adding = copy.deepcopy(tokenizer)

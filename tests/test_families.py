@@ -19,13 +19,30 @@ def test_sizes_are_read_off_the_modules(family, tiny, heads, groups):
 
 
 def test_the_family_names_every_projection_that_heads_and_neurons_pass_through(family, tiny):
-    """A forgotten projection would leave a matrix in the block that still has a side of H*D, G*D or M."""
+    """A forgotten projection would leave a matrix in the block that still has a side of H*D, G*D or M, or of a sum."""
     model = tiny(family, heads=6, groups=3, head_width=7, neurons=26, n_blocks=1)
     record = families.of(model)
     named = {record.queries, record.keys, record.values, record.heads_out, *record.neurons_in, record.neurons_out}
     wide = {name.removesuffix(".weight") for name, p in families.blocks(model)[0].named_parameters()
-            if p.ndim == 2 and {42, 21, 26} & set(p.shape)}
+            if p.ndim == 2 and {42, 21, 26, 42 + 2 * 21, 2 * 26} & set(p.shape)}
     assert wide == named
+
+
+def test_a_fused_matrix_is_taken_apart_into_the_rows_of_its_projections(tiny):
+    p = families.projections(tiny("phi3", heads=6, groups=3, head_width=7, neurons=26).model.layers[0],
+                             families.FAMILIES["phi3"])
+    assert [(rows.start, rows.count) for rows in (p.queries, p.keys, p.values, *p.neurons_in)] == [
+        (0, 42), (42, 21), (63, 21), (0, 26), (26, 26)]
+    assert p.queries.linear is p.values.linear and p.neurons_in[0].linear is p.neurons_in[1].linear
+
+
+def test_a_long_context_phi3_keeps_its_heads_and_may_lose_neurons(tiny, random_importance):
+    long = {"rope_type": "longrope", "rope_theta": 1e4, "partial_rotary_factor": 1.0, "short_factor": [1.0] * 4,
+            "long_factor": [2.0] * 4}
+    model = tiny("phi3", fields={"rope_parameters": long}, heads=6, groups=3, head_width=8)
+    with pytest.raises(ValueError, match="short_factor.*scope='neurons'"):
+        choose(random_importance(model), model, removed_fraction=0.2, heads_removed=2)
+    assert choose(random_importance(model), model, removed_fraction=0.1, scope="neurons").kept["heads"] == 6
 
 
 def test_an_unknown_family_is_refused_with_the_known_ones():
@@ -175,5 +192,5 @@ def test_the_classifier_of_a_language_model_is_its_head(family, tiny):
 def test_blocks_of_an_unknown_network_are_refused_with_both_kinds_of_families(ask):
     with torch.device("meta"):
         network = torchvision.models.vgg11()
-    with pytest.raises(ValueError, match="unknown family 'VGG'; known: llama.*image networks.*cifar_resnet.*mobilenet"):
+    with pytest.raises(ValueError, match="unknown family 'VGG'; known: .*llama.*networks.*cifar_resnet.*mobilenet"):
         ask(network)

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from pruning_lib import plots
 from pruning_lib.baselines import METHODS
+from pruning_lib.criteria import CRITERIA
 
 SIZES = pd.DataFrame(
     [("dense", 0.0, 10.0), ("amp", 0.1, 12.0), ("amp", 0.2, 20.0), ("random", 0.1, 30.0), ("random", 0.1, 50.0),
@@ -22,6 +23,14 @@ LABELLED = pd.DataFrame({"label": ["dense", "amp", "random"], "method": ["dense"
                          "latency_s": [10.0, 20.0, 1500.0]})
 TASKS = pd.DataFrame({"task": ["piqa", "arc_easy"], "accuracy": [0.7, 0.4], "low": [0.6, 0.35], "high": [0.75, 0.5],
                       "chance": [0.5, 0.25]})
+
+SEEDS = pd.DataFrame([("random", 0, 0.9), ("random", 1, 0.5), ("random", 1, 0.7), ("consensus", 0, 0.9),
+                      ("consensus", 1, 0.8)], columns=["criterion", "removed", "cut_fraction"])
+ROUNDS = pd.DataFrame({"removed_blocks": [0, 1], "cut_fraction": [None, 0.2], "recalibrated_fraction": [None, 0.5],
+                       "accuracy_fraction": [0.9, 0.8], "accuracy_low": [0.8, 0.7], "accuracy_high": [1.0, 0.9]})
+RANKS = pd.DataFrame({"cka": [1.0, 0.0, 2.0], "wasserstein": [0.0, 2.0, 1.0]}, index=["a", "b", "c"])
+COSTS = pd.DataFrame({"macs": [200, 100], "latency_s": [4.0, 3.0], "latency_low_s": [3.8, 2.9],
+                      "latency_high_s": [4.4, 3.2]})
 
 
 @pytest.fixture
@@ -43,8 +52,12 @@ def segments(ax):
     lambda ax: plots.importance_map(torch.rand(2, 3), ax, parts="head"),
     lambda ax: plots.quality_against_size(SIZES, ax, quality="perplexity"),
     lambda ax: plots.bars(LABELLED, ax, quality="latency_s"),
-    lambda ax: plots.accuracies(TASKS, ax, method="amp")],
-    ids=["importance_map", "quality_against_size", "bars", "accuracies"])
+    lambda ax: plots.accuracies(TASKS, ax, method="amp"),
+    lambda ax: plots.criteria_against_size(SEEDS, ax, quality="cut_fraction"),
+    lambda ax: plots.rounds(ROUNDS, ax),
+    lambda ax: plots.time_against_macs(COSTS, ax)],
+    ids=["importance_map", "quality_against_size", "bars", "accuracies", "criteria_against_size", "rounds",
+         "time_against_macs"])
 def test_a_plot_returns_the_axis_it_drew_on_with_labels_and_no_title(ax, draw):
     assert not ax.has_data() and draw(ax) is ax and ax.has_data()
     assert ax.get_xlabel() and ax.get_xlabel()[0].islower()
@@ -124,6 +137,49 @@ def test_accuracies_show_each_task_with_its_interval_and_chance(ax):
     chance = next(line for line in ax.get_lines() if line.get_label() == "chance")
     assert list(zip(chance.get_xdata(), chance.get_ydata(), strict=True)) == [(0.25, "arc_easy"), (0.5, "piqa")]
     assert ax.get_xlabel() == "accuracy (fraction)" and ax.get_xlim() == (0, 1)
+
+
+def test_every_criterion_has_a_look_of_its_own():
+    assert set(plots.CRITERION) == {"none", *CRITERIA}
+    assert len(set(plots.CRITERION.values())) == len(plots.CRITERION)
+
+
+def test_criteria_are_drawn_as_the_mean_and_the_span_of_their_seeds(ax):
+    plots.criteria_against_size(SEEDS, ax, quality="cut_fraction")
+    points, colour = lines(ax)["random"]
+    np.testing.assert_allclose(points, [[0, 0.9], [1, 0.6]])
+    assert colour == plots.CRITERION["random"][0].lower()
+    band = ax.collections[1].get_paths()[0].get_extents()  # consensus is drawn first
+    np.testing.assert_allclose([band.x0, band.y0, band.x1, band.y1], [0, 0.5, 1, 0.9])
+    with pytest.raises(ValueError, match="no colour for mine"):
+        plots.criteria_against_size(SEEDS.assign(criterion="mine"), ax, quality="cut_fraction")
+
+
+def test_rounds_show_the_three_tests_and_the_interval_of_the_last(ax):
+    plots.rounds(ROUNDS, ax)
+    found = {label: points for label, (points, _) in lines(ax).items()}
+    assert found["tuned"] == [[0, 0.9], [1, 0.8]]
+    assert found["cut"][1] == [1, 0.2] and found["cut, batch norms measured anew"][1] == [1, 0.5]
+    band = ax.collections[0].get_paths()[0].get_extents()
+    np.testing.assert_allclose([band.y0, band.y1], [0.7, 1.0])
+
+
+def test_ranks_and_agreements_stand_where_their_names_stand(ax):
+    plots.rank_map(RANKS, ax)
+    np.testing.assert_array_equal(ax.get_images()[0].get_array(), RANKS.to_numpy())
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b", "c"]
+    assert [t.get_text() for t in ax.get_xticklabels()] == ["cka", "wasserstein"]
+    other = Figure().add_subplot()
+    plots.agreement(RANKS.corr(method="spearman"), other)
+    assert {tuple(map(round, t.get_position())): t.get_text() for t in other.texts} == {
+        (0, 0): "1.0", (1, 1): "1.0", (0, 1): "-0.5", (1, 0): "-0.5"}
+
+
+def test_time_and_multiply_adds_are_shares_of_the_dense_network(ax):
+    plots.time_against_macs(COSTS, ax)
+    np.testing.assert_allclose(ax.containers[0].lines[0].get_xydata(), [[1, 1], [0.5, 0.75]])
+    np.testing.assert_allclose(segments(ax)[0], [[[1, 0.95], [1, 1.1]], [[0.5, 0.725], [0.5, 0.8]]])
+    assert lines(ax)["time falls with the multiply-adds"][0] == [[0, 0], [1, 1]]
 
 
 def test_heads_stay_in_place_each_as_a_share_of_its_blocks_mean(ax):

@@ -1,5 +1,9 @@
 """What was made once is read again, bit for bit; what was interrupted or damaged is made again or named."""
 
+import multiprocessing
+import sys
+import time
+
 import pytest
 import torch
 from conftest import image_network, pixels
@@ -90,3 +94,49 @@ def test_a_digest_tells_weights_apart_and_nothing_else():
         network.bn1.running_mean[3] += 1e-6
     assert store.digest(network) != before
     assert store.digest(network.double()) != store.digest(network.float())
+
+
+def wants(folder, name):
+    """In a process of its own: want a network, and wait inside ``make`` while the file ``slow`` is there."""
+    def slowly():
+        (folder / f"begun-{name}").touch()
+        until(lambda: not (folder / "slow").exists())
+        return make()[0], {"by": name}
+
+    sys.stderr = (folder / f"said-{name}").open("w", buffering=1)
+    (folder / f"got-{name}").write_text(store.made(slowly, seed=0).facts["by"])
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("first_dies", [False, True])
+def test_of_two_processes_that_want_it_the_second_waits_and_makes_it_only_if_the_first_dies(tmp_path, first_dies):
+    first, second = (multiprocessing.get_context("fork").Process(target=wants, args=(tmp_path, name))
+                     for name in ("first", "second"))
+    (tmp_path / "slow").touch()
+    first.start()
+    until((tmp_path / "begun-first").exists)
+    second.start()
+    said = tmp_path / "said-second"
+    until(lambda: said.exists() and f"process {first.pid}" in said.read_text())  # it waits, and says for whom
+    assert not (tmp_path / "begun-second").exists()
+    if first_dies:
+        first.kill()
+    (tmp_path / "slow").unlink()
+    second.join(30)
+    first.join(30)
+    assert (tmp_path / "got-second").read_text() == ("second" if first_dies else "first")
+    assert (tmp_path / "begun-second").exists() == first_dies
+    assert len(list((tmp_path / "made").iterdir())) == 1
+
+
+@pytest.mark.parametrize("key", ["../facts", "/etc", "a" * 15, ""])
+def test_a_key_from_a_record_cannot_lead_out_of_the_cache(tmp_path, key):
+    (tmp_path / "made").mkdir()
+    with pytest.raises(ValueError, match="no network"):
+        store.find(key)

@@ -1,0 +1,193 @@
+"""The same rows on any Dask cluster: one task per row, results returned to the client and written by it alone.
+
+A worker runs a row in a process of its own, in a folder of its own, and gives page and record back as texts.  A worker
+that dies is Dask's affair: the row goes to another one.
+Order of this file: what a worker does · the client.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from distributed import Client, Future
+
+from pruning_lib import experiments, locks, reach, staleness
+from pruning_lib.process import Answer, RowProcess
+from pruning_lib.rows import Row, Tree, source
+from pruning_lib.runner import HELD_S, POLL_S, Progress
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """Run a row on a worker.
+
+    Parameters
+    ----------
+    job : row, notebook (its text), records (name -> text, what a reading reads), code (that of the client), folder
+
+    Returns
+    -------
+    kind, message as in ``process.Answer``; page, record, partial page: texts, or None
+    """
+    row = Row(**job["row"])
+    with tempfile.TemporaryDirectory(prefix=f"{row.name}-") as folder:
+        tree = Tree(*(Path(folder) / part for part in ("notebooks", "pages", "records", "failed")))
+        _write({tree.notebooks / f"{row.notebook}.ipynb": job["notebook"],
+                **{tree.records / name: text for name, text in job["records"].items()}})
+        other = reach.changed(job["code"], staleness.code(row, tree))
+        if other:
+            return asdict(Answer("failed", f"row {row.name}: {socket.gethostname()} has another pruning_lib "
+                                           f"({', '.join(other[:3])}); install the same version there"))
+        answer = _watched(row, tree, job["folder"] if os.path.isdir(job["folder"]) else None)
+        found = {"page": tree.page(row), "partial": tree.failed / f"{row.name}.ipynb",
+                 **({} if row.reading else {"record": tree.record(row)})}
+        return {**asdict(answer), **{k: path.read_text() for k, path in found.items() if path.is_file()}}
+
+
+def _watched(row: Row, tree: Tree, folder: str | None) -> Answer:
+    process = RowProcess(row, tree, folder=folder)
+    try:
+        while (answer := process.answer()) is None:
+            process.watch()
+            time.sleep(POLL_S)
+        return answer
+    finally:
+        process.kill()
+
+
+def _write(texts: dict[Path, str]) -> None:
+    for path, text in texts.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+# --- the client -------------------------------------------------------------------------------------------------------
+
+
+def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, say: Callable[[str], None] = print,
+        up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
+    """Run rows on the cluster of ``scheduler``; returns the names of those that failed.
+
+    Parameters
+    ----------
+    retries : how often a row whose process died, though its worker did not, is run again
+    up_to_date : asked when a row's turn comes; those it says yes to are left out
+
+    Raises
+    ------
+    SystemExit
+        when there is no scheduler at that address.
+    """
+    try:
+        client = Client(scheduler, timeout="20s", set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"no scheduler at {scheduler}: {error}") from None
+    with client:
+        return _Run(rows, tree, client, retries, say, up_to_date).all()
+
+
+class _Run:
+    def __init__(self, rows: Sequence[Row], tree: Tree, client: Client, retries: int, say: Callable[[str], None],
+                 up_to_date: Callable[[Row], bool]) -> None:
+        self.tree, self.client, self.say, self.up_to_date = tree, client, say, up_to_date
+        self.waiting = sorted(rows, key=lambda row: row.reading)
+        threads = sum(client.nthreads().values())
+        say(f"{len(rows)} row(s), {threads} at a time on {len(client.nthreads())} worker(s)")
+        self.progress = Progress(self.waiting, tree, max(1, min(threads, len(rows))), say)
+        self.lives = {row.name: retries for row in rows}
+        self.published = {row.name: tree.published_ns(row) for row in rows}
+        self.again_at: dict[str, float] = {}  # rows that other runners have
+        self.sent: dict[Future, tuple[Row, ExitStack, dict[str, Any], float]] = {}
+
+    def all(self) -> list[str]:
+        try:
+            while self.waiting or self.sent:
+                for row in self._ready():
+                    self._begin(row)
+                for future in [future for future in self.sent if future.done()]:
+                    self._collect(future)
+                time.sleep(POLL_S)
+        finally:
+            self.client.cancel(list(self.sent))
+            for _, lock, _, _ in self.sent.values():
+                lock.close()
+        return self.progress.failed
+
+    def _ready(self) -> list[Row]:
+        """Rows that may be sent now; readings wait for every run."""
+        runs = any(not row.reading for row in [*self.waiting, *(entry[0] for entry in self.sent.values())])
+        now = time.monotonic()
+        return [row for row in self.waiting if not (row.reading and runs) and self.again_at.get(row.name, 0) <= now]
+
+    def _begin(self, row: Row) -> None:
+        """Send a row to the cluster, under the lock of this tree, unless it is somebody else's or need not run."""
+        lock = ExitStack()
+        try:
+            lock.enter_context(locks.lock(self.tree.lock(row), wait=False))
+        except locks.Held as who:
+            if row.name not in self.again_at:
+                self.say(f"{row.name}: left to {who}, which runs it")
+            self.again_at[row.name] = time.monotonic() + HELD_S
+            return
+        self.waiting.remove(row)
+        if self.tree.published_ns(row) != self.published[row.name]:
+            self._finished(row, lock, Answer("done", "done by another runner"))
+        elif self.up_to_date(row):
+            self._finished(row, lock, Answer("done", "up to date"))
+        else:
+            self._send(row, lock)
+
+    def _send(self, row: Row, lock: ExitStack) -> None:
+        made, records = staleness.made_from(row, self.tree), {}
+        if row.reading:
+            records = {path.name: path.read_text() for path in self.tree.records.glob("*.json")}
+        job = {"row": asdict(row), "notebook": source(row, self.tree).read_text(),
+               "records": records, "code": made["code"], "folder": str(Path.cwd())}
+        digest = sha256(json.dumps([job, self.lives[row.name]], sort_keys=True).encode()).hexdigest()[:16]
+        future = self.client.submit(work, job, key=f"{row.name}-{digest}", resources=dict(row.resources) or None)
+        self.sent[future] = (row, lock, made, time.monotonic())
+
+    def _collect(self, future: Future) -> None:
+        row, lock, made, began = self.sent.pop(future)
+        answer, texts = self._answer(row, future)
+        try:
+            if answer.kind == "done":
+                experiments.publish(row, self.tree, texts["page"], texts.get("record"),
+                                    {**made, "record": json.loads(texts.get("record") or "{}").get("checksum")})
+            elif "partial" in texts:
+                kept = self.tree.failed / f"{row.name}.ipynb"
+                _write({kept: texts["partial"]})
+                why = answer.message.splitlines()[0]
+                answer = Answer(answer.kind, f"{why}\nthe partial page is {kept}; published pages and records are as "
+                                             f"they were")
+        except OSError as error:
+            answer = Answer("failed", f"row {row.name} failed: {error}")
+        if answer.kind == "lost" and self.lives[row.name] > 0:
+            self.lives[row.name] -= 1
+            self.say(f"{answer.message}\n{row.name}: once more")
+            self._send(row, lock)
+        else:
+            self._finished(row, lock, answer, (time.monotonic() - began) / 60)
+
+    def _answer(self, row: Row, future: Future) -> tuple[Answer, dict[str, str]]:
+        """What came back, or why nothing did."""
+        if future.status == "finished":
+            texts = future.result()
+            return Answer(texts.pop("kind"), texts.pop("message")), texts
+        if future.status == "error":
+            error = future.exception()
+            return Answer("failed", f"row {row.name} failed: {type(error).__name__}: {error}"), {}
+        return Answer("failed", f"row {row.name} was given up: the cluster is gone ({future.status})"), {}
+
+    def _finished(self, row: Row, lock: ExitStack, answer: Answer, minutes: float = 0) -> None:
+        lock.close()
+        self.progress.finished(row, answer, minutes)

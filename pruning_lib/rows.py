@@ -1,0 +1,166 @@
+"""The rows of runs.yml, and where their notebooks, pages and records are.
+
+Order of this file: the tree · rows · checks.  Nothing is executed here.
+"""
+
+from __future__ import annotations
+
+import ast
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import papermill
+import yaml
+
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also the name of a file, so never a path
+KEYS = ("notebook", "parameters", "reading", "resources", "memory_gb")
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Where notebooks, pages and records are."""
+
+    notebooks: Path
+    pages: Path
+    records: Path
+    failed: Path
+
+    @classmethod
+    def at(cls, root: Path, out: Path | None = None) -> Tree:
+        """The tree of the repository at ``root``; pages and records go under ``out`` if given."""
+        if not (root / "notebooks" / "runs.yml").is_file():
+            raise SystemExit(f"{root} has no notebooks/runs.yml; call from the repository, or give --root")
+        if out:
+            return cls(root / "notebooks", out / "executed", out / "results", out / "failed")
+        return cls(root / "notebooks", root / "book" / "executed", root / "data" / "results", root / "build" / "failed")
+
+    def page(self, row: Row) -> Path:
+        return self.pages / f"{row.name}.ipynb"
+
+    def published_ns(self, row: Row) -> int:
+        """When the row's page appeared; 0 where there is none."""
+        return self.page(row).stat().st_mtime_ns if self.page(row).exists() else 0
+
+    def record(self, row: Row) -> Path:
+        return self.records / f"{row.name}.json"
+
+    def work(self, row: Row) -> Path:
+        """Where page and record lie until they are complete."""
+        return self.failed / f".{row.name}.work"
+
+    def lock(self, row: Row) -> Path:
+        """Held by whoever runs the row."""
+        return self.failed / f".{row.name}.lock"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One page of the report.
+
+    Attributes
+    ----------
+    resources : name -> amount it needs of what a machine has few of, e.g. ``{"GPU": 1}``
+    memory_gb : above this its notebook is stopped; 0 for no limit
+    """
+
+    name: str
+    notebook: str
+    parameters: Mapping[str, Any]
+    reading: bool = False
+    resources: Mapping[str, float] = field(default_factory=dict)
+    memory_gb: float = 0
+
+
+def rows(tree: Tree) -> dict[str, Row]:
+    """The rows of runs.yml in order, each checked against its notebook.
+
+    Raises
+    ------
+    SystemExit
+        naming the row and what is wrong with it.
+    """
+    return {name: checked(_row(name, entry), tree) for name, entry in _table(tree.notebooks / "runs.yml").items()}
+
+
+def _table(path: Path) -> dict[str, Any]:
+    try:
+        table = yaml.safe_load(path.read_text()) or {}
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, no date
+        raise SystemExit(f"{path} is no YAML: {error}") from None
+    if not isinstance(table, dict):
+        raise SystemExit(f"{path} has to have one entry per row: a name, then notebook and parameters; "
+                         f"got a {type(table).__name__}")
+    return table
+
+
+def _row(name: Any, entry: Any) -> Row:
+    """A row as it stands in runs.yml, after its form was checked."""
+    if not isinstance(name, str) or not re.fullmatch(NAME, name):
+        raise SystemExit(f"runs.yml, row {name!r}: a name has letters, digits, dot, dash and underscore only")
+    entry = entry or {}
+    if not isinstance(entry, dict) or set(entry) - set(KEYS) or "notebook" not in entry:
+        got = sorted(map(str, entry)) if isinstance(entry, dict) else entry
+        raise SystemExit(f"runs.yml, row {name}: wanted notebook, parameters, reading; got {got} "
+                         f"(resources and memory_gb may be added)")
+    row = Row(name, entry["notebook"], entry.get("parameters") or {}, entry.get("reading") or False,
+              entry.get("resources") or {}, entry.get("memory_gb") or 0)
+    forms = {"notebook": (row.notebook, str, "a name"), "parameters": (row.parameters, dict, "names with values"),
+             "reading": (row.reading, bool, "true or false"), "resources": (row.resources, dict, "e.g. {GPU: 1}")}
+    for key, (value, kind, wanted) in forms.items():
+        if not isinstance(value, kind):
+            raise SystemExit(f"runs.yml, row {name}: {key} is {value!r}, wanted {wanted}")
+    amounts = {**row.resources, "memory_gb": row.memory_gb}
+    wrong = {k: v for k, v in amounts.items() if not (_is_number(v) and 0 <= v < 1e6) or not isinstance(k, str)}
+    if wrong:
+        raise SystemExit(f"runs.yml, row {name}: {wrong}; resources and memory_gb are numbers of at least 0")
+    return row
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def defaults(tree: Tree) -> dict[str, Row]:
+    """One row per notebook at its default parameters, runs first, then readings; the row is called as the notebook."""
+    table = rows(tree)
+    names = dict.fromkeys((row.reading, row.notebook) for row in table.values())
+    return {name: Row(name, name, {}, reading) for reading, name in sorted(names, key=lambda pair: pair[0])}
+
+
+def source(row: Row, tree: Tree) -> Path:
+    """The notebook of a row; it lies in the folder of notebooks, whatever runs.yml says."""
+    path = tree.notebooks / f"{row.notebook}.ipynb"
+    if not re.fullmatch(NAME, row.notebook) or not path.is_file() or path.resolve().parent != tree.notebooks.resolve():
+        known = ", ".join(sorted(p.stem for p in tree.notebooks.glob("*.ipynb")))
+        raise SystemExit(f"row {row.name}: no notebook {row.notebook!r}; there are: {known}")
+    return path
+
+
+def checked(row: Row, tree: Tree) -> Row:
+    """``row``, after its parameters were compared with those of the notebook: names known, types the same."""
+    known = parameters_of(source(row, tree))
+    for name, value in row.parameters.items():
+        if name not in known:
+            raise SystemExit(f"row {row.name}: {row.notebook} has no parameter {name!r}; it has: {', '.join(known)}")
+        wanted = type(known[name])
+        if type(value) is not wanted and not (wanted is float and type(value) is int):
+            raise SystemExit(f"row {row.name}: parameter {name} takes {wanted.__name__} like {known[name]!r}, "
+                             f"got {value!r}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise SystemExit(f"row {row.name}: parameter {name} is {value!r}; a record can hold finite numbers only")
+    return row
+
+
+def parameters_of(path: Path) -> dict[str, Any]:
+    """Name -> default of every parameter of a notebook; all are literals.  The notebook is read, not run."""
+    try:
+        inspected = papermill.inspect_notebook(str(path))
+        return {name: ast.literal_eval(entry["default"]) for name, entry in inspected.items()}
+    except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
+        raise SystemExit(f"{path.name}: its parameters cannot be read ({error}); each is a literal, one per line"
+                         ) from None

@@ -1,0 +1,211 @@
+"""Many rows on this machine: as many at a time as cores, memory and devices allow.
+
+Runs come before readings, which read what they record.  A row somebody else is running is left to them; one whose
+process died is run again.  What is finished stays, whatever happens to the rest.
+Order of this file: what there is · progress · running.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from pruning_lib import results
+from pruning_lib.process import THREADS, Answer, RowProcess
+from pruning_lib.rows import Row, Tree
+
+USUAL_GB = 3.0  # what a row that states no memory_gb is taken to need when rows are put side by side
+POLL_S = 0.1
+HELD_S = 2.0  # until a row that another runner has is tried again
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What rows may take together.
+
+    Attributes
+    ----------
+    jobs : rows at a time
+    threads : per row, so that all together do not ask for more cores than there are
+    memory_gb : for all rows together
+    devices : name -> numbers of the devices there are
+    """
+
+    jobs: int
+    threads: int
+    memory_gb: float
+    devices: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def here(cls, jobs: int = 0, memory_gb: float = 0) -> Machine:
+        """This machine; ``jobs`` 0 for one per core, ``memory_gb`` 0 for what is free now."""
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        jobs = jobs or cores
+        asked = [int(os.environ[name]) for name in THREADS if os.environ.get(name, "").isdigit()]
+        threads = max(1, min([cores // jobs, *asked]))
+        return cls(jobs, threads, memory_gb or _free_gb(), {"GPU": _gpus()})
+
+
+def _free_gb() -> float:
+    """Memory that is free, within the limit of the container if there is one."""
+    free = psutil.virtual_memory().available
+    try:
+        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
+        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+    except (OSError, ValueError):  # no container, or no limit ("max")
+        pass
+    return free / 1e9
+
+
+def _gpus() -> list[int]:
+    """Numbers of the GPUs that may be used, asked of the driver's own program."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [int(text) for text in named.split(",") if text.strip().isdigit()]
+    if not shutil.which("nvidia-smi"):
+        return []
+    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True)
+    return list(range(sum(line.startswith("GPU ") for line in listed.stdout.splitlines())))
+
+
+class Progress:
+    """Says what is finished and about how long the rest takes; earlier records tell how long a row takes."""
+
+    def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, say: Callable[[str], None]) -> None:
+        self.expected = {row.name: _minutes(row, tree) for row in rows}
+        self.left, self.total = dict.fromkeys(self.expected), len(rows)
+        self.at_a_time, self.say = at_a_time, say
+        self.took: list[float] = []
+        self.failed: list[str] = []
+
+    def finished(self, row: Row, answer: Answer, minutes: float) -> None:
+        """Count a row and say so."""
+        self.left.pop(row.name, None)
+        if answer.kind == "done":
+            self.took += [] if answer.message else [minutes]  # a message: somebody else did it, or nobody had to
+            what = answer.message or f"done in {minutes:.1f} min"
+            self.say(f"[{self.total - len(self.left)}/{self.total}] {row.name}: {what}{self.estimate()}")
+        else:
+            self.failed.append(row.name)
+            self.say(f"[{self.total - len(self.left)}/{self.total}] {answer.message}")
+
+    def estimate(self) -> str:
+        """What the rest takes, from the earlier records of its rows, else from the mean of those that are finished."""
+        usual = sum(self.took) / len(self.took) if self.took else 0
+        rest = sum(usual if self.expected[name] is None else self.expected[name] or 0 for name in self.left)
+        return f"; about {math.ceil(rest / self.at_a_time)} min left" if self.left else ""
+
+
+def _minutes(row: Row, tree: Tree) -> float | None:
+    made_with = results.contents(tree.record(row)).get("made_with")
+    minutes = made_with.get("minutes") if isinstance(made_with, dict) else None
+    return minutes if isinstance(minutes, (int, float)) else None
+
+
+def run(rows: Sequence[Row], tree: Tree, machine: Machine, *, retries: int = 1, say: Callable[[str], None] = print,
+        up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
+    """Run rows in processes of this machine; returns the names of those that failed.
+
+    Parameters
+    ----------
+    retries : how often a row whose process died is run again
+    up_to_date : asked when a row's turn comes; those it says yes to are left out
+    """
+    return _Run(rows, tree, machine, retries, say, up_to_date).all()
+
+
+class _Run:
+    def __init__(self, rows: Sequence[Row], tree: Tree, machine: Machine, retries: int, say: Callable[[str], None],
+                 up_to_date: Callable[[Row], bool]) -> None:
+        self.tree, self.machine, self.say, self.up_to_date = tree, machine, say, up_to_date
+        self.waiting = sorted(rows, key=lambda row: row.reading)
+        self.progress = Progress(self.waiting, tree, min(machine.jobs, max(1, len(rows))), say)
+        self.lives = {row.name: retries for row in rows}
+        self.running: dict[RowProcess, tuple[float, dict[str, list[int]]]] = {}
+        self.published = {row.name: tree.published_ns(row) for row in rows}
+        self.again_at: dict[str, float] = {}  # rows that others are running
+
+    def all(self) -> list[str]:
+        try:
+            while self.waiting or self.running:
+                while (row := self._next()) and self._start(row):
+                    pass
+                for process in list(self.running):
+                    process.watch()
+                    if answer := process.answer():
+                        self._ended(process, answer)
+                time.sleep(POLL_S)
+        finally:
+            for process in self.running:
+                process.kill()
+        return self.progress.failed
+
+    def _next(self) -> Row | None:
+        """The next row that there is room for; readings wait for every run."""
+        if len(self.running) >= self.machine.jobs:
+            return None
+        runs = any(not row.reading for row in [*self.waiting, *(p.row for p in self.running)])
+        now = time.monotonic()
+        for row in self.waiting:
+            if not (row.reading and runs) and self._fits(row) and self.again_at.get(row.name, 0) <= now:
+                return row
+        return None
+
+    def _fits(self, row: Row) -> bool:
+        taken = [(p.row.memory_gb or USUAL_GB) for p in self.running]
+        free = {name: len(self._free(name)) for name in row.resources}
+        if self._never_fits(row) or not self.running:
+            return True  # one at a time always goes on, whatever it is taken to need
+        return (sum(taken) + (row.memory_gb or USUAL_GB) <= self.machine.memory_gb
+                and all(amount <= free[name] for name, amount in row.resources.items()))
+
+    def _free(self, device: str) -> list[int]:
+        taken = [number for _, devices in self.running.values() for number in devices.get(device, [])]
+        return [number for number in self.machine.devices.get(device, []) if number not in taken]
+
+    def _never_fits(self, row: Row) -> str:
+        for name, amount in row.resources.items():
+            there = len(self.machine.devices.get(name, []))
+            if amount > there:
+                return f"row {row.name} needs {amount:g} {name}, this machine has {there}; run it with --scheduler"
+        if row.memory_gb > self.machine.memory_gb:
+            return f"row {row.name} needs {row.memory_gb:g} GB, there are {self.machine.memory_gb:.1f} GB; see --memory"
+        return ""
+
+    def _start(self, row: Row) -> bool:
+        self.waiting.remove(row)
+        if why := self._never_fits(row):
+            self.progress.finished(row, Answer("failed", why), 0)
+        elif self.up_to_date(row):
+            self.progress.finished(row, Answer("done", "up to date"), 0)
+        else:
+            devices = {name: self._free(name)[:math.ceil(amount)] for name, amount in row.resources.items()}
+            environment = dict.fromkeys(THREADS, str(self.machine.threads))
+            if "GPU" in devices:
+                environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices["GPU"]))
+            process = RowProcess(row, self.tree, environment, published_ns=self.published[row.name])
+            self.running[process] = (time.monotonic(), devices)
+        return True
+
+    def _ended(self, process: RowProcess, answer: Answer) -> None:
+        started, _ = self.running.pop(process)
+        row, name = process.row, process.row.name
+        if answer.kind == "held":
+            if name not in self.again_at:
+                self.say(f"{name}: left to {answer.message}, which runs it")
+            self.again_at[name] = time.monotonic() + HELD_S
+            self.waiting.append(row)
+        elif answer.kind == "lost" and self.lives[name] > 0:
+            self.lives[name] -= 1
+            self.say(f"{answer.message}\n{name}: once more")
+            self.waiting.insert(0, row)
+        else:
+            self.progress.finished(row, answer, (time.monotonic() - started) / 60)

@@ -1,0 +1,151 @@
+"""Which rows have to run again, and why.
+
+A page carries what it was made from: notebook and parameters (or, for a reading, the records), the code its imports
+lead to, the inputs it names.  A record carries a checksum of itself.
+Order of this file: verdict · notebook, parameters, records · code · inputs · damage.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nbformat
+
+from pruning_lib import reach, results
+from pruning_lib.rows import Row, Tree, parameters_of, source
+
+SHOWS_OR_STORES = ("plots.", "results.")  # changes of these leave the numbers of a run as they are
+SMALL_BYTES = 1 << 20  # of a larger file only the size is compared
+MADE_BEFORE = "made before code was fingerprinted"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Why a row has to run again (empty: it need not), and whether that can be said of the code beneath it."""
+
+    why: str
+    code_known: bool = True
+
+
+def verdict(row: Row, tree: Tree) -> Verdict:
+    """Whether a row has to run again because of its notebook, parameters, records, code, inputs, or damage."""
+    why = why_stale(row, tree)
+    if why == "no page yet":
+        return Verdict(why)
+    made_from = _made_from(tree.page(row))
+    reasons = [why, damage(row, tree), code_changed(row, tree, made_from), inputs_changed(row, tree, made_from)]
+    return Verdict("; ".join(filter(None, reasons)), "code" in made_from)
+
+
+# --- notebook, parameters, records ------------------------------------------------------------------------------------
+
+
+def fingerprint(row: Row, tree: Tree) -> str:
+    """Changes when the notebook's cells, the row's parameters or, for a reading, any record changes."""
+    notebook = nbformat.read(source(row, tree), as_version=4)
+    parts = [cell.source for cell in notebook.cells] + [json.dumps(dict(row.parameters), sort_keys=True)]
+    if row.reading:
+        parts += [path.read_text(errors="replace") for path in sorted(tree.records.glob("*.json"))]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+
+
+def why_stale(row: Row, tree: Tree) -> str:
+    """Why the page is not that of the notebook, the parameters and the records there are; empty when it is."""
+    if not tree.page(row).is_file():
+        return "no page yet"
+    if not row.reading and not tree.record(row).is_file():
+        return "no record"
+    if _made_from(tree.page(row)).get("fingerprint") != fingerprint(row, tree):
+        return "notebook or a record changed" if row.reading else "notebook or parameters changed"
+    return ""
+
+
+def made_from(row: Row, tree: Tree) -> dict[str, Any]:
+    """What a page that is made now is made from; it goes into the page's metadata."""
+    return {"fingerprint": fingerprint(row, tree), "code": code(row, tree), "inputs": inputs(row, tree)}
+
+
+def _made_from(page: Path) -> dict[str, Any]:
+    """What a page says it was made from; nothing when it cannot be read."""
+    try:
+        found = nbformat.read(page, as_version=4).metadata.get("pruning_lib", {})
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError, KeyError):
+        return {}
+    return dict(found) if isinstance(found, dict) else {}
+
+
+# --- code -------------------------------------------------------------------------------------------------------------
+
+
+def code(row: Row, tree: Tree) -> dict[str, str]:
+    """Name -> digest of the definitions the notebook leads to; for a run, without what only draws and stores."""
+    notebook = nbformat.read(source(row, tree), as_version=4)
+    found = reach.digests(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    return {k: v for k, v in found.items() if row.reading or not k.startswith(SHOWS_OR_STORES)}
+
+
+def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
+    """Which code changed since the page was made, in words; empty too where the page does not say."""
+    names = reach.changed(page.get("code") or {}, code(row, tree))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f"code changed: {', '.join(names[:3])}{more}" if names else ""
+
+
+# --- inputs -----------------------------------------------------------------------------------------------------------
+
+
+def inputs(row: Row, tree: Tree) -> dict[str, str]:
+    """Name -> digest of the files of data/inputs that parameters or cells name, and of models that parameters name.
+
+    What comes from elsewhere (the hub, ``PRUNING_DATA``) is fingerprinted by the run itself, in its record.
+    """
+    notebook = source(row, tree)
+    texts = [value for value in {**parameters_of(notebook), **row.parameters}.values() if isinstance(value, str)]
+    cells = "\n".join(c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code")
+    files = sorted((tree.notebooks.parent / "data" / "inputs").glob("*.*"))
+    found = {path.name: _digest(path) for path in files if path.stem in texts or path.name in cells}
+    for text in texts:
+        if os.sep in text and (Path(text) / "config.json").is_file():
+            parts = [f"{path.name} {_digest(path)}" for path in sorted(Path(text).iterdir()) if path.is_file()]
+            found[text] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+    return found
+
+
+def inputs_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
+    """Which inputs changed since the page was made, in words."""
+    before, now = page.get("inputs") or {}, inputs(row, tree)
+    names = sorted(name for name in before if now.get(name) != before[name])
+    return f"inputs changed: {', '.join(names)}" if names else ""
+
+
+def _digest(path: Path) -> str:
+    size = path.stat().st_size
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if size <= SMALL_BYTES else f"{size} bytes"
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+
+def damage(row: Row, tree: Tree) -> str:
+    """What is wrong with the row's page or record as files, in words; readings have no record."""
+    made = _made_from(tree.page(row))
+    if not made:
+        return "the page cannot be read"
+    if row.reading or not tree.record(row).is_file():
+        return ""
+    try:
+        record = json.loads(tree.record(row).read_text())
+    except (ValueError, RecursionError):
+        record = None
+    if not isinstance(record, dict):
+        return "the record cannot be read"
+    if not results.sealed(record) and ("checksum" in record or "code" in made):
+        return "the record was edited after it was written"
+    if made.get("record") not in (None, record.get("checksum")):
+        return "page and record are of different runs"
+    return ""

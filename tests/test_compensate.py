@@ -1,0 +1,259 @@
+"""What stays is re-solved as plain least squares on all activations would, and the checkpoint stays plain."""
+
+import copy
+
+import pytest
+import torch
+from conftest import hooks_of
+from test_surgery import random_plan
+
+from pruning_lib import checkpoints, compensate, families, surgery
+from pruning_lib.activations import inputs_to
+from pruning_lib.plans import GROUPED, choose
+
+
+@pytest.fixture
+def batches():
+    """Three padded batches of 160 tokens: more than a toy projection has columns."""
+    generator = torch.Generator().manual_seed(7)
+    found = []
+    for lengths in ((30, 20, 9), (40, 11), (25, 25)):
+        ids = torch.randint(3, 128, (len(lengths), max(lengths)), generator=generator)
+        mask = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
+        found.append({"input_ids": ids, "attention_mask": mask.long()})
+    return found
+
+
+def inputs(model, layer, batches):
+    """What enters one layer, (tokens, columns), padding left out; plainly."""
+    seen = []
+    for batch in batches:
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
+            with torch.no_grad(), inputs_to([layer], lambda _, x: seen.append(x[0])):
+                model(ids[mask.bool()][None])
+    return torch.cat(seen)
+
+
+def layers(model):
+    """(block number, of heads?, layer) of every closing projection, in the order data passes them."""
+    family = families.of(model)
+    return [(i, path == family.heads_out, block.get_submodule(path)) for i, block in enumerate(families.blocks(model))
+            for path in (family.heads_out, family.neurons_out)]
+
+
+def lost_columns(plan, i, heads):
+    D = plan.sizes.head_width
+    return [h * D + j for h in plan.removed_heads[i].tolist() for j in range(D)] if heads else plan.neurons[i].tolist()
+
+
+def slow(model, plan, batches, *, ridge, sequential):
+    """A masked copy, each projection solved by lstsq on its stacked inputs, the pull written as extra equations."""
+    work = copy.deepcopy(model)
+    for (i, heads, layer), (_, _, whole) in zip(layers(work), layers(model), strict=True):
+        columns = lost_columns(plan, i, heads)
+        if columns:
+            x = inputs(work, layer, batches) if sequential else inputs(model, whole, batches)
+            stays = [j for j in range(x.shape[1]) if j not in columns]
+            y, kept, w = layer(x).detach(), x[:, stays], layer.weight.detach()[:, stays]
+            if layer.bias is not None:
+                y, kept = y - y.mean(0), kept - kept.mean(0)
+            pull = (ridge * kept.pow(2).sum(0).mean()).sqrt()
+            left = torch.cat([kept, pull * torch.eye(len(stays), dtype=x.dtype)])
+            solved = torch.linalg.lstsq(left, torch.cat([y, pull * w.T]), driver="gelsd").solution.T
+            mean = layer(x).detach().mean(0)
+            layer.weight.data.zero_()[:, stays] = solved
+            if layer.bias is not None:
+                layer.bias.data = mean - x.mean(0) @ layer.weight.data.T
+    return work
+
+
+@pytest.mark.parametrize("cut", GROUPED)
+@pytest.mark.parametrize("ridge", [0.0, 0.03])
+@pytest.mark.parametrize("sequential", [True, False])
+def test_equals_least_squares_on_the_stacked_activations(family, tiny, batches, cut, ridge, sequential):
+    model = tiny(family, heads=6, groups=3, dtype=torch.float64)
+    plan = random_plan(model, cut, units=1, neurons=9)
+    pruned, repairs = compensate.remove(model, plan, batches, ridge=ridge, sequential=sequential, progress=False)
+    expected = surgery.remove(slow(model, plan, batches, ridge=ridge, sequential=sequential), plan)
+    for (_, _, found), (_, _, wanted) in zip(layers(pruned), layers(expected), strict=True):
+        torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-6, atol=1e-8)
+    assert [r.layer for r in repairs] == [f"{families.of(model).blocks}.{i}.{path}" for i in range(2) for path in (
+        families.of(model).heads_out, families.of(model).neurons_out)]
+
+
+def test_a_llama_with_biases_is_solved_around_the_mean(tiny, batches):
+    model = tiny("llama", heads=6, groups=6, dtype=torch.float64, fields={"attention_bias": True, "mlp_bias": True})
+    plan = random_plan(model, "whole_groups", units=2, neurons=9)
+    pruned, _ = compensate.remove(model, plan, batches, ridge=0.1, progress=False)
+    expected = surgery.remove(slow(model, plan, batches, ridge=0.1, sequential=True), plan)
+    for (_, _, found), (_, _, wanted) in zip(layers(pruned), layers(expected), strict=True):
+        torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("sequential", [True, False])
+def test_without_a_pull_the_error_on_the_calibration_text_never_grows(family, tiny, batches, sequential):
+    model = tiny(family, heads=6, groups=3, dtype=torch.float64)
+    plan = random_plan(model, "equal_queries", units=1, neurons=9)
+    _, repairs = compensate.remove(model, plan, batches, ridge=0.0, sequential=sequential, progress=False)
+    assert all(0 < r.error < r.cut_error for r in repairs)
+    _, pulled = compensate.remove(model, plan, batches, ridge=1e9, sequential=sequential, progress=False)
+    for (_, _, layer), r in zip(layers(model), pulled, strict=True):  # held fast: a plain cut, but for biases
+        assert (r.error < r.cut_error) if layer.bias is not None else r.error == pytest.approx(r.cut_error, rel=1e-6)
+
+
+def test_the_errors_are_shares_of_the_output_in_sums_of_squares(tiny, batches):
+    model = tiny("phi", heads=6, groups=3, dtype=torch.float64)
+    plan = random_plan(model, "whole_groups", units=1, neurons=9)
+    pruned, repairs = compensate.remove(model, plan, batches, ridge=0.1, sequential=False, progress=False)
+    for (i, heads, layer), (_, _, now), repair in zip(layers(model), layers(pruned), repairs, strict=True):
+        x = inputs(model, layer, batches)
+        stays = [j for j in range(x.shape[1]) if j not in lost_columns(plan, i, heads)]
+        whole = (x @ layer.weight.T).pow(2).sum()
+        lost = x @ layer.weight.T - x[:, stays] @ layer.weight[:, stays].T
+        assert repair.cut_error == pytest.approx((lost.pow(2).sum() / whole).item(), rel=1e-8)
+        assert repair.error == pytest.approx(((layer(x) - now(x[:, stays])).pow(2).sum() / whole).item(), rel=1e-8)
+
+
+def duplicated(model, *, heads, neurons):
+    """Make parts linear combinations of others: head ``a`` reads as ``b`` does; neuron ``a`` is twice neuron ``b``."""
+    family, D = families.of(model), families.head_width(model)
+    for block in families.blocks(model):
+        p = families.projections(block, family)
+        for a, b in heads:
+            for rows in (p.queries, p.keys, p.values):
+                weight = rows.of(rows.linear.weight.data)
+                weight[a * D:(a + 1) * D] = weight[b * D:(b + 1) * D]
+        for a, b in neurons:
+            gate, up = (rows.of(rows.linear.weight.data) for rows in p.neurons_in)
+            gate[a], up[a] = gate[b], 2 * up[b]
+    return model
+
+
+@pytest.mark.parametrize("name", ["llama", "phi3"])
+@pytest.mark.parametrize("ridge", [0.0, 1e-9])
+def test_a_part_that_is_a_combination_of_kept_ones_goes_without_a_trace(tiny, batches, name, ridge):
+    model = duplicated(tiny(name, heads=4, groups=4, dtype=torch.float64), heads=[(1, 3)], neurons=[(5, 2), (20, 2)])
+    plan = compensate.Plan("whole_groups", torch.tensor([[1], [1]]), torch.tensor([[5, 20], [5, 20]]),
+                           families.sizes(model))
+    pruned, repairs = compensate.remove(model, plan, batches, ridge=ridge, progress=False)
+    unseen = torch.randint(3, 128, (2, 30), generator=torch.Generator().manual_seed(99))
+    with torch.no_grad():
+        torch.testing.assert_close(pruned(unseen).logits, model(unseen).logits, rtol=1e-4, atol=1e-5)
+        assert (surgery.remove(model, plan)(unseen).logits - model(unseen).logits).abs().max() > 0.1
+    assert all(r.error < 1e-9 < 1e-3 < r.cut_error for r in repairs)
+
+
+def test_a_ridge_is_chosen_per_projection_on_text_that_is_not_fitted(tiny, batches):
+    """The error on the held-out batch, recomputed plainly, is the least of all ridges for every projection."""
+    model = tiny("llama", heads=6, groups=3, neurons=60, dtype=torch.float64)
+    plan, ridges = random_plan(model, "whole_groups", units=1, neurons=30), (0.0, 0.01, 0.1, 1.0, 10.0)
+    fit, held = [batches[0], batches[2]], [batches[1]]
+    pruned, repairs = compensate.remove(model, plan, batches, ridge=ridges, sequential=False, progress=False)
+    tried = {r: compensate.remove(model, plan, fit, ridge=r, sequential=False, progress=False)[0] for r in ridges}
+    for n, ((i, heads, layer), repair) in enumerate(zip(layers(model), repairs, strict=True)):
+        x = inputs(model, layer, held)
+        stays = [j for j in range(x.shape[1]) if j not in lost_columns(plan, i, heads)]
+        errors = {r: (layer(x) - layers(m)[n][2](x[:, stays])).pow(2).sum().item() for r, m in tried.items()}
+        assert repair.ridge == min(errors, key=errors.get)
+        assert torch.equal(layers(pruned)[n][2].weight, layers(tried[repair.ridge])[n][2].weight)
+    assert len({r.ridge for r in repairs}) > 1
+
+
+def test_padding_and_batching_do_not_matter(family, tiny, batches):
+    model = tiny(family, heads=6, groups=3, dtype=torch.float64)
+    plan = random_plan(model, "whole_groups", units=1, neurons=9)
+    rows = [(ids[mask.bool()][None]) for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"],
+                                                                         strict=True)]
+    alone = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
+    first, again = (compensate.remove(model, plan, given, progress=False)[0] for given in (batches, iter(alone)))
+    for (_, _, a), (_, _, b) in zip(layers(first), layers(again), strict=True):
+        torch.testing.assert_close(a.weight, b.weight, rtol=1e-8, atol=1e-10)
+
+
+@pytest.mark.parametrize("cut", GROUPED)
+def test_the_checkpoint_stays_plain(family, tiny, batches, cut, tmp_path):
+    model = tiny(family, heads=6, groups=3, dtype=torch.bfloat16)
+    plan = random_plan(model, cut, units=1, neurons=9)
+    pruned, _ = compensate.remove(model, plan, batches, ridge=(0.01, 0.1), progress=False)
+    assert pruned.dtype == torch.bfloat16 and families.sizes(pruned) == families.sizes(surgery.remove(model, plan))
+    checkpoints.save(pruned, None, tmp_path / "stored")  # reloads with stock transformers and compares bit for bit
+
+
+def test_the_model_itself_stays_as_it_is(family, tiny, batches):
+    model = tiny(family).train()
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    plan = random_plan(model, "whole_groups", units=1, neurons=5)
+    pruned, _ = compensate.remove(model, plan, batches, progress=False)
+    compensate.importance(model, batches, progress=False)
+    assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
+    assert modes == [m.training for m in model.modules()] and not hooks_of(model) and not hooks_of(pruned)
+    assert not [m for part in (model, pruned) for m in part.modules() if "forward" in vars(m)]
+    assert all(p.requires_grad and not p.is_inference() for p in pruned.parameters())
+    pruned(batches[0]["input_ids"], labels=batches[0]["input_ids"]).loss.backward()  # still learns
+
+
+@pytest.mark.parametrize("rounds", [1, 24])
+def test_a_score_is_the_error_that_least_squares_leaves(family, tiny, batches, rounds):
+    """Heads, and neurons asked alone or one after the other: refit without the unit, plainly, and count the error."""
+    model = tiny(family, heads=4, groups=2, dtype=torch.float64)
+    found = compensate.importance(model, batches, ridge=1e-12, rounds=rounds, progress=False)
+    D = families.head_width(model)
+    for i, heads, layer in layers(model):
+        x = inputs(model, layer, batches)
+        centre = x.mean(0) if layer.bias is not None else 0
+        x, width, scores = x - centre, D if heads else 1, (found.heads if heads else found.neurons)[i]
+
+        weight = layer.weight.detach()
+
+        def left(units, x=x, width=width, w=weight):
+            columns = [u * width + j for u in units for j in range(width)]
+            stays = [j for j in range(x.shape[1]) if j not in columns]
+            y = x @ w.T
+            residual = y - x[:, stays] @ torch.linalg.lstsq(x[:, stays], y).solution
+            return residual.pow(2).sum().item() / len(x)
+
+        order = scores.argsort().tolist()
+        for n, unit in enumerate(order[:12]):
+            expected = left(order[:n + 1]) if rounds > 1 and not heads else left([unit])
+            assert scores[unit].item() == pytest.approx(expected, rel=1e-4)
+        if rounds > 1 and not heads:  # each step takes the cheapest of those left
+            assert all(left([*order[:3], u]) >= scores[order[3]] * (1 - 1e-6) for u in order[4:10])
+
+
+def test_of_two_neurons_that_can_stand_in_for_each_other_one_stays(tiny, batches):
+    model = duplicated(tiny("llama", dtype=torch.float64), heads=[], neurons=[(5, 2)])
+    alone, together = (compensate.importance(model, batches, ridge=1e-9, rounds=r, progress=False) for r in (1, 24))
+    for i in range(2):
+        assert set(alone.neurons[i].argsort()[:2].tolist()) == {2, 5}  # either costs nothing, so both would go
+        first, *rest = together.neurons[i].argsort().tolist()
+        assert first in (2, 5) and ({2, 5} - {first}).pop() not in rest[:2]
+    plan = choose(together, model, removed_fraction=0.1, heads_removed=0)
+    assert plan.kept["heads"] == 4
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"ridge": -1.0}, "0 or larger"), ({"ridge": ()}, "one or more"), ({"batches": []}, "0 batches.*at least 1"),
+    ({"batches": 1, "ridge": (0.1, 1.0)}, "1 batches.*at least 2.*held out"),
+])
+def test_what_cannot_be_solved_is_refused(tiny, batches, change, message):
+    model = tiny("llama")
+    plan = random_plan(model, "whole_groups", units=1, neurons=5)
+    given = {"batches": batches[:change.get("batches") or 0] if "batches" in change else batches}
+    with pytest.raises(ValueError, match=message):
+        compensate.remove(model, plan, **{**change, **given}, progress=False)
+    with pytest.raises(ValueError, match="other sizes"):
+        compensate.remove(surgery.remove(model, plan), plan, batches)
+    with pytest.raises(ValueError, match="rounds=0"):
+        compensate.importance(model, batches, rounds=0)
+
+
+def test_activations_that_are_not_finite_are_refused(tiny, batches):
+    model = tiny("llama")
+    plan = random_plan(model, "whole_groups", units=1, neurons=5)
+    model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
+    for sequential in (True, False):
+        with pytest.raises(ValueError, match="not finite"):
+            compensate.remove(model, plan, batches, sequential=sequential, progress=False)
+    with pytest.raises(ValueError, match="not finite"):
+        compensate.importance(model, batches, progress=False)

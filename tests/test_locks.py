@@ -1,0 +1,92 @@
+"""One at a time, between processes; who holds the lock is named, and a holder that is killed blocks nobody."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from pruning_lib import locks
+
+HOLDS = """import sys, time
+from pathlib import Path
+from pruning_lib import locks
+with locks.lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+COUNTS = """import sys
+from pathlib import Path
+from pruning_lib import locks
+locks.POLL_S = 0.001
+for _ in range(100):
+    with locks.lock(Path(sys.argv[1])):
+        number = int(Path(sys.argv[2]).read_text())
+        Path(sys.argv[2]).write_text(str(number + 1))
+"""
+
+
+def start(code, *arguments):
+    return subprocess.Popen([sys.executable, "-c", code, *map(str, arguments)], stdout=subprocess.PIPE, text=True)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "locks" / "row.lock"
+
+
+@pytest.fixture
+def holder(path):
+    """Another process that has the lock."""
+    process = start(HOLDS, path)
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_who_holds_it_is_named_and_nobody_else_gets_it(path, holder):
+    who = f"process {holder.pid} on .* since 20..-..-.. ..:..:.."
+    with pytest.raises(locks.Held, match=who), locks.lock(path, wait=False):
+        raise AssertionError("both have it")
+    assert str(holder.pid) in locks.held(path)
+
+
+def test_a_holder_that_is_killed_blocks_nobody(path, holder):
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    assert path.exists() and locks.held(path) == ""  # the file it left says nothing
+    with locks.lock(path, wait=False):
+        assert str(os.getpid()) in path.read_text()
+    assert not path.exists()
+
+
+def test_who_waits_is_told_once_for_whom_and_gets_it_afterwards(path, holder):
+    said = []
+
+    def say(who):
+        said.append(who)
+        os.kill(holder.pid, signal.SIGKILL)
+
+    began = time.monotonic()
+    with locks.lock(path, say=say):
+        pass
+    assert len(said) == 1 and str(holder.pid) in said[0] and time.monotonic() - began < 20
+
+
+def test_it_is_free_after_an_error(path):
+    with pytest.raises(KeyboardInterrupt), locks.lock(path):
+        raise KeyboardInterrupt
+    with locks.lock(path, wait=False):
+        assert locks.held(path)
+
+
+def test_of_three_processes_none_ever_has_it_together_with_another(path, tmp_path):
+    """Each deletes the file when it is done, under the eyes of those that wait."""
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    processes = [start(COUNTS, path, counter) for _ in range(3)]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert counter.read_text() == "300"

@@ -1,0 +1,135 @@
+"""A row has to run again when what it was made from changed, and says why; older pages are left in peace."""
+
+import json
+import shutil
+from pathlib import Path
+
+import nbformat
+import pytest
+from test_experiments import edit, executed, make_tree, notebook  # noqa: F401  (a fixture among them)
+
+from pruning_lib import cli, experiments, reach, results, staleness
+from pruning_lib.experiments import Tree, rows, verdict
+from pruning_lib.staleness import MADE_BEFORE
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture
+def tree(executed, tmp_path):  # noqa: F811
+    """A copy of a tree in which ``small`` and ``look`` ran for real."""
+    return Tree.at(shutil.copytree(executed.notebooks.parent, tmp_path / "copy"))
+
+
+def why(tree, name="small"):
+    return verdict(rows(tree)[name], tree).why
+
+
+def page_of(tree, name="small"):
+    return nbformat.read(tree.pages / f"{name}.ipynb", as_version=4).metadata["pruning_lib"]
+
+
+def stamp(tree, name, **changed):
+    edit(tree.pages / f"{name}.ipynb", lambda page: page.metadata["pruning_lib"].update(changed))
+
+
+def test_a_page_says_what_it_was_made_from(tree):
+    made = page_of(tree)
+    assert set(made) == {"fingerprint", "code", "inputs", "record", "row", "notebook", "parameters"}
+    assert made["record"] == json.loads((tree.records / "small.json").read_text())["checksum"]
+    assert not why(tree) and verdict(rows(tree)["small"], tree).code_known
+    assert "results.read" in page_of(tree, "look")["code"]
+
+
+def test_other_code_beneath_makes_a_row_stale_and_is_named(tree, monkeypatch):
+    code = {"amp.importance": "1" * 8, "amp.head_scores": "2" * 8}
+    monkeypatch.setattr(reach, "digests", lambda cells: code)
+    stamp(tree, "small", code={**code, "amp.head_scores": "0" * 8})
+    assert why(tree) == "code changed: amp.head_scores"
+    stamp(tree, "small", code={name: "0" * 8 for name in ("amp.a", "amp.b", "amp.c", "amp.d", "amp.e")})
+    assert why(tree) == "code changed: amp.a, amp.b, amp.c and 2 more"
+
+
+def test_how_results_are_drawn_and_stored_makes_readings_stale_and_no_run(tree):
+    assert not [name for name in page_of(tree)["code"] if name.startswith(("plots.", "results."))]
+    stamp(tree, "look", code={"results.read": "0" * 8})
+    assert why(tree, "look") == "code changed: results.read"
+
+
+def test_an_input_that_a_parameter_or_a_cell_names_makes_a_row_stale_when_it_changes(tree, tmp_path):
+    inputs = tree.notebooks.parent / "data" / "inputs"
+    inputs.mkdir(parents=True)
+    for name in ("amp.jsonl", "figures.json", "other.json"):
+        (inputs / name).write_text("1")
+    (model := tmp_path / "model").mkdir()
+    (model / "config.json").write_text("{}")
+    row = experiments.Row("small", "tiny", {"name": str(model)})
+    assert set(staleness.inputs(rows(tree)["small"], tree)) == {"amp.jsonl"}  # a parameter of the notebook is "amp"
+    assert set(staleness.inputs(row, tree)) == {str(model)}
+    notebook(tree.notebooks / "look.ipynb", "# Look", 'open("figures.json")')
+    before = staleness.inputs(rows(tree)["look"], tree)
+    (inputs / "figures.json").write_text("2")
+    assert staleness.inputs_changed(rows(tree)["look"], tree, {"inputs": before}) == "inputs changed: figures.json"
+    before = staleness.inputs(row, tree)
+    (model / "config.json").write_text("{ }")
+    assert staleness.inputs_changed(row, tree, {"inputs": before}) == f"inputs changed: {model}"
+
+
+@pytest.mark.parametrize("damaged", ["", "{", "[1]", "\x00", "1" * 5000])
+def test_a_record_that_cannot_be_read_makes_its_row_stale(tree, damaged):
+    (tree.records / "small.json").write_text(damaged)
+    assert why(tree) == "the record cannot be read"
+
+
+@pytest.mark.parametrize("change", [
+    {"values": {"twice": 3}}, {"parameters": {}}, {"checksum": "0" * 16}, {"checksum": None}, {"note": "mine"}])
+def test_a_record_edited_by_hand_is_noticed_here_and_by_whoever_reads_it(tree, change, monkeypatch):
+    path = tree.records / "small.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    assert why(tree) == "the record was edited after it was written"
+    monkeypatch.setenv("PRUNING_RESULTS", str(tree.records))
+    with pytest.raises(ValueError, match="small.json is not a record as it was written: somebody edited it; run small"):
+        results.read("small")
+
+
+def test_layout_and_order_of_a_record_do_not_matter(tree, monkeypatch):
+    path = tree.records / "small.json"
+    path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
+    monkeypatch.setenv("PRUNING_RESULTS", str(tree.records))
+    assert not why(tree) and results.read("small")["values"] == {"twice": 2}
+
+
+def test_a_page_and_a_record_of_different_runs_are_noticed(tree):
+    path = tree.records / "small.json"
+    record = {**json.loads(path.read_text()), "values": {"twice": 3}}
+    path.write_text(json.dumps({**record, "checksum": results.checksum(record)}))
+    assert why(tree) == "page and record are of different runs"
+
+
+def test_a_page_that_cannot_be_read_makes_its_row_stale(tree):
+    (tree.pages / "small.ipynb").write_text('{"cells": [')
+    assert "the page cannot be read" in why(tree)
+
+
+def test_rows_of_before_are_not_stale_and_status_says_that_their_code_is_not_known(tree, capsys):
+    def strip(page):
+        for key in ("code", "inputs", "record"):
+            del page.metadata["pruning_lib"][key]
+
+    edit(tree.pages / "small.ipynb", strip)
+    path = tree.records / "small.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"}))
+    stamp(tree, "look", fingerprint=experiments.fingerprint(rows(tree)["look"], tree))
+    root = ["--root", str(tree.notebooks.parent)]
+    assert verdict(rows(tree)["small"], tree) == staleness.Verdict("", code_known=False)
+    assert cli.main(["status", *root]) == 0
+    said = capsys.readouterr()
+    assert said.out.splitlines()[0].split(maxsplit=1) == ["small", "up to date"]
+    assert said.err == f"{MADE_BEFORE}: small. To run them again: pruning-lib run --all --stale-code\n"
+    assert cli._why(rows(tree)["small"], tree) == "" and cli._why(rows(tree)["small"], tree, True) == MADE_BEFORE
+
+
+def test_every_record_of_the_report_is_as_it_was_written():
+    tree = Tree.at(ROOT)
+    made = [row for row in rows(tree).values() if tree.page(row).is_file()]
+    assert made and not {row.name: found for row in made if (found := staleness.damage(row, tree))}
