@@ -226,7 +226,8 @@ def points(table: pd.DataFrame, ax: Axes, *, quality: str, unit: str = "fraction
     rows, middle = table.iloc[::-1], f"{quality}_{unit}"
     ends = middle if f"{middle}_low" in rows else quality
     error = [rows[middle] - rows[f"{ends}_low"], rows[f"{ends}_high"] - rows[middle]]
-    ax.errorbar(rows[middle].to_numpy(float), rows.label, xerr=np.array(error, float), fmt="o", color="#0072B2", capsize=4)
+    ax.errorbar(rows[middle].to_numpy(float), rows.label, xerr=np.array(error, float), fmt="o", color="#0072B2",
+                capsize=4)
     ax.set(xlabel=quality if unit == "fraction" else f"{quality} ({unit})")
     ax.set_xlim(left=min(0, ax.get_xlim()[0]))
     ax.grid(axis="y", visible=False)
