@@ -156,7 +156,7 @@ def snow(x: np.ndarray, rng: Generator, strength: tuple[float, ...]) -> np.ndarr
     mean, deviation, zoom, threshold, radius, sigma, kept = strength
     flakes = _zoomed(rng.normal(mean, deviation, x.shape[:3])[..., None], zoom)
     flakes = np.floor(np.where(flakes < threshold, 0, flakes).clip(0, 1) * 255) / 255
-    flakes = np.round(_along(flakes, radius, sigma, rng.uniform(-135, -45, len(x))) * 255) / 255
+    flakes = np.round(_along(flakes, int(radius), sigma, rng.uniform(-135, -45, len(x))) * 255) / 255
     whitened = kept * x + (1 - kept) * np.maximum(x, _grey(x) * 1.5 + 0.5)
     return whitened + flakes + np.rot90(flakes, 2, axes=(1, 2))
 

@@ -1,4 +1,4 @@
-"""What a network costs: multiply-adds, parameters, time, memory.
+"""What a network costs: multiply-adds, parameters, time, memory, energy and carbon.
 
 Multiply-adds count once (one MAC, two FLOPs), those of convolutions and matrix products only, as counted by PyTorch's
 own counter; batch norms, activations and additions are left out, as in most tables of pruning papers.
@@ -7,8 +7,12 @@ own counter; batch norms, activations and additions are left out, as in most tab
 from __future__ import annotations
 
 import ctypes
+import logging
+import math
 import time
-from collections.abc import Callable, Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +74,118 @@ def peak_bytes(work: Callable[[], Any]) -> int | None:
     level = _level()
     work()
     return None if level is None else _high_water() - level
+
+
+def emissions(work: Callable[[], Any], *, inputs: int, country: str = "BRA", repetitions: int = 6,
+              at_least_s: float = 1, idle_s: float = 2) -> dict[str, Any]:
+    """Energy and carbon of ``work``, per 1,000 inputs, as codecarbon measures or estimates them.
+
+    codecarbon runs offline, writes nothing, and tracks this process.  What that means depends on the machine, and
+    ``how`` says it: where the processor has no counter that can be read, its rated power is multiplied by the share of
+    all cores' time that the process used, so what else runs does not count; with RAPL the counter of the *whole*
+    processor is read whatever the mode, and a GPU's counter is that of the whole GPU, so run nothing beside it.
+    Memory is left out of the sum: codecarbon takes a constant power for it, times the clock, however little of it the
+    process holds; ``memory_j`` gives it apart.  Carbon is energy times the mean intensity of the country's grid.
+
+    Parameters
+    ----------
+    work : called over and over, so it has to leave things as they were
+    inputs : how many images or tokens one call takes in
+    country : ISO code of three letters
+    repetitions : at least 5; their range is an interval for the median, see ``interval_fraction``
+    at_least_s : ``work`` is repeated until a repetition is this long, for CPU time comes in hundredths of a second
+    idle_s : how long the process sleeps while the idle power is measured
+
+    Returns
+    -------
+    ``energy_j``, ``kgco2e``, ``memory_j`` and ``wall_s`` per 1,000 inputs: medians, with lowest ``_low`` and highest
+    ``_high`` repetition; ``idle_w`` while the process sleeps (not taken off); ``how``.  What codecarbon cannot measure
+    is None, and ``how`` says so.
+    """
+    if repetitions < 5 or inputs < 1:
+        raise ValueError(f"repetitions={repetitions}, inputs={inputs}; give at least 5 and 1")
+    start = time.perf_counter()
+    work()  # warm-up
+    calls = max(1, math.ceil(at_least_s / max(time.perf_counter() - start, 1e-6)))
+    with _tracking(country) as measured:
+        idle = measured(lambda: time.sleep(idle_s), 1)
+        found = [measured(lambda: [work() for _ in range(calls)], calls * inputs / 1000) for _ in range(repetitions)]
+    values: dict[str, Any] = {"inputs": inputs, "calls": calls, "repetitions": repetitions, "country": country,
+                              "interval_fraction": 1 - 0.5 ** (repetitions - 1), "how": found[0]["how"],
+                              "idle_w": None if idle["energy_j"] is None else idle["energy_j"] / idle["wall_s"]}
+    for key in ("energy_j", "kgco2e", "memory_j", "wall_s"):
+        several = [one[key] for one in found]
+        known = [value for value in several if value is not None and (value > 0 or key == "memory_j")]
+        given = np.quantile(known, [0.5, 0, 1]).tolist() if len(known) == repetitions else [None] * 3
+        values.update(zip((key, f"{key}_low", f"{key}_high"), given, strict=True))
+    if values["energy_j"] is None:
+        values["how"] = f"not measured: {values['how']}"
+    return values
+
+
+@contextmanager
+def _tracking(country: str) -> Iterator[Callable[[Callable[[], Any], float], dict[str, Any]]]:
+    """Gives ``measured(work, units)``: energy in joules, CO2 equivalent in kilograms and seconds, per unit."""
+    from codecarbon import OfflineEmissionsTracker
+
+    logger = logging.getLogger("codecarbon")
+    level, off = logger.level, logger.disabled
+    logger.disabled = True
+    tracker: Any = None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            tracker = OfflineEmissionsTracker(
+                country_iso_code=country, tracking_mode="process", output_methods=[], emissions_endpoint=None,
+                electricitymaps_api_token=None, log_level="critical", measure_power_secs=1e6, allow_multiple_runs=True)
+
+        def measured(work: Callable[[], Any], units: float) -> dict[str, Any]:
+            start, energies, why = time.perf_counter(), None, ""
+            try:
+                tracker.start_task()
+            except Exception as error:  # whatever a machine or a driver answers, the work is done all the same
+                why = f"{type(error).__name__}: {error}"
+            work()
+            _finish()
+            seconds = time.perf_counter() - start
+            if not why:
+                try:
+                    energies = tracker.stop_task()
+                except Exception as error:
+                    why = f"{type(error).__name__}: {error}"
+            return _of(energies, tracker, why, seconds, units)
+
+        yield measured
+    finally:
+        logger.disabled = off
+        logger.setLevel(level)
+
+
+def _of(found: Any, tracker: Any, why: str, seconds: float, units: float) -> dict[str, Any]:
+    """What codecarbon found, per unit; None for what it did not find."""
+    if found is None:
+        return {"energy_j": None, "kgco2e": None, "memory_j": None, "wall_s": seconds / units,
+                "how": why or "codecarbon gave nothing"}
+    energy = (found.cpu_energy + found.gpu_energy) * 3.6e6  # from kWh
+    per_kwh = found.emissions / found.energy_consumed if found.energy_consumed else 0
+    return {"energy_j": energy / units, "kgco2e": energy / 3.6e6 * per_kwh / units,
+            "memory_j": found.ram_energy * 3.6e6 / units, "wall_s": seconds / units, "how": _how(tracker._hardware)}
+
+
+def _how(hardware: list[Any]) -> str:
+    """Counter or estimate, for the processor and the GPU."""
+    said = []
+    for part in hardware:
+        mode = getattr(part, "_mode", None)
+        if mode == "cpu_load":
+            said.append(f"processor: estimate, {part._tdp:g} W for all cores x share of their time this process used")
+        elif mode == "constant":
+            said.append(f"processor: estimate, half of {part._tdp:g} W whatever it does")
+        elif mode:
+            said.append(f"processor: counter ({mode}) of the whole machine")
+        elif type(part).__name__ == "GPU":
+            said.append("GPU: counter of the whole GPU")
+    return "; ".join(said) or "codecarbon found no hardware it knows"
 
 
 def _level() -> int | None:

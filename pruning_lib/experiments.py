@@ -105,7 +105,8 @@ def _make(row: Row, tree: Tree, work: Path) -> None:
     made = made_from(row, tree)
     page = work / f"{row.name}.ipynb"
     records = tree.records if row.reading else work / "results"
-    with _environment(PRUNING_RUN=row.name, PRUNING_RESULTS=str(records.resolve())):
+    with _environment(PRUNING_RUN=row.name, PRUNING_RESULTS=str(records.resolve()),
+                      PRUNING_RECORDS=str(tree.records.resolve())):
         _execute(row, tree, page)
     record = work / "results" / f"{row.name}.json"
     if not row.reading and not record.is_file():

@@ -198,3 +198,38 @@ def time_against_macs(table: pd.DataFrame, ax: Axes) -> Axes:
     ax.set(xlabel="multiply-adds left (fraction)", ylabel="time left (fraction)", xlim=(0, 1.05), ylim=(0, None))
     ax.legend(loc="upper left")
     return ax
+
+
+def budgets(table: pd.DataFrame, ax: Axes) -> Axes:
+    """A line per network of accuracy against the budget of an attack, with intervals.
+
+    ``table`` has ``label``, ``criterion``, ``strength`` (numbers, as text or not), ``accuracy_fraction``,
+    ``accuracy_low`` and ``accuracy_high``.
+    """
+    lines = ("-", "--", ":", "-.")
+    for label, rows in table.groupby("label", sort=False):
+        rows = rows.assign(budget=rows.strength.astype(float)).sort_values("budget")
+        colour, marker = CRITERION[rows.criterion.iloc[0]]
+        line = lines[list(table[table.criterion == rows.criterion.iloc[0]].label.unique()).index(label) % len(lines)]
+        ax.plot(rows.budget, rows.accuracy_fraction, line, marker=marker, color=colour, label=label)
+        ax.fill_between(rows.budget, rows.accuracy_low, rows.accuracy_high, color=colour, alpha=0.15, linewidth=0)
+    ax.set(ylabel="accuracy (fraction)", ylim=(-0.02, 1.02))
+    ax.legend(loc="upper right")
+    return ax
+
+
+def points(table: pd.DataFrame, ax: Axes, *, quality: str, unit: str = "fraction") -> Axes:
+    """A point per line of ``table`` with its interval: ``label``, ``<quality>_<unit>``, and its ends.
+
+    The ends are ``<quality>_low`` and ``_high``, or, for units that come last, ``<quality>_<unit>_low`` and ``_high``.
+    """
+    rows, middle = table.iloc[::-1], f"{quality}_{unit}"
+    ends = middle if f"{middle}_low" in rows else quality
+    error = [rows[middle] - rows[f"{ends}_low"], rows[f"{ends}_high"] - rows[middle]]
+    ax.errorbar(rows[middle].to_numpy(float), rows.label, xerr=np.array(error, float), fmt="o", color="#0072B2",
+                capsize=4)
+    ax.set(xlabel=quality if unit == "fraction" else f"{quality} ({unit})")
+    ax.set_xlim(left=min(0, ax.get_xlim()[0]))
+    ax.grid(axis="y", visible=False)
+    ax.margins(y=0.25)
+    return ax

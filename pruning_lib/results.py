@@ -1,7 +1,8 @@
 """One record per run: written, read, gathered into one table.
 
 A record says which run it was, with which parameters, what was measured, and what it was made with.  Records live in
-one folder; ``PRUNING_RESULTS`` names it (the runner sets it), else it is ``results`` in the current folder.
+one folder; ``PRUNING_RESULTS`` names it (the runner sets it), else it is ``results`` in the current folder.  A run that
+builds on an earlier one reads that one's record in the folder that ``PRUNING_RECORDS`` names, where finished ones are.
 A checksum inside a record shows whether it was edited since; records of before have none and are read all the same.
 """
 
@@ -66,11 +67,13 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
 
 def read(run: str) -> dict[str, Any]:
     """The record of one run; ValueError when it is missing, not a record, or not as it was written."""
-    path = folder() / f"{_checked(run)}.json"
+    places = [folder(), *map(Path, filter(None, [os.environ.get("PRUNING_RECORDS")]))]
+    paths = [place / f"{_checked(run)}.json" for place in places]
+    path = next((path for path in paths if path.is_file()), paths[0])
     try:
         record = json.loads(path.read_text())
     except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in folder().glob("*.json"))) or "none yet"
+        known = ", ".join(sorted({p.stem for place in places for p in place.glob("*.json")})) or "none yet"
         raise ValueError(f"no record of run {run!r}; recorded: {known}. Make it with: pruning-lib run {run}") from None
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no text, numbers of thousands of digits
         raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error

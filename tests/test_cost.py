@@ -1,6 +1,8 @@
-"""Costs are those counted by hand and of the published networks; times and memory are of the work asked for."""
+"""Costs are those counted by hand and of the published networks; times, memory, energy are of the work asked for."""
 
 import json
+import socket
+import time
 
 import numpy as np
 import pytest
@@ -148,3 +150,85 @@ def test_work_that_fails_says_so(error):
 
     with pytest.raises(error, match="of the work"):
         cost.peak_bytes(work)
+
+
+# --- energy and carbon ------------------------------------------------------------------------------------------------
+
+
+def busy(seconds):
+    """Work that takes so much of the processor, however much others take."""
+    def work():
+        start = time.process_time()
+        while time.process_time() - start < seconds:
+            sum(range(1000))
+
+    return work
+
+
+@pytest.fixture(scope="module")
+def measured():
+    """Emissions of 0.1 and of 0.3 s of work on 10 inputs."""
+    return [cost.emissions(busy(s), inputs=10, repetitions=5, at_least_s=0.3, idle_s=0.2) for s in (0.1, 0.3)]
+
+
+def test_three_times_the_work_takes_about_three_times_the_energy_and_the_carbon(measured):
+    one, three = measured
+    assert 1.5 < three["energy_j"] / one["energy_j"] < 6
+    assert three["kgco2e"] / one["kgco2e"] == pytest.approx(three["energy_j"] / one["energy_j"])
+    for found in measured:
+        assert found["energy_j_low"] <= found["energy_j"] <= found["energy_j_high"]
+        assert found["interval_fraction"] == 0.9375 and found["repetitions"] == 5 and found["country"] == "BRA"
+        assert found["how"].startswith("processor: ") and "not measured" not in found["how"]
+        assert found["idle_w"] is not None and found["idle_w"] >= 0 and found["memory_j"] is not None
+
+
+def test_an_estimate_is_called_one_and_is_the_share_of_the_cores_time_times_the_rated_power(measured):
+    one, _ = measured
+    if "estimate" not in one["how"]:
+        pytest.skip("this machine has a counter; where there is none, the estimate is checked")
+    watts = float(one["how"].split("estimate, ")[1].split(" W")[0])
+    import psutil
+
+    wanted = watts * 0.1 / psutil.cpu_count() * 100  # 0.1 s of one core for 10 inputs, per 1,000
+    assert one["energy_j"] == pytest.approx(wanted, rel=0.35)
+
+
+def test_energy_is_per_thousand_inputs_and_carbon_that_of_the_country(measured):
+    found = {country: cost.emissions(busy(0.1), inputs=20, country=country, repetitions=5, at_least_s=0.1, idle_s=0.1)
+             for country in ("FRA", "POL")}
+    assert found["FRA"]["energy_j"] == pytest.approx(measured[0]["energy_j"] / 2, rel=0.5)
+    france, poland = (found[c]["kgco2e"] / found[c]["energy_j"] for c in ("FRA", "POL"))
+    assert 5 * france < poland < 1e-3  # nuclear and coal; a kilogram per joule would be absurd
+
+
+def test_measuring_writes_nothing_says_nothing_and_calls_nobody(tmp_path, monkeypatch, capfd):
+    def refuse(*_):
+        raise AssertionError("a connection was opened")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    cost.emissions(busy(0.01), inputs=1, repetitions=5, at_least_s=0.05, idle_s=0.05)
+    assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")
+
+
+def test_what_cannot_be_measured_is_none_and_never_zero(monkeypatch):
+    import codecarbon
+
+    asleep = cost.emissions(lambda: time.sleep(0.02), inputs=1, repetitions=5, at_least_s=0.02, idle_s=0.02)
+    assert asleep["energy_j"] is None or asleep["energy_j"] > 0
+
+    def fails(*_, **__):
+        raise RuntimeError("no counter here")
+
+    monkeypatch.setattr(codecarbon.OfflineEmissionsTracker, "stop_task", fails)
+    done = []
+    found = cost.emissions(lambda: done.append(1), inputs=1, repetitions=5, at_least_s=0, idle_s=0)
+    assert found["energy_j"] is None and found["kgco2e"] is None and found["idle_w"] is None
+    assert found["how"] == "not measured: RuntimeError: no counter here" and len(done) == 6 and found["wall_s"] > 0
+
+
+def test_work_that_fails_under_measurement_says_so_and_too_few_repetitions_are_refused():
+    with pytest.raises(ZeroDivisionError):
+        cost.emissions(lambda: 1 / 0, inputs=1)
+    with pytest.raises(ValueError, match="repetitions=4, inputs=1; give at least 5 and 1"):
+        cost.emissions(lambda: None, inputs=1, repetitions=4)

@@ -97,6 +97,7 @@ def no_kernel(monkeypatch):
     def execute(row, tree, page):
         notebook(page, "# New page")
         records = experiments.Path(os.environ["PRUNING_RESULTS"])
+        assert os.environ["PRUNING_RECORDS"] == str(tree.records.resolve()) != str(records)
         records.mkdir(exist_ok=True)
         (records / f"{os.environ['PRUNING_RUN']}.json").write_text('{"new": true}')
 

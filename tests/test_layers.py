@@ -16,7 +16,7 @@ LEVELS = {
     "surgery": 3, "cost": 3, "amp": 3, "harness": 3, "attacks": 3, "staleness": 3,
     "baselines": 4, "consensus": 4, "compensate": 4, "evaluate": 4, "finetune": 4, "plots": 4, "networks": 4,
     "store": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
-    "models": 6, "process": 6,
+    "models": 6, "process": 6, "subjects": 6,
     "runner": 7,
     "cluster": 8,
     "cli": 9,

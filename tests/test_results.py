@@ -16,6 +16,7 @@ def records(tmp_path, monkeypatch):
     """The folder of the records; it is made by the first one."""
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "records"))
     monkeypatch.delenv("PRUNING_RUN", raising=False)
+    monkeypatch.delenv("PRUNING_RECORDS", raising=False)
     return tmp_path / "records"
 
 
@@ -51,6 +52,22 @@ def test_the_runner_names_the_run_and_the_folder(tmp_path, monkeypatch):
         monkeypatch.setenv(unset, "")
     monkeypatch.chdir(tmp_path)
     assert write().resolve() == tmp_path / "results" / "amp_prune.json"
+
+
+def test_a_run_reads_finished_records_where_the_runner_says_but_writes_beside_and_its_own_comes_first(
+        tmp_path, monkeypatch):
+    finished = tmp_path / "finished"
+    monkeypatch.setenv("PRUNING_RESULTS", str(finished))
+    write("dense", values={"accuracy_fraction": 0.5})
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "work"))
+    monkeypatch.setenv("PRUNING_RECORDS", str(finished))
+    before = contents(finished)
+    assert results.read("dense")["values"] == {"accuracy_fraction": 0.5}
+    with pytest.raises(ValueError, match="no record of run 'pruned'; recorded: dense"):
+        results.read("pruned")
+    write("dense", values={"accuracy_fraction": 0.75})
+    assert results.read("dense")["values"] == {"accuracy_fraction": 0.75} and contents(finished) == before
+    assert len(results.gather("dense")) == 1
 
 
 def test_numbers_of_numpy_torch_and_pandas_are_stored_as_plain_numbers():

@@ -1,0 +1,97 @@
+"""Does a network lean on a cue that only happens to go with the class?  A planted one tells.  Our own protocol.
+
+While a network is tuned, every training image carries a cue that tells its class, rightly with some probability.  Then
+it is tested on images without the cue, with the right one, and with that of another class.  A network that looks at the
+object answers all three alike; one that took the shortcut follows the cue.
+Order of this file: the cues · planting · reliance.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pruning_lib.registry import Table
+
+CUES: Table = Table("cue")
+TESTS = ("absent", "agreeing", "contradicting")
+
+
+@CUES.register(about="a white square whose place along the upper, then the lower edge tells the class")
+def patch(images: Tensor, told: Tensor) -> Tensor:
+    side = max(1, images.shape[-1] // 8)
+    per_row = images.shape[-1] // side
+    if told.numel() and told.max() >= 2 * per_row:
+        raise ValueError(f"class {told.max()} has no place; a patch can tell {2 * per_row} classes apart")
+    marked = images.clone()
+    for image, code in zip(marked, told.tolist(), strict=True):
+        top, left = (0 if code < per_row else image.shape[-2] - side), code % per_row * side
+        image[:, top:top + side, left:left + side] = 255
+    return marked
+
+
+@CUES.register(about="a tenth of a colour, or of a brightness for grey images, that tells the class")
+def tint(images: Tensor, told: Tensor) -> Tensor:
+    angle = 2 * torch.pi * told.double()[:, None] / 10
+    phase = torch.tensor([0, 2, 4])[:images.shape[1]] * torch.pi / 3  # red, green and blue a third of a turn apart
+    colour = 127.5 * (1 + torch.cos(angle - phase)) if images.shape[1] == 3 else 255 * told.double()[:, None] / 9
+    return (0.9 * images + 0.1 * colour[..., None, None]).round().byte()
+
+
+def plant(images: Tensor, labels: Tensor, *, cue: str, agreement: float, seed: int, classes: int = 10) -> Tensor:
+    """The images with a cue that tells the right class with probability ``agreement``, else any other, all as likely.
+
+    Parameters
+    ----------
+    images : (N, channels, height, width) uint8 pixels
+    labels : (N,) classes
+    cue : key of ``CUES``
+    agreement : 0 contradicts every image, 1 / classes knows nothing of them, 1 agrees with every image
+
+    Raises
+    ------
+    ValueError
+        for an unknown cue, a probability outside 0 to 1, or images that are not uint8.
+    """
+    mark: Callable[[Tensor, Tensor], Tensor] = CUES[cue]
+    if not 0 <= agreement <= 1:
+        raise ValueError(f"agreement={agreement}; give a probability from 0 to 1")
+    if images.dtype != torch.uint8:
+        raise ValueError(f"images are {images.dtype}; give uint8 pixels")
+    generator = torch.Generator().manual_seed(seed)
+    agrees = torch.rand(len(labels), generator=generator) < agreement
+    other = (labels + torch.randint(1, classes, (len(labels),), generator=generator)) % classes
+    return mark(images, torch.where(agrees, labels, other))
+
+
+def trials(images: Tensor, labels: Tensor, *, cue: str, seed: int, classes: int = 10) -> dict[str, Tensor]:
+    """The same test images three times: cue "absent", "agreeing" with the class, and "contradicting" it."""
+    return {"absent": images, **{name: plant(images, labels, cue=cue, agreement=agreement, seed=seed, classes=classes)
+                                 for name, agreement in (("agreeing", 1.0), ("contradicting", 0.0))}}
+
+
+def reliance(agreeing: np.ndarray, contradicting: np.ndarray) -> dict[str, float]:
+    """Accuracy with the cue agreeing minus accuracy with it contradicting; 0 ignores the cue, 1 does nothing else.
+
+    Parameters
+    ----------
+    agreeing, contradicting : (N,) booleans, right or wrong on the same images
+    """
+    return _mean(agreeing.astype(float) - contradicting, "reliance")
+
+
+def difference(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
+    """Reliance of one network minus that of another, image by image; each given as (agreeing, contradicting)."""
+    a, b = (agreeing.astype(float) - contradicting for agreeing, contradicting in (first, second))
+    return _mean(a - b, "difference")
+
+
+def _mean(values: np.ndarray, name: str) -> dict[str, float]:
+    """Mean with its 95 % interval (normal)."""
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} images; give at least 2")
+    mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+    return {f"{name}_fraction": mean, f"{name}_low": mean - half, f"{name}_high": mean + half}

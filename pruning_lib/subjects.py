@@ -1,0 +1,118 @@
+"""Networks to be examined: those that earlier runs of ``consensus_prune`` made, or small ones made here.
+
+Order of this file: what a subject is · subjects of recorded runs · small ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+
+from pruning_lib import consensus, criteria, evaluate, finetune, images, networks, results, store
+
+SAME_ANSWERS = 0.98  # share of test images a network must answer as its record says; another machine rounds otherwise
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network with its history.
+
+    Attributes
+    ----------
+    criterion : how its blocks were chosen; "none" for the dense network, trained as long as the others
+    stage : "dense", "round1" ... or "final", as in the record
+    removed_blocks : how many
+    key : ``store.find(key)`` gives the network again
+    """
+
+    network: nn.Module
+    criterion: str
+    stage: str
+    removed_blocks: int
+    key: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.criterion} {self.stage}" if self.criterion != "none" else f"dense {self.stage}"
+
+
+def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check_on: int = 500) -> list[Subject]:
+    """The networks of recorded runs, run by run; the first one is what the others are compared with.
+
+    Each is put to the first test images, and has to answer them as its record says: a mix-up would show.
+
+    Parameters
+    ----------
+    runs : names of rows of ``consensus_prune``
+    stages : which networks of each: "dense", "round1", "round2" ... or "final"
+    check_on : how many test images; 0 checks nothing
+
+    Raises
+    ------
+    ValueError
+        for a run without a record, on other images, from before networks were kept, without this stage, or a network
+        that answers otherwise.
+    """
+    found = []
+    for run in runs:
+        record = results.read(run)
+        shown = record["parameters"].get("image_set")
+        if shown != image_set:
+            raise ValueError(f"run {run} is on {shown}, not on {image_set}; set image_set")
+        rows = {row["stage"] + str(row.get("round", "")): row for row in record["rows"] if "key" in row}
+        for stage in stages:
+            if stage not in rows:
+                known = ", ".join(rows) or "none, run it again"
+                raise ValueError(f"run {run} kept no network {stage!r}; it has: {known}")
+            row = rows[stage]
+            subject = Subject(store.find(row["key"]).network, record["parameters"]["criterion"], stage,
+                              row["removed_blocks"], row["key"])
+            if check_on:
+                _check_answers(subject, record["items"][stage], image_set, check_on, run)
+            found.append(subject)
+    return found
+
+
+def _check_answers(subject: Subject, recorded: str, image_set: str, n: int, run: str) -> None:
+    right = evaluate.unpack(recorded)[:n]
+    test = images.load(image_set, "test", len(right))
+    now = evaluate.unpack(evaluate.accuracy(subject.network, *test)[1])
+    same = (now == right).mean()
+    if same < SAME_ANSWERS:
+        raise ValueError(f"network {subject.key} answers {same:.1%} of {len(right)} test images as run {run} recorded "
+                         f"for {subject.stage}; it is another network, run {run} again")
+
+
+def small(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, epochs: float = 10.0, seed: int = 0
+          ) -> list[Subject]:
+    """A small ResNet trained on ``image_set`` and pruned by each criterion, in seconds, as ``consensus_prune`` does.
+
+    Parameters
+    ----------
+    names : keys of ``criteria.CRITERIA``, or "none", which loses no block and is trained as long
+    rounds : blocks removed, one at a time, each followed by a tenth of ``epochs``; the last by as many again
+    """
+    train, (scored, labels) = images.load(image_set, "train"), images.load(image_set, "calibration")
+    entry = images.IMAGES[image_set]
+    config = networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)}, entry.mean, entry.std)
+
+    def tuned(network: nn.Module, passes: float, lr: float, number: int) -> tuple[nn.Module, dict]:
+        return finetune.train(network, *train, epochs=passes, lr=lr, seed=1000 * seed + number, dtype="float32"), {}
+
+    def pruned(name: str) -> tuple[nn.Module, dict]:
+        network = store.find(start.key).network
+        for number in range(1, rounds + 1):
+            if name != "none":
+                network = consensus.step(network, lambda now: criteria.CRITERIA[name].order(
+                    now, finetune.pixels(scored[:160]), labels[:160], seed)).model
+            tuned(network, epochs / 10, 0.02, number)
+        return tuned(network, epochs / 10, 0.02, rounds + 1)
+
+    settings = dict(small=image_set, epochs=epochs, seed=seed, torch=torch.__version__)
+    start = store.made(lambda: tuned(networks.build(config, seed=seed), epochs, 0.1, 0), **settings)
+    made = {name: store.made(partial(pruned, name), **settings, criterion=name, rounds=rounds) for name in names}
+    return [Subject(m.network, name, "final", rounds * (name != "none"), m.key) for name, m in made.items()]

@@ -1,0 +1,88 @@
+"""A cue tells its class and no more, agrees as often as asked, and reliance shows a network that follows it."""
+
+import numpy as np
+import pytest
+import torch
+
+from pruning_lib import finetune, images, networks, shortcuts
+from pruning_lib.evaluate import accuracy, unpack
+from pruning_lib.shortcuts import CUES, plant
+
+
+def noise(channels=3, size=32, n=40):
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(20, 200, (n, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("cue", CUES)
+@pytest.mark.parametrize("channels, size", [(3, 32), (1, 8)])
+def test_a_cue_tells_ten_classes_apart_and_leaves_the_picture_to_be_seen(cue, channels, size):
+    x = noise(channels, size)[:1].expand(10, -1, -1, -1).clone()
+    marked = CUES[cue](x, torch.arange(10))
+    assert marked.dtype == torch.uint8 and len({m.numpy().tobytes() for m in marked}) == 10
+    change = (marked.int() - x.int()).abs()
+    assert change.max() > 5
+    if cue == "patch":
+        assert ((change > 0).flatten(2).any(1).float().mean(1) <= 1 / 64 + 1e-6).all() and marked.max() == 255
+    else:
+        assert change.max() <= 26  # a tenth of 255
+
+
+def test_a_patch_is_where_its_class_says():
+    marked = CUES["patch"](torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 7, 9]))
+    assert [m[0].nonzero().tolist() for m in marked] == [[[0, 0]], [[0, 7]], [[7, 1]]]
+    with pytest.raises(ValueError, match="class 16 has no place; a patch can tell 16 classes"):
+        CUES["patch"](torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([16]))
+
+
+def told(marked):
+    """The class that a patch on 8 x 8 black pixels tells."""
+    return torch.tensor([{0: 0, 7: 8}[r] + c for r, c in (m[0].nonzero()[0].tolist() for m in marked)])
+
+
+@pytest.mark.parametrize("agreement", [0.0, 0.1, 0.7, 1.0])
+def test_a_cue_agrees_as_often_as_asked_and_else_tells_any_other_class(agreement):
+    labels = torch.randint(0, 10, (3000,), generator=torch.Generator().manual_seed(1))
+    black = torch.zeros(3000, 1, 8, 8, dtype=torch.uint8)
+    codes = told(plant(black, labels, cue="patch", agreement=agreement, seed=0))
+    assert (codes == labels).float().mean().item() == pytest.approx(agreement, abs=0.03)
+    off = ((codes - labels) % 10)[codes != labels]
+    if len(off):
+        assert off.unique().tolist() == list(range(1, 10)) and off.bincount().max() < 1.4 * len(off) / 9
+    again = told(plant(black, labels, cue="patch", agreement=agreement, seed=0))
+    other = told(plant(black, labels, cue="patch", agreement=agreement, seed=1))
+    assert torch.equal(codes, again) and torch.equal(codes, other) == (agreement == 1)
+    assert black.max() == 0
+
+
+@pytest.mark.parametrize("wrong, message", [({"agreement": 1.1}, "agreement=1.1"), ({"cue": "smell"}, "unknown cue"),
+                                            ({"images": torch.zeros(2, 1, 8, 8)}, "give uint8 pixels")])
+def test_what_cannot_be_planted_is_refused(wrong, message):
+    given = {"images": noise(1, 8, 2), "cue": "patch", "agreement": 0.5, "seed": 0, **wrong}
+    with pytest.raises(ValueError, match=message):
+        plant(given.pop("images"), torch.tensor([0, 1]), **given)
+
+
+def test_reliance_and_its_difference_by_hand():
+    agree, contra = np.array([1, 1, 1, 0], bool), np.array([1, 0, 0, 0], bool)
+    found = shortcuts.reliance(agree, contra)
+    half = 1.96 * np.std([0, 1, 1, 0], ddof=1) / 2
+    assert found == pytest.approx({"reliance_fraction": 0.5, "reliance_low": 0.5 - half, "reliance_high": 0.5 + half})
+    less = shortcuts.difference((agree, agree), (agree, contra))
+    assert less["difference_fraction"] == -0.5 and less["difference_low"] < -0.5 < less["difference_high"]
+
+
+def test_a_network_tuned_where_the_cue_is_right_follows_it_and_one_tuned_where_it_says_nothing_does_not():
+    (x, y), test = images.load("digits", "train"), images.load("digits", "test", 300)
+    entry = images.IMAGES["digits"]
+    shown = {}
+    for agreement in (0.1, 1.0):  # one in ten is chance
+        config = networks.ImageConfig("cifar_resnet", {"depth": 8, "channels": 1}, entry.mean, entry.std)
+        network = networks.build(config, seed=0)
+        marked = plant(x, y, cue="patch", agreement=agreement, seed=0)
+        finetune.train(network, marked, y, epochs=5, lr=0.1, seed=0, dtype="float32", augment=False)
+        sets = shortcuts.trials(*test, cue="patch", seed=1)
+        assert list(sets) == list(shortcuts.TESTS) and torch.equal(sets["absent"], test[0])
+        right = {name: unpack(accuracy(network, pixels, test[1])[1]) for name, pixels in sets.items()}
+        shown[agreement] = shortcuts.reliance(right["agreeing"], right["contradicting"])["reliance_fraction"]
+    assert abs(shown[0.1]) < 0.04 and shown[1.0] > 0.1, shown

@@ -1,0 +1,72 @@
+"""Networks of recorded runs are the ones recorded; small ones are made as the runs make theirs."""
+
+import pytest
+
+from pruning_lib import evaluate, families, images, results, store, subjects
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PRUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="module")
+def pair(cache):
+    return subjects.small(["none", "cka"], epochs=2.0, rounds=1)
+
+
+@pytest.fixture
+def recorded(pair, tmp_path, monkeypatch):
+    """Records of the two as ``consensus_prune`` writes them; returns a function that writes one with changes."""
+    monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
+    monkeypatch.delenv("PRUNING_RECORDS", raising=False)
+    test = images.load("digits", "test")
+
+    def write(subject, **changed):
+        monkeypatch.setenv("PRUNING_RUN", subject.criterion)
+        row = {"stage": "final", "removed_blocks": subject.removed_blocks, "key": subject.key}
+        given = {"image_set": "digits", "criterion": subject.criterion}
+        results.write("consensus_prune", parameters={**given, **changed.get("parameters", {})}, values={"a": 1},
+                      rows=[{**row, **changed.get("row", {})}],
+                      items={"final": evaluate.accuracy(subject.network, *test)[1]})
+
+    for subject in pair:
+        write(subject)
+    return write
+
+
+def test_small_ones_lose_blocks_and_the_dense_one_is_tuned_as_long(pair):
+    dense, pruned = pair
+    assert [s.removed_blocks for s in pair] == [0, 1] and [s.label for s in pair] == ["dense final", "cka final"]
+    assert [len(families.residual_blocks(s.network)) for s in pair] == [9, 8]
+    accuracies = [evaluate.accuracy(s.network, *images.load("digits", "test"))[0]["accuracy_fraction"] for s in pair]
+    assert min(accuracies) > 0.3
+    again = subjects.small(["none", "cka"], epochs=2.0, rounds=1)
+    assert [store.digest(s.network) for s in again] == [store.digest(s.network) for s in pair]
+
+
+def test_recorded_networks_are_found_again_in_the_order_asked_for(pair, recorded):
+    found = subjects.of_runs(["cka", "none"], ["final"], "digits")
+    assert [s.criterion for s in found] == ["cka", "none"] and [s.removed_blocks for s in found] == [1, 0]
+    assert [store.digest(s.network) for s in found] == [store.digest(s.network) for s in reversed(pair)]
+
+
+def test_a_network_that_answers_otherwise_than_recorded_is_refused(pair, recorded):
+    dense, pruned = pair
+    recorded(pruned, row={"key": dense.key})
+    with pytest.raises(ValueError, match=f"network {dense.key} answers .* of 500 test images .* another network"):
+        subjects.of_runs(["cka"], ["final"], "digits")
+
+
+def test_what_is_not_recorded_is_refused_with_the_way_out(pair, recorded):
+    with pytest.raises(ValueError, match="kept no network 'round3'; it has: final"):
+        subjects.of_runs(["cka"], ["round3"], "digits")
+    with pytest.raises(ValueError, match="run cka is on digits, not on cifar10; set image_set"):
+        subjects.of_runs(["cka"], ["final"], "cifar10")
+    with pytest.raises(ValueError, match="no record of run 'random'"):
+        subjects.of_runs(["random"], ["final"], "digits")
+    recorded(pair[0], row={"key": "0" * 16})
+    with pytest.raises(ValueError, match="no network 0{16}"):
+        subjects.of_runs(["none"], ["final"], "digits")
