@@ -214,7 +214,7 @@ def budgets(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(rows.budget, rows.accuracy_fraction, line, marker=marker, color=colour, label=label)
         ax.fill_between(rows.budget, rows.accuracy_low, rows.accuracy_high, color=colour, alpha=0.15, linewidth=0)
     ax.set(ylabel="accuracy (fraction)", ylim=(-0.02, 1.02))
-    ax.legend(loc="upper right")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
 
@@ -229,7 +229,7 @@ def points(table: pd.DataFrame, ax: Axes, *, quality: str, unit: str = "fraction
     ax.errorbar(rows[middle].to_numpy(float), rows.label, xerr=np.array(error, float), fmt="o", color="#0072B2",
                 capsize=4)
     ax.set(xlabel=quality if unit == "fraction" else f"{quality} ({unit})")
+    ax.margins(x=0.1, y=0.25)
     ax.set_xlim(left=min(0, ax.get_xlim()[0]))
     ax.grid(axis="y", visible=False)
-    ax.margins(y=0.25)
     return ax

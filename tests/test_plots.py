@@ -31,6 +31,13 @@ ROUNDS = pd.DataFrame({"removed_blocks": [0, 1], "cut_fraction": [None, 0.2], "r
 RANKS = pd.DataFrame({"cka": [1.0, 0.0, 2.0], "wasserstein": [0.0, 2.0, 1.0]}, index=["a", "b", "c"])
 COSTS = pd.DataFrame({"macs": [200, 100], "latency_s": [4.0, 3.0], "latency_low_s": [3.8, 2.9],
                       "latency_high_s": [4.4, 3.2]})
+BUDGETS = pd.DataFrame([("dense final", "none", "10", 0.2), ("dense final", "none", "0", 0.9),
+                        ("a", "consensus", "0", 0.8), ("a", "consensus", "10", 0.3), ("b", "consensus", "0", 0.7)],
+                       columns=["label", "criterion", "strength", "accuracy_fraction"])
+BUDGETS["accuracy_low"], BUDGETS["accuracy_high"] = BUDGETS.accuracy_fraction - 0.1, BUDGETS.accuracy_fraction + 0.1
+POINTS = pd.DataFrame({"label": ["dense", "a"], "reliance_fraction": [0.4, 0.1], "reliance_low": [0.3, -0.1],
+                       "reliance_high": [0.6, 0.2], "energy_j": [4.0, 3.0], "energy_j_low": [3.0, 2.0],
+                       "energy_j_high": [6.0, 3.5]})
 
 
 @pytest.fixture
@@ -55,9 +62,11 @@ def segments(ax):
     lambda ax: plots.accuracies(TASKS, ax, method="amp"),
     lambda ax: plots.criteria_against_size(SEEDS, ax, quality="cut_fraction"),
     lambda ax: plots.rounds(ROUNDS, ax),
-    lambda ax: plots.time_against_macs(COSTS, ax)],
+    lambda ax: plots.time_against_macs(COSTS, ax),
+    lambda ax: plots.budgets(BUDGETS, ax),
+    lambda ax: plots.points(POINTS, ax, quality="reliance")],
     ids=["importance_map", "quality_against_size", "bars", "accuracies", "criteria_against_size", "rounds",
-         "time_against_macs"])
+         "time_against_macs", "budgets", "points"])
 def test_a_plot_returns_the_axis_it_drew_on_with_labels_and_no_title(ax, draw):
     assert not ax.has_data() and draw(ax) is ax and ax.has_data()
     assert ax.get_xlabel() and ax.get_xlabel()[0].islower()
@@ -229,3 +238,20 @@ def test_importing_and_drawing_need_no_display(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_budgets_are_in_order_of_size_and_two_networks_of_a_criterion_differ_by_their_line(ax):
+    plots.budgets(BUDGETS, ax)
+    drawn = lines(ax)
+    assert drawn["dense final"] == ([[0, 0.9], [10, 0.2]], "#000000") and drawn["a"][0] == [[0, 0.8], [10, 0.3]]
+    assert drawn["a"][1] == drawn["b"][1] == plots.CRITERION["consensus"][0].lower()
+    assert len({line.get_linestyle() for line in ax.get_lines()[1:]}) == 2
+
+
+@pytest.mark.parametrize("quality, unit, ends", [("reliance", "fraction", [[-0.1, 0.2], [0.3, 0.6]]),
+                                                 ("energy", "j", [[2.0, 3.5], [3.0, 6.0]])])
+def test_points_have_their_intervals_and_the_first_is_on_top(ax, quality, unit, ends):
+    plots.points(POINTS, ax, quality=quality, unit=unit)
+    (found,) = segments(ax)
+    assert [[round(x, 6) for x, _ in ends] for ends in found] == ends
+    assert [text.get_text() for text in ax.get_yticklabels()][-1] == "dense" and ax.get_xlim()[0] <= 0
