@@ -3,12 +3,13 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
 from test_amp import padded
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 
 from pruning_lib import amp, checkpoints, families, offload, surgery
 from pruning_lib.block_plans import BlockPlan
@@ -118,7 +119,7 @@ def large(tmp_path_factory):
 PRUNES = """
 import json, sys, threading, time, torch
 from pathlib import Path
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, LlamaConfig
 from pruning_lib import amp, checkpoints, families, surgery
 torch.set_num_threads(1)
 folder, out, way = sys.argv[1:]
@@ -171,3 +172,17 @@ def test_a_checkpoint_larger_than_the_memory_is_pruned_and_saved(large, tmp_path
     with torch.no_grad():
         logits = [AutoModelForCausalLM.from_pretrained(tmp_path / way)(ids).logits for way in ("in memory", "waiting")]
     assert torch.equal(*logits)
+
+
+def test_the_memory_worked_out_in_the_book_is_that_of_the_model():
+    config = LlamaConfig(vocab_size=32000, hidden_size=8192, num_hidden_layers=80, num_attention_heads=64,
+                         num_key_value_heads=8, intermediate_size=28672, tie_word_embeddings=False)
+    with torch.device("meta"):
+        s = families.sizes(AutoModelForCausalLM.from_config(config))
+    text = (Path(families.__file__).parents[1] / "book" / "chapters" / "scale.md").read_text()
+    size, T = 2 * s.parameters, 1024
+    for figure in (f"{s.parameters / 1e9:.1f} billion parameters, {size / 1e9:.0f} GB", f"eight | {size / 8e9:.1f} GB",
+                   f"two | {size / 2e9:.1f} GB", f"1024 x 28672 | {2 * T * s.neurons / 1e6:.0f} MB",
+                   f"1024 x 8192 | {2 * T * s.width / 1e6:.0f} MB",
+                   f"float64 | {8 * s.blocks * (s.heads + s.neurons) / 1e6:.0f} MB"):
+        assert figure in text, figure
