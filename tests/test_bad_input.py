@@ -20,8 +20,8 @@ from pruning_lib.rows import Row
 CLEAR = (ValueError, SystemExit)
 CASES = {"runs": 300, "entries": 250, "parameters": 300, "records": 400, "edited": 200, "plans": 300, "choices": 250,
          "scores": 100, "networks": 200, "configs": 60}
-WORDS = st.sampled_from(["tiny", "look", "../tiny", "/etc/passwd", "notebook", "parameters", "reading", "count", "a" * 300,
-                         "", "..", "\x00", "name", "1", "-f", "é", "a\nb", "run", "values"])
+WORDS = st.sampled_from(["tiny", "look", "../tiny", "/etc/passwd", "notebook", "parameters", "reading", "count",
+                         "a" * 300, "", "..", "\x00", "name", "1", "-f", "é", "a\nb", "run", "values"])
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-5, 2**70), st.floats(), WORDS, st.text(max_size=8))
 JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
     st.one_of(WORDS, st.text(max_size=6)), inner, max_size=4), max_leaves=8)
@@ -158,8 +158,10 @@ def test_any_plan(model, kind, heads, neurons, dtype, names):
 
 
 @fuzz("choices")
-@given(fraction=st.one_of(st.floats(), st.floats(0, 1), st.integers(-1, 2)), scope=st.sampled_from([*plans.SCOPES, "x"]),
-       rule=st.sampled_from([*plans.RULES, ""]), kind=st.sampled_from([*plans.GROUPED, "none"]),
+@given(fraction=st.one_of(st.floats(), st.floats(0, 1), st.integers(-1, 2)),
+       scope=st.sampled_from([*plans.SCOPES, "x"]),
+       rule=st.sampled_from([*plans.RULES, ""]),
+       kind=st.sampled_from([*plans.GROUPED, "none"]),
        heads=st.one_of(st.none(), st.integers(-3, 9)), seed=st.integers(0, 9))
 def test_any_wish_for_a_plan(model, random_importance, fraction, scope, rule, kind, heads, seed):
     with clear():

@@ -1,22 +1,25 @@
 """How time and memory of pruning grow, on toy LLaMAs: with tokens, blocks, prompts, parameters, and rows at a time.
 
-Each point is a process of its own: CPU seconds of one pass of importance after a warm-up (they do not depend on who else
-uses the machine), and how far its resident memory rose above the model.  Rows at a time: seconds by the clock for four
-rows that compute nothing, so what the runner itself costs.  ``--write`` puts the table into the book.
+Each point is one pass of importance after a warm-up: CPU seconds (they hardly depend on who else uses the machine), and
+how far the resident memory rose.  With ``--rows`` also rows at a time: seconds by the clock for four rows that compute
+nothing, so what the runner itself costs; that wants an idle machine.  ``--write`` puts the table into the book.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
-import json
 import os
 import platform
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM
+
+from pruning_lib import amp, families
 
 BASE = {"tokens": 64, "blocks": 4, "prompts": 8, "width": 128}
 GROWS = {"tokens": (64, 128, 256, 512, 1024), "blocks": (4, 8, 16, 32), "prompts": (8, 16, 32, 64),
@@ -32,12 +35,6 @@ def high_water_mb():
 
 def point(tokens, blocks, prompts, width):
     """Parameters, CPU seconds and MB of one pass over ``prompts`` batches of one prompt each."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from pruning_lib import amp, families
-
-    torch.set_num_threads(1)
     config = families.tiny("llama", n_blocks=blocks, width=width, heads=width // 32, groups=width // 32, head_width=32,
                            neurons=3 * width, vocabulary=256)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -69,14 +66,7 @@ def rows_at_a_time(jobs):
         return {"parameters": "", "seconds": round(time.monotonic() - start, 1), "memory_mb": ""}
 
 
-def measured(kind, number):
-    command = [sys.executable, __file__, "--point", kind, str(number)]
-    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()[-1])
-
-
 def conditions():
-    import torch
-
     name = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                  if line.startswith("model name")), platform.machine())
     return f"{name}, one thread, torch {torch.__version__}, load {os.getloadavg()[0]:.0f} on {os.cpu_count()} cores"
@@ -85,18 +75,14 @@ def conditions():
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help=f"the table into {TABLE.name} of the book")
-    parser.add_argument("--point", nargs=2, metavar=("KIND", "NUMBER"), help=argparse.SUPPRESS)
+    parser.add_argument("--rows", action="store_true", help="also rows at a time, by the clock")
     arguments = parser.parse_args()
-    if arguments.point:
-        kind, number = arguments.point[0], int(arguments.point[1])
-        print(json.dumps(rows_at_a_time(number) if kind == "rows" else point(**{**BASE, kind: number})))
-        return
+    torch.set_num_threads(1)
     lines = [["what grows", "to", "parameters", "seconds", "memory, MB"]]
-    for kind, numbers in {**GROWS, "rows": ROWS}.items():
+    for kind, numbers in {**GROWS, **({"rows at a time": ROWS} if arguments.rows else {})}.items():
         for number in numbers:
-            found = measured(kind, number)
-            name = "rows at a time" if kind == "rows" else kind
-            lines.append([name, number, found["parameters"], found["seconds"], found["memory_mb"]])
+            found = point(**{**BASE, kind: number}) if kind in BASE else rows_at_a_time(number)
+            lines.append([kind, number, found["parameters"], found["seconds"], found["memory_mb"]])
             print("{:16}{:>6}{:>12}{:>10}{:>10}".format(*map(str, lines[-1])), flush=True)
     lines.append([f"measured on {conditions()}", "", "", "", ""])
     print(lines[-1][0])
