@@ -16,7 +16,8 @@ COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": 
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D"}
 # the same for criteria that rank blocks: colour and marker; single metrics share a colour and differ by marker
 CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
-             "network_order": ("#D55E00", "^"), "cka": ("#009E73", "v"), "gaussian_0": ("#CC79A7", "<"),
+             "network_order": ("#D55E00", "^"), "block_influence": ("#F0E442", "p"),
+             "cka": ("#009E73", "v"), "gaussian_0": ("#CC79A7", "<"),
              "gaussian_1": ("#CC79A7", ">"), "gaussian_2": ("#CC79A7", "x"), "linear_shape_0": ("#E69F00", "d"),
              "linear_shape_1": ("#E69F00", "D"), "permutation": ("#56B4E9", "P"), "wasserstein": ("#882255", "X")}
 

@@ -14,9 +14,9 @@ LEVELS = {
     "families": 1, "data": 1, "results": 1, "similarity": 1, "images": 1, "attacks": 1,
     "plans": 2, "block_plans": 2, "activations": 2,
     "surgery": 3, "cost": 3, "amp": 3, "harness": 3,
-    "baselines": 4, "consensus": 4, "compensate": 4, "evaluate": 4, "finetune": 4, "plots": 4, "networks": 4,
-    "store": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
-    "models": 6, "cli": 6,
+    "consensus": 4, "compensate": 4, "evaluate": 4, "finetune": 4, "plots": 4, "networks": 4,
+    "baselines": 5, "store": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
+    "models": 6, "recipes": 6, "cli": 6,
 }
 MODULES = sorted(p for p in Path(pruning_lib.__file__).parent.glob("*.py") if p.stem != "__init__")
 RUNNERS = {"experiments", "cli"}  # only they know papermill, Dask and the tree
