@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from pruning_lib import baselines, compensate, consensus, families, surgery
 from pruning_lib.criteria import CRITERIA
-from pruning_lib.plans import choose
+from pruning_lib.plans import Importance, Plan, choose
 
 COMPENSATIONS = ("none", "one_pass", "sequential")
 
@@ -69,10 +69,14 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
     if method == "none":
         return _depth(model, batches, criterion, removed_fraction, blocks_removed, seed)
     width_fraction = _left_for_width(model, removed_fraction, blocks_removed)
+
+    def plan_of(scores: Importance) -> Plan:
+        return choose(scores, model, removed_fraction=width_fraction, rule=baselines.METHODS[method].rule,
+                      heads_removed=heads_removed, grouped_query=grouped_query, seed=seed)
+
+    plan_of(baselines.nothing(model))  # what cannot be reached is refused before anything is measured
     start = time.perf_counter()
-    scores = baselines.importances([method], model, batches)[method]
-    plan = choose(scores, model, removed_fraction=width_fraction, rule=baselines.METHODS[method].rule,
-                  heads_removed=heads_removed, grouped_query=grouped_query, seed=seed)
+    plan = plan_of(baselines.importances([method], model, batches)[method])
     seconds = {"scores_s": time.perf_counter() - start}
     repairs: list[compensate.Repair] = []
     start = time.perf_counter()

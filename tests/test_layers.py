@@ -15,8 +15,9 @@ LEVELS = {
     "plans": 2, "block_plans": 2, "activations": 2,
     "surgery": 3, "cost": 3, "amp": 3, "harness": 3,
     "consensus": 4, "compensate": 4, "evaluate": 4, "finetune": 4, "plots": 4, "networks": 4,
-    "baselines": 5, "store": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
-    "models": 6, "recipes": 6, "cli": 6,
+    "baselines": 5, "recover": 5, "store": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
+    "models": 6, "recipes": 6,
+    "practice": 7, "cli": 8,
 }
 MODULES = sorted(p for p in Path(pruning_lib.__file__).parent.glob("*.py") if p.stem != "__init__")
 RUNNERS = {"experiments", "cli"}  # only they know papermill, Dask and the tree

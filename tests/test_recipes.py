@@ -79,7 +79,8 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
     ({"method": "none", "criterion": "cka", "compensation": "one_pass"}, "re-solves what a width method cut"),
     ({"criterion": "cka"}, "give both"), ({"blocks_removed": 1}, "give both"),
     ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "at most 0 fit"),
-    ({"criterion": "cka", "blocks_removed": 5}, "allowed: 0 to 4"),
+    ({"criterion": "cka", "blocks_removed": 5}, "allowed: 0 to 4"), ({"removed_fraction": 0.99}, "cannot be reached"),
+    ({"heads_removed": 1}, "not a lossless cut"),
 ])
 def test_what_makes_no_sense_is_refused_before_anything_is_measured(tiny, batches, arguments, message):
     model = tiny("llama", n_blocks=5)
