@@ -95,7 +95,6 @@ def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
         wrapped.unload()
         raise
     finally:
-        del model.peft_config  # type: ignore[attr-defined]
         for name, p in model.named_parameters():
             p.requires_grad_(learns[name])
         for module, training in modes.items():
