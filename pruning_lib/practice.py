@@ -60,7 +60,8 @@ def _add_prune(commands: Any) -> None:
                         help="re-solve what stays by least squares")
     parser.add_argument("--calibration", default="alpaca", choices=data.DATASETS, help="prompts that methods look at")
     parser.add_argument("--prompts", type=int, default=50, help="how many, from the first on")
-    parser.add_argument("--compensation-text", default="c4", choices=data.DATASETS, help="what is re-solved on")
+    parser.add_argument("--compensation-text", default="c4", choices=data.DATASETS,
+                        help="what is re-solved on, and what the method repair looks at")
     parser.add_argument("--compensation-samples", type=int, default=100, help="how many texts, cut at 512 tokens")
     parser.add_argument("--recover", choices=[k for k, v in data.DATASETS.items()
                                               if v.text is data.instruction_prompt],
@@ -149,7 +150,8 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     used[a.calibration] = data.fingerprint(texts)
     pairs = data.pairs(a.recover, a.recover_pairs, skip=a.prompts) if a.recover else []
     model, tokenizer = models.load(a.model, dtype=a.dtype, device=a.device)
-    more = data.texts(a.compensation_text, a.compensation_samples) if a.compensate != "none" else []
+    long = a.compensate != "none" or (a.method != "none" and baselines.METHODS[a.method].needs_text)
+    more = data.texts(a.compensation_text, a.compensation_samples) if long else []
     found = recipes.prune(
         model, amp.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
         heads_removed=None if a.heads_removed < 0 else a.heads_removed, grouped_query=a.grouped_query,
@@ -159,7 +161,7 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     steps = [*found.steps]
     if more:
         used[a.compensation_text] = data.fingerprint(more)
-        steps.append(f"compensation ({a.compensate}): closing projections re-solved on {len(more)} texts")
+        steps.append(f"compensation: {a.compensate}; {len(more)} texts of {a.compensation_text}")
     if pairs:
         losses = recover.lora(found.network, tokenizer, pairs, folder=a.resume,
                               settings=recover.Settings(epochs=a.epochs, seed=a.seed))

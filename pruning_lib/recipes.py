@@ -57,14 +57,14 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
     compensation : ``"none"``, or re-solve the closing projections after the width was cut, ``"one_pass"`` on the dense
         model's activations or ``"sequential"`` (see ``compensate.remove``)
     ridge : for compensation; of several the best on held-out batches
-    text : what compensation is solved on; by default ``batches``
+    text : what compensation is solved on, and what methods look at that need long text; by default ``batches``
 
     Raises
     ------
     ValueError
         for unknown names, and for what cannot be reached.
     """
-    batches = list(batches)
+    batches, text = list(batches), list(text)
     _check(method, criterion, blocks_removed, compensation)
     if method == "none":
         return _depth(model, batches, criterion, removed_fraction, blocks_removed, seed)
@@ -76,14 +76,15 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
 
     plan_of(baselines.nothing(model))  # what cannot be reached is refused before anything is measured
     start = time.perf_counter()
-    plan = plan_of(baselines.importances([method], model, batches)[method])
+    seen = text if text and baselines.METHODS[method].needs_text else batches
+    plan = plan_of(baselines.importances([method], model, seen)[method])
     seconds = {"scores_s": time.perf_counter() - start}
     repairs: list[compensate.Repair] = []
     start = time.perf_counter()
     if compensation == "none":
         network = surgery.remove(model, plan)
     else:
-        network, repairs = compensate.remove(model, plan, list(text) or batches, ridge=ridge,
+        network, repairs = compensate.remove(model, plan, text or batches, ridge=ridge,
                                              sequential=compensation == "sequential")
         seconds["compensation_s"] = time.perf_counter() - start
     steps: tuple[str, ...] = (f"{method}: {plan}",)

@@ -43,6 +43,10 @@ def test_compensation_is_solved_on_the_text_that_is_given(tiny, batches, compens
     without = recipes.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation)
     assert without.repairs != found.repairs
     assert set(found.seconds) == {"scores_s", "compensation_s"}
+    chosen = recipes.prune(model, prompts, method="repair", removed_fraction=0.2, heads_removed=2, text=text)
+    plan = amp.choose(compensate.importance(model, text), model, removed_fraction=0.2, heads_removed=2)
+    assert chosen.steps == (f"repair: {plan}",)
+    assert torch.equal(logits(chosen.network), logits(surgery.remove(model, plan)))
 
 
 @pytest.mark.parametrize("criterion", ["block_influence", "cka"])
