@@ -173,3 +173,15 @@ def test_importing_and_drawing_need_no_display(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=plain, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_forest_has_a_place_per_label_and_a_look_per_kind(ax):
+    table = pd.DataFrame([("amp", "cut", 30.0, 28.0, 33.0), ("amp", "tuned", 20.0, 19.0, 22.0),
+                          ("wanda", "cut", 40.0, 35.0, 41.0)], columns=["label", "kind", "perplexity", "low", "high"])
+    plots.forest(table, ax, quality="perplexity")
+    cut, tuned = segments(ax)
+    np.testing.assert_allclose(cut, [[[28, 0], [33, 0]], [[35, -1], [41, -1]]])
+    np.testing.assert_allclose(tuned, [[[19, 0], [22, 0]]])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["amp", "wanda"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["cut", "tuned"]
+    assert len({line.get_color() for line in ax.get_lines() if line.get_marker() in "os"}) == 2
