@@ -23,7 +23,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib import amp, families
+from pruning_lib import amp, compensate, families
 from pruning_lib.activations import evaluating, inputs_to
 from pruning_lib.plans import Importance
 from pruning_lib.registry import Table
@@ -38,6 +38,7 @@ class Method:
     importance: Callable[[nn.Module, Batches], Importance]
     rule: str
     about: str
+    needs_text: bool = False  # thousands of tokens: short prompts do not say which parts can stand in for which
 
 
 METHODS: Table = Table("method")
@@ -155,6 +156,8 @@ METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activati
 METHODS["wanda"] = Method(wanda, "lowest", "smallest weight x activation goes (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "what varies least over tokens goes (FLAP's score, without its biases)")
 METHODS["taylor"] = Method(taylor, "lowest", "what the loss depends on least, to first order, goes (LLM-Pruner)")
+METHODS["repair"] = Method(compensate.importance, "lowest", "what least squares repairs best goes (ours; OBS, ZipLM)",
+                           needs_text=True)
 
 
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:

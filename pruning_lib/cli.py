@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from pruning_lib import __version__, experiments, locks, runner
+from pruning_lib import __version__, experiments, locks, practice, runner
 from pruning_lib.experiments import Row, Tree
 from pruning_lib.staleness import MADE_BEFORE
 
@@ -51,6 +51,7 @@ def _parser() -> argparse.ArgumentParser:
     _places(status)
     status.set_defaults(act=_status)
 
+    practice.register(commands)
     book = commands.add_parser("book", help="render the report, or the pages under --out, as HTML")
     _places(book)
     book.set_defaults(act=_book)

@@ -34,7 +34,7 @@ from pruning_lib.activations import alone, evaluating, inputs_to, outputs_of
 from pruning_lib.plans import Importance, Plan
 
 Batch = Mapping[str, Tensor]
-RIDGES = (1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 
 
 @dataclass(frozen=True)

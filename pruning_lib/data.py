@@ -92,6 +92,33 @@ def texts(name: str, n: int | None = None, *, split: str | None = None, seed: in
     return [found[i] for i in order[:n].tolist()]
 
 
+def pairs(name: str, n: int | None = None, *, skip: int = 50) -> list[tuple[str, str]]:
+    """Instructions and their answers, for recovery; none of them among the first ``skip``, which calibrate.
+
+    Parameters
+    ----------
+    n : how many, from the first on after those left out; None for all
+    skip : prompts at the beginning that calibration looks at; a later row with the same prompt is left out too
+
+    Raises
+    ------
+    ValueError
+        for a data set without answers, or more pairs than there are.
+    """
+    entry: Dataset = DATASETS[name]
+    if entry.text is not instruction_prompt:
+        known = ", ".join(k for k, v in DATASETS.items() if v.text is instruction_prompt)
+        raise ValueError(f"data set {name!r} has no answers to learn from; those that have: {known}")
+    rows = [row for row in _rows(name, entry, entry.splits[0], None) if entry.text(row).strip()]
+    calibration = {entry.text(row) for row in rows[:skip]}
+    found = [(entry.text(row), row["output"]) for row in rows[skip:]]
+    found = [(prompt, answer) for prompt, answer in found if prompt not in calibration and answer.strip()]
+    n = len(found) if n is None else n
+    if not 0 < n <= len(found):
+        raise ValueError(f"{n} pairs wanted of {name!r}, it has {len(found)} beyond the first {skip}")
+    return found[:n]
+
+
 def fingerprint(samples: Iterable[str]) -> str:
     """First 16 hex digits of the SHA-256 of the samples in order: two runs with the same one used the same data."""
     digest = hashlib.sha256()

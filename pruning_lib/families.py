@@ -50,7 +50,6 @@ FAMILIES["mistral"] = LanguageFamily(tiny={"sliding_window": None})
 FAMILIES["qwen2"] = LanguageFamily()
 FAMILIES["qwen3"] = LanguageFamily()
 FAMILIES["gemma"] = LanguageFamily()
-FAMILIES["granite"] = LanguageFamily()
 FAMILIES["olmo"] = LanguageFamily()
 FAMILIES["smollm3"] = LanguageFamily()
 FAMILIES["phi"] = LanguageFamily(

@@ -87,7 +87,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, se
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     order = _shuffled(len(images), images_per_batch, generator)
     try:
-        with _dropout_seeded(seed, device):
+        with dropout_seeded(seed, device):
             for _ in tqdm(range(steps), desc="training", disable=not progress, leave=False):
                 chosen = next(order)
                 batch = shifted_and_flipped(images[chosen], generator) if augment else images[chosen]
@@ -129,7 +129,7 @@ def pixels(images: Tensor) -> Tensor:
 
 
 @contextmanager
-def _dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
+def dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
     """Dropout can draw from the global generators only: seed them, and put them back as they were."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)

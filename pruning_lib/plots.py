@@ -12,11 +12,14 @@ from matplotlib.axes import Axes
 from torch import Tensor
 
 # Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
-COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00"}
-MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D"}
+COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
+          "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "repair": "#882255"}
+MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v",
+          "wanda": "P", "flap": "X", "taylor": "d", "repair": "p"}
 # the same for criteria that rank blocks: colour and marker; single metrics share a colour and differ by marker
 CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
-             "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"), "cka": ("#009E73", "v"),
+             "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"),
+             "block_influence": ("#117733", "p"), "cka": ("#009E73", "v"),
              "gaussian_0": ("#CC79A7", "<"), "gaussian_1": ("#CC79A7", ">"), "gaussian_2": ("#CC79A7", "x"),
              "linear_shape_0": ("#E69F00", "d"), "linear_shape_1": ("#E69F00", "D"), "permutation": ("#56B4E9", "P"),
              "wasserstein": ("#882255", "X")}
@@ -85,6 +88,25 @@ def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axe
     ax.set(xlabel=label or quality.replace("_", " "))
     ax.margins(x=0.18)
     ax.grid(axis="y", visible=False)
+    return ax
+
+
+def forest(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
+    """A point per line of ``table`` with its interval, first line on top; one look per ``kind``.
+
+    ``table`` has columns ``label``, ``kind``, ``quality``, ``low`` and ``high``; lines of one label share a place.
+    """
+    places = {label: -i for i, label in enumerate(dict.fromkeys(table.label))}
+    for kind, colour, marker in zip(dict.fromkeys(table.kind), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "osD^",
+                                    strict=False):
+        rows = table[table.kind == kind]
+        error = [rows[quality] - rows.low, rows.high - rows[quality]]
+        ax.errorbar(rows[quality], rows.label.map(places), xerr=error, fmt=marker, color=colour, capsize=4, label=kind)
+    ax.set_yticks(list(places.values()), list(places))
+    ax.set(xlabel=quality.replace("_", " "))
+    ax.grid(axis="y", visible=False)
+    ax.margins(y=0.1)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
 
@@ -213,7 +235,7 @@ def budgets(table: pd.DataFrame, ax: Axes) -> Axes:
         line = lines[list(table[table.criterion == rows.criterion.iloc[0]].label.unique()).index(label) % len(lines)]
         ax.plot(rows.budget, rows.accuracy_fraction, line, marker=marker, color=colour, label=label)
         ax.fill_between(rows.budget, rows.accuracy_low, rows.accuracy_high, color=colour, alpha=0.15, linewidth=0)
-    ax.set(ylabel="accuracy (fraction)", ylim=(-0.02, 1.02))
+    ax.set(xlabel="budget", ylabel="accuracy (fraction)", ylim=(-0.02, 1.02))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 

@@ -5,7 +5,7 @@ import torch
 from conftest import hooks_of, image_network, pixels
 
 from pruning_lib import families
-from pruning_lib.activations import bypassed, entered_behind, inputs_to, outputs_of
+from pruning_lib.activations import alone, bypassed, entered_behind, inputs_to, outputs_of
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(5))
 
@@ -113,3 +113,26 @@ def test_behind_a_block_the_network_goes_on_with_what_it_is_handed(family, tiny)
         with pytest.raises(KeyError), entered_behind(model, name, seen[0]):
             raise KeyError
         assert not [module for module in model.modules() if "forward" in vars(module)]
+
+
+def test_alone_a_block_gives_what_it_gives_in_the_whole_network_for_the_same_input(family, tiny):
+    """No other block may run: with NaN in their weights, that would show."""
+    model = tiny(family, n_blocks=3)
+    names = [block.name for block in families.residual_blocks(model)]
+    entered, left = {}, {}
+    with torch.no_grad():
+        modules = [model.get_submodule(name) for name in names]
+        with inputs_to(modules, entered.__setitem__), outputs_of(modules, left.__setitem__):
+            model(IDS)
+        for i in (0, 2):
+            again, other = {}, tiny(family, n_blocks=3)
+            for name in set(names) - {names[i]}:
+                for parameter in other.get_submodule(name).parameters():
+                    parameter.data.fill_(torch.nan)
+            with outputs_of([other.get_submodule(names[i])], again.__setitem__):
+                with alone(other, names[i], entered[i] if i else None):
+                    other(IDS)
+            assert torch.equal(again[0], left[i])
+            assert not hooks_of(other) and not [m for m in other.modules() if "forward" in vars(m)]
+    with pytest.raises(ValueError, match="not a block that can be left out"), alone(model, "model.norm", None):
+        pass

@@ -7,8 +7,8 @@ import torch
 from conftest import image_network
 
 from pruning_lib import consensus, families
-from pruning_lib.activations import bypassed
-from pruning_lib.criteria import CRITERIA
+from pruning_lib.activations import bypassed, inputs_to, outputs_of
+from pruning_lib.criteria import CRITERIA, influence
 from pruning_lib.data import INPUTS
 from pruning_lib.similarity import METRICS
 
@@ -38,7 +38,7 @@ def test_an_order_has_every_block_that_can_go_once(key, network):
 
 
 def test_consensus_is_the_rank_over_all_metrics_and_a_metric_alone_the_order_of_its_column(network, table):
-    assert set(CRITERIA) == {"consensus", *METRICS, "loss", "network_order", "random"}
+    assert set(CRITERIA) == {"consensus", *METRICS, "block_influence", "loss", "network_order", "random"}
     assert CRITERIA["consensus"].order(network, IMAGES, LABELS, 0) == consensus.rank(table)
     for key in METRICS:
         expected = list(table[key].sort_values(kind="stable").index)
@@ -56,6 +56,37 @@ def test_the_loss_is_that_of_the_network_with_the_block_passed_by(network):
     assert losses == sorted(losses) and losses[0] < losses[-1] - 0.01
     with pytest.raises(ValueError, match="give labels, or take another criterion"):
         CRITERIA["loss"].order(network, IMAGES, None, 0)
+
+
+def test_block_influence_is_one_minus_the_cosine_at_every_position(network):
+    name = "layer2.1"
+    seen = []
+    with torch.no_grad():
+        with inputs_to([network.get_submodule(name)], lambda _, x: seen.append(x)):
+            with outputs_of([network.get_submodule(name)], lambda _, y: seen.append(y.clone())):
+                network(IMAGES)
+    pairs = [(seen[0][n, :, i, j], seen[1][n, :, i, j]) for n in range(90) for i in range(6) for j in range(6)]
+    slow = sum(1 - x @ y / (x.norm() * y.norm()) for x, y in pairs) / len(pairs)
+    found = influence(network, IMAGES, removable(network))
+    assert found[removable(network).index(name)].item() == pytest.approx(slow.item(), rel=1e-4)
+    order = CRITERIA["block_influence"].order(network, IMAGES, None, 0)
+    assert order == [removable(network)[i] for i in found.argsort()]
+
+
+def test_block_influence_of_a_language_model_counts_tokens_and_no_padding(family, tiny):
+    model = tiny(family, n_blocks=3)
+    ids = torch.tensor([[5, 6, 7, 8], [9, 10, 77, 77]])
+    names = [f"model.layers.{i}" for i in range(3)]
+    mask = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0]])
+    found = influence(model, [{"input_ids": ids, "attention_mask": mask}], names)
+    slow = torch.zeros(3)
+    for i, name in enumerate(names):
+        for row, length in zip(ids, (4, 2), strict=True):
+            x, y, block = {}, {}, model.get_submodule(name)
+            with torch.no_grad(), inputs_to([block], x.__setitem__), outputs_of([block], y.__setitem__):
+                model(row[None, :length])
+            slow[i] += (1 - torch.cosine_similarity(x[0][0], y[0][0], dim=1)).sum() / 6
+    torch.testing.assert_close(found.float(), slow, rtol=1e-4, atol=1e-6)
 
 
 def test_network_order_removes_the_blocks_that_the_published_networks_lost_in_that_sequence():

@@ -175,3 +175,17 @@ def test_no_eight_words_in_a_row_stand_in_two_of_calibration_prompts_test_text_a
     names = list(kinds)
     assert not [(a, b, shared) for i, a in enumerate(names) for b in names[i + 1:]
                 if (shared := kinds[a] & kinds[b])]
+
+
+def test_pairs_for_recovery_hold_no_prompt_that_calibrates(local):
+    rows = [{"instruction": f"Say {i % 7}.", "input": "", "output": "" if i == 6 else f"{i}"} for i in range(12)]
+    write(local, "alpaca-en-999", rows)
+    calibration = data.texts("alpaca", 3)
+    found = data.pairs("alpaca", skip=3)
+    assert [answer for _, answer in found] == ["3", "4", "5", "10", "11"]  # 7 to 9 ask what 0 to 2 asked; 6 is empty
+    assert not set(calibration) & {prompt for prompt, _ in found}
+    assert found[0][0] == data.instruction_prompt(rows[3]) and data.pairs("alpaca", 2, skip=3) == found[:2]
+    with pytest.raises(ValueError, match="6 pairs wanted of 'alpaca', it has 5 beyond the first 3"):
+        data.pairs("alpaca", 6, skip=3)
+    with pytest.raises(ValueError, match="'c4' has no answers.*alpaca, mini_prompts"):
+        data.pairs("c4")

@@ -8,7 +8,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pruning_lib import baselines, criteria, data, evaluate, experiments, images, models, plans
+from pruning_lib import baselines, criteria, data, evaluate, experiments, images, models, plans, recipes
 from pruning_lib.experiments import Tree
 
 
@@ -162,8 +162,9 @@ def test_every_parameter_is_used(path):
 
 
 KEYS = {"model": {"fresh", *models.MODELS}, "image_set": images.IMAGES, "criterion": {"none", *criteria.CRITERIA},
-        "method": {"dense", *baselines.METHODS}, "calibration": data.DATASETS,
-        "text": data.DATASETS, "tasks": evaluate.TASKS, "grouped_query": plans.GROUPED, "dtype": models.DTYPES}
+        "method": {"dense", "none", *baselines.METHODS}, "calibration": data.DATASETS,
+        "text": data.DATASETS, "tasks": evaluate.TASKS, "grouped_query": plans.GROUPED, "dtype": models.DTYPES,
+        "compensation": recipes.COMPENSATIONS, "compensation_text": data.DATASETS}
 
 
 @pytest.mark.parametrize("name", [*ROWS, *(path.stem for path in RUNS)])

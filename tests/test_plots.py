@@ -255,3 +255,15 @@ def test_points_have_their_intervals_and_the_first_is_on_top(ax, quality, unit, 
     (found,) = segments(ax)
     assert [[round(x, 6) for x, _ in ends] for ends in found] == ends
     assert [text.get_text() for text in ax.get_yticklabels()][-1] == "dense" and ax.get_xlim()[0] <= 0
+
+
+def test_a_forest_has_a_place_per_label_and_a_look_per_kind(ax):
+    table = pd.DataFrame([("amp", "cut", 30.0, 28.0, 33.0), ("amp", "tuned", 20.0, 19.0, 22.0),
+                          ("wanda", "cut", 40.0, 35.0, 41.0)], columns=["label", "kind", "perplexity", "low", "high"])
+    plots.forest(table, ax, quality="perplexity")
+    cut, tuned = segments(ax)
+    np.testing.assert_allclose(cut, [[[28, 0], [33, 0]], [[35, -1], [41, -1]]])
+    np.testing.assert_allclose(tuned, [[[19, 0], [22, 0]]])
+    assert [text.get_text() for text in ax.get_yticklabels()] == ["amp", "wanda"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["cut", "tuned"]
+    assert len({line.get_color() for line in ax.get_lines() if line.get_marker() in "os"}) == 2

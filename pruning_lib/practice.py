@@ -1,0 +1,259 @@
+"""The commands for a model of one's own: inspect, prune, evaluate, compare.
+
+Each prints a few lines, or with ``--json`` one JSON object; progress goes to standard error.  A pruned folder holds the
+checkpoint, ``pruning.json`` with all that was done and measured, and a model card made from it.
+Order of this file: registration · inspect · prune · evaluate · compare · the card.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning_lib import amp, baselines, checkpoints, data, evaluate, families, models, plans, recipes, recover, results
+from pruning_lib.criteria import CRITERIA
+
+Command = Callable[[argparse.Namespace], tuple[dict[str, Any], str]]
+
+
+def register(commands: Any) -> None:
+    """Add the four commands to the parser of ``pruning-lib``."""
+    inspect = _add(commands, "inspect", inspect_model, "what a model allows: fractions and head counts")
+    inspect.add_argument("model", help="key of models.MODELS, a local folder, or a hub name; its weights are not read")
+    _add_prune(commands)
+    measure = _add(commands, "evaluate", evaluate_model, "perplexity and zero-shot accuracy of one model")
+    measure.add_argument("model", help="a folder made by prune, or any other model; a folder's card gets the numbers")
+    _measures(measure)
+    pair = _add(commands, "compare", compare_models, "two models on the same text and the same items")
+    pair.add_argument("first", help="for example the pruned model")
+    pair.add_argument("second", help="for example the dense model")
+    _measures(pair)
+
+
+def _add(commands: Any, name: str, act: Command, about: str) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".",
+                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
+    parser.set_defaults(act=lambda arguments: _answer(name, act, arguments))
+    return parser
+
+
+def _add_prune(commands: Any) -> None:
+    parser = _add(commands, "prune", prune_model, "make a model smaller and save it as a plain checkpoint")
+    parser.add_argument("--model", required=True, help="key of models.MODELS, a local folder, or a hub name")
+    parser.add_argument("--out", required=True, type=Path, help="new folder for the checkpoint")
+    parser.add_argument("--removed-fraction", required=True, type=float, help="of all parameters, 0 to 1")
+    parser.add_argument("--method", default="amp", choices=[*baselines.METHODS, "none"], help="which heads and neurons")
+    parser.add_argument("--heads-removed", type=int, default=0,
+                        help="query heads per block; -1 gives heads and neurons the same share, as in the paper")
+    parser.add_argument("--grouped-query", default="whole_groups", choices=plans.GROUPED, help="how heads go")
+    parser.add_argument("--criterion", default="none", choices=["none", *CRITERIA], help="which blocks")
+    parser.add_argument("--blocks-removed", type=int, default=0, help="blocks that go after the width was cut")
+    parser.add_argument("--compensate", default="none", choices=recipes.COMPENSATIONS,
+                        help="re-solve what stays by least squares")
+    parser.add_argument("--calibration", default="alpaca", choices=data.DATASETS, help="prompts that methods look at")
+    parser.add_argument("--prompts", type=int, default=50, help="how many, from the first on")
+    parser.add_argument("--compensation-text", default="c4", choices=data.DATASETS,
+                        help="what is re-solved on, and what the method repair looks at")
+    parser.add_argument("--compensation-samples", type=int, default=100, help="how many texts, cut at 512 tokens")
+    parser.add_argument("--recover", choices=[k for k, v in data.DATASETS.items()
+                                              if v.text is data.instruction_prompt],
+                        help="then tune with LoRA on these answers, beyond the calibration prompts")
+    parser.add_argument("--recover-pairs", type=int, help="how many; all without this")
+    parser.add_argument("--epochs", type=int, default=2, help="of recovery")
+    parser.add_argument("--resume", type=Path, help="folder for checkpoints of recovery; gone on from if it has one")
+    parser.add_argument("--seed", type=int, default=0, help="of the method random, and of recovery")
+    _measures(parser)
+
+
+def _measures(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--text", default="wikitext2", choices=[k for k, v in data.DATASETS.items()
+                                                                if "test" in v.splits], help="test text")
+    parser.add_argument("--tokens", type=int, default=32768, help="how many tokens of it; 0 takes all")
+    parser.add_argument("--window", type=int, default=2048, help="tokens a prediction may look back on, at most")
+    parser.add_argument("--tasks", default="none", choices=evaluate.TASKS, help="zero-shot tasks")
+    parser.add_argument("--dtype", default="float32", choices=models.DTYPES, help="of weights and arithmetic")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+
+
+def _answer(name: str, act: Command, arguments: argparse.Namespace) -> int:
+    """Carry a command out; what the user can put right ends with its message on standard error and status 1."""
+    try:
+        facts, text = act(arguments)
+    except (ValueError, OSError, ConnectionError) as error:
+        print(f"pruning-lib {name}: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(facts, indent=1) if arguments.json else text)
+    return 0
+
+
+def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """What can be removed from a model, from its config alone."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    source = models.find(arguments.model)
+    try:
+        config = AutoConfig.from_pretrained(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers raises many kinds
+        raise ValueError(f"{arguments.model!r} has no config of a causal language model: {error}") from error
+    s, facts = families.sizes(model), allowed(model)
+    lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks of {s.heads} heads "
+             f"in {s.groups} groups and {s.neurons} neurons",
+             f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
+             f"{facts['block_fraction']:.4f}",
+             "heads that can go from every block (--heads-removed), and the fractions (--removed-fraction) in reach:"]
+    for cut in facts["cuts"]:
+        reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
+        lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")
+    return {"model": arguments.model, **facts}, "\n".join(lines)
+
+
+def allowed(model: nn.Module) -> dict[str, Any]:
+    """Sizes of a language model, and every lossless cut of its heads with the fractions it can reach."""
+    s = families.sizes(model)
+    per_group, cuts = s.heads // s.groups, []
+    units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
+             for g in range(s.groups)]
+    units += [("equal_queries", q * s.groups, q * s.groups * s.head_parameters) for q in range(1, per_group)]
+    for cut, heads, parameters in units:
+        refused = ""
+        try:
+            families.refuse_head_count(model, s.heads - heads)
+        except ValueError as error:
+            refused = str(error)
+        least = s.blocks * parameters / s.parameters
+        most = least + s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters
+        cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
+                     "refused": refused})
+    block = sum(p.numel() for p in families.blocks(model)[0].parameters())
+    return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
+            "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
+            "neurons_fraction": s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters,
+            "block_fraction": block / s.parameters, "cuts": cuts}
+
+
+def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Prune, recover if asked to, measure before and after, save, write the card."""
+    a = arguments
+    if a.out.exists() and (not a.out.is_dir() or any(a.out.iterdir())):
+        raise FileExistsError(f"{a.out} exists and is not empty; give another folder or remove it first")
+    texts, used = data.texts(a.calibration, a.prompts), {}
+    used[a.calibration] = data.fingerprint(texts)
+    pairs = data.pairs(a.recover, a.recover_pairs, skip=a.prompts) if a.recover else []
+    model, tokenizer = models.load(a.model, dtype=a.dtype, device=a.device)
+    long = a.compensate != "none" or (a.method != "none" and baselines.METHODS[a.method].needs_text)
+    more = data.texts(a.compensation_text, a.compensation_samples) if long else []
+    found = recipes.prune(
+        model, amp.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
+        heads_removed=None if a.heads_removed < 0 else a.heads_removed, grouped_query=a.grouped_query,
+        criterion=a.criterion, blocks_removed=a.blocks_removed, compensation=a.compensate,
+        text=amp.batches(more, tokenizer) if more else (), seed=a.seed)
+    measured = {"dense": measure(model, tokenizer, a), "pruned": measure(found.network, tokenizer, a)}
+    steps = [*found.steps]
+    if more:
+        used[a.compensation_text] = data.fingerprint(more)
+        steps.append(f"compensation: {a.compensate}; {len(more)} texts of {a.compensation_text}")
+    if pairs:
+        losses = recover.lora(found.network, tokenizer, pairs, folder=a.resume,
+                              settings=recover.Settings(epochs=a.epochs, seed=a.seed))
+        steps.append(f"LoRA on {len(pairs)} answers of {a.recover}, {a.epochs} epochs, loss {losses[0]:.3f} to "
+                     f"{losses[-1]:.3f}, merged")
+        measured["recovered"] = measure(found.network, tokenizer, a)
+        used[f"{a.recover} (recovery)"] = data.fingerprint(prompt + answer for prompt, answer in pairs)
+    checkpoints.save(found.network, tokenizer, a.out)
+    facts = {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
+             "parameters": sum(p.numel() for p in found.network.parameters()), "steps": steps, "measured": measured,
+             "made_with": results.made_with(used)}
+    write_card(a.out, facts)
+    lines = [*steps, *(f"{name:9} {_line(values)}" for name, values in measured.items()), f"saved in {a.out}"]
+    return facts, "\n".join(lines)
+
+
+def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Perplexity and, if asked for, zero-shot tasks; answers right or wrong packed under ``items``."""
+    texts = data.texts(arguments.text, split="test")
+    values: dict[str, Any] = {"text": arguments.text, **evaluate.perplexity(
+        model, tokenizer, texts, window=arguments.window, stride=arguments.window, max_tokens=arguments.tokens or None)}
+    if arguments.tasks != "none":
+        accuracies, items = evaluate.zero_shot(model, tokenizer, arguments.tasks)
+        values.update(accuracies, tasks=arguments.tasks, items=items)
+    return values
+
+
+def evaluate_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Measure one model; where it was pruned here, its card gets the numbers."""
+    model, tokenizer = models.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    values = measure(model, tokenizer, arguments)
+    record = Path(arguments.model) / "pruning.json"
+    if record.is_file():
+        facts = json.loads(record.read_text())
+        facts["measured"][f"evaluated {len(facts['measured'])}"] = values
+        write_card(record.parent, facts)
+    return {"model": arguments.model, **values}, f"{arguments.model}: {_line(values)}"
+
+
+def compare_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Measure two models on the same text and items."""
+    found, lines = {}, []
+    for name in (arguments.first, arguments.second):
+        model, tokenizer = models.load(name, dtype=arguments.dtype, device=arguments.device)
+        found[name] = {"parameters": sum(p.numel() for p in model.parameters()), **measure(model, tokenizer, arguments)}
+        lines.append(f"{name}: {found[name]['parameters']:,} parameters, {_line(found[name])}")
+    first, second = (found[name] for name in (arguments.first, arguments.second))
+    facts: dict[str, Any] = {"first": first, "second": second,
+                             "perplexity_ratio": first["perplexity"] / second["perplexity"],
+                             "parameters_ratio": first["parameters"] / second["parameters"]}
+    lines.append(f"first / second: parameters {facts['parameters_ratio']:.4f}, perplexity "
+                 f"{facts['perplexity_ratio']:.3f}")
+    if "items" in first:
+        facts["paired"] = evaluate.paired(first["items"], second["items"])
+        lines.append("first - second: mean accuracy {difference_fraction:+.3f} [{difference_low:+.3f}, "
+                     "{difference_high:+.3f}], 95 %".format(**facts["paired"]))
+    return facts, "\n".join(lines)
+
+
+def write_card(folder: Path, facts: dict[str, Any]) -> None:
+    """``pruning.json`` and, made from it, ``README.md``."""
+    for name, text in (("pruning.json", json.dumps(facts, indent=1)), ("README.md", card(facts))):
+        beside = folder / f".{name}.part"
+        beside.write_text(text + "\n")
+        beside.replace(folder / name)
+
+
+def card(facts: dict[str, Any]) -> str:
+    """The model card: what was done, what was measured on what, how to load it."""
+    made = facts["made_with"]
+    rows = [f"| {name} | {v['perplexity']:.2f} [{v['perplexity_low']:.2f}, {v['perplexity_high']:.2f}] | {v['text']}, "
+            f"{v['tokens']} tokens, window {v['window']} | {_accuracy(v)} |" for name, v in facts["measured"].items()]
+    used = "\n".join(f"- {name}, fingerprint `{print_}`" for name, print_ in made["data"].items())
+    return "\n".join([
+        "---", "library_name: transformers", "tags: [pruned]", "---", f"# {facts['model']}, pruned", "",
+        f"{facts['parameters']:,} parameters: {facts['reached_fraction']:.2%} of all parameters of `{facts['model']}` "
+        f"were removed. The licence of the original model applies.", "", "## What was done", "",
+        *(f"- {step}" for step in facts["steps"]), "", "## Calibration and recovery data", "", used, "",
+        "## Measured", "",
+        "| model | perplexity and 95 % interval | on | zero-shot, mean |", "| --- | --- | --- | --- |",
+        *rows, "", "## Load it", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
+        'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")', "```", "",
+        f"Made with pruning_lib ({made['commit']}), torch {made['torch']}, transformers {made['transformers']}."])
+
+
+def _accuracy(values: dict[str, Any]) -> str:
+    tasks = values.get("tasks")
+    return f"{values[f'{tasks}_mean_fraction']:.3f} ({tasks})" if tasks else "not measured"
+
+
+def _line(values: dict[str, Any]) -> str:
+    text = (f"perplexity {values['perplexity']:.2f} [{values['perplexity_low']:.2f}, {values['perplexity_high']:.2f}] "
+            f"on {values['tokens']} tokens of {values['text']}")
+    return text + f", mean accuracy {_accuracy(values)}" * ("tasks" in values)

@@ -1,0 +1,240 @@
+"""Win a pruned language model's quality back: low-rank adapters on every projection, merged before anything is saved.
+
+LoRA [1]_ through peft, with the settings of AMP's published code: rank 8, alpha 16, dropout 0.05, learning rate 3e-4,
+two epochs, the loss on answers only.  A checkpoint can be left every few steps; going on from one gives bit for bit
+what a run without interruption gives, since dropout and order are drawn anew from seed and step.
+Order of this file: settings · lora · examples · one step · checkpoints.
+
+References
+----------
+.. [1] Hu et al., "LoRA: Low-Rank Adaptation of Large Language Models", 2021, arXiv 2106.09685.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pruning_lib import families
+from pruning_lib.activations import evaluating
+from pruning_lib.finetune import dropout_seeded
+
+Example = tuple[list[int], int]  # tokens of prompt and answer, and how many of them are the prompt
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How to tune; the defaults are those of AMP's published code, but for the size of a batch."""
+
+    rank: int = 8
+    alpha: int = 16
+    dropout: float = 0.05
+    lr: float = 3e-4
+    epochs: int = 2
+    tokens_per_batch: int = 2048  # padded tokens of one step
+    max_length: int = 512  # tokens after which an example is cut
+    warmup_fraction: float = 0.03  # of all steps; then the learning rate falls to zero along a line
+    distil_weight: float = 0.0  # share of the loss that follows the teacher, 0 to 1
+    seed: int = 0
+
+
+def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, settings: Settings = Settings(),
+         teacher: nn.Module | None = None, folder: str | Path | None = None, every_steps: int = 50,
+         progress: bool = True) -> list[float]:
+    """Tune ``model`` in place on answers to prompts; afterwards its weights hold the merged adapters.
+
+    Parameters
+    ----------
+    pairs : prompt and answer; see ``data.pairs``
+    teacher : the dense model, needed where ``settings.distil_weight`` is above 0: that share of the loss is the
+        Kullback-Leibler divergence from its predictions, the rest the usual cross-entropy
+    folder : for checkpoints, one every ``every_steps`` steps; what is found there is gone on from, and None leaves none
+
+    Returns
+    -------
+    loss of every step, in nats per answer token
+
+    Raises
+    ------
+    ValueError
+        for a model in float16, whose gradients overflow; no examples; a checkpoint of another run; a loss that is no
+        number any more.  The model is then as it was.
+    """
+    _check(model, settings, teacher)
+    examples = _examples(tokenizer, pairs, settings.max_length)
+    batches = [b for epoch in range(settings.epochs) for b in _shuffled(examples, settings, epoch)]
+    learns = {name: p.requires_grad for name, p in model.named_parameters()}
+    modes = {module: module.training for module in model.modules()}
+    wrapped = _with_adapters(model, settings)
+    try:
+        weights = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.0)
+        saved = _Checkpoint(folder, _key(model, settings, examples)) if folder else None
+        losses = saved.restore(weights, optimizer) if saved else []
+        model.train()
+        steps = tqdm(range(len(losses), len(batches)), initial=len(losses), total=len(batches), desc="recovery",
+                     disable=not progress, leave=False)
+        for step in steps:
+            losses.append(_step(model, teacher, _padded(batches[step]), optimizer, settings, step, len(batches)))
+            steps.set_postfix(loss=f"{losses[-1]:.3f}")
+            if saved and ((step + 1) % every_steps == 0 or step + 1 == len(batches)):
+                saved.keep(weights, optimizer, losses)
+        wrapped.merge_and_unload()
+    except BaseException:  # an interruption too: what is left is the model as it came
+        wrapped.unload()
+        raise
+    finally:
+        for name, p in model.named_parameters():
+            p.requires_grad_(learns[name])
+        for module, training in modes.items():
+            module.training = training
+    return losses
+
+
+def _check(model: nn.Module, settings: Settings, teacher: nn.Module | None) -> None:
+    if next(model.parameters()).dtype == torch.float16:
+        raise ValueError("the model is in float16, whose gradients overflow; load it in bfloat16 or float32")
+    if not 0 <= settings.distil_weight <= 1 or (settings.distil_weight > 0) != (teacher is not None):
+        raise ValueError(f"distil_weight={settings.distil_weight} and {'a' if teacher else 'no'} teacher; give both, "
+                         f"the weight above 0 and up to 1, or neither")
+
+
+def _with_adapters(model: nn.Module, settings: Settings) -> Any:
+    """Put adapters, drawn from the seed, on every projection of every block; all else is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    family = families.of(model)
+    paths = {family.queries, family.keys, family.values, family.heads_out, *family.neurons_in, family.neurons_out}
+    names = [f"{info.name}.{path}" for info in families.residual_blocks(model) for path in sorted(paths)]
+    config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
+                        target_modules=names, bias="none", task_type="CAUSAL_LM")
+    with dropout_seeded(settings.seed, next(model.parameters()).device):
+        return get_peft_model(model, config)  # type: ignore[arg-type]
+
+
+def _examples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[Example]:
+    """Tokens of prompt, answer and the end; pairs whose answer lies beyond ``max_length`` are left out."""
+    found = []
+    for prompt, answer in pairs:
+        question = tokenizer(prompt)["input_ids"]
+        if tokenizer.eos_token_id is not None and question and question[-1] == tokenizer.eos_token_id:
+            question = question[:-1]
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        tokens = (question + tokenizer(answer, add_special_tokens=False)["input_ids"] + end)[:max_length]
+        if 0 < len(question) < len(tokens):
+            found.append((tokens, len(question)))
+    if not found:
+        raise ValueError(f"none of {len(pairs)} pairs has a prompt and an answer within {max_length} tokens; "
+                         f"give more pairs or a larger max_length")
+    return found
+
+
+def _shuffled(examples: list[Example], settings: Settings, epoch: int) -> Iterator[list[Example]]:
+    """Batches of one epoch: every example once, in an order drawn from seed and epoch, within the token budget."""
+    generator = torch.Generator().manual_seed(settings.seed * 1000 + epoch)
+    batch: list[Example] = []
+    for i in torch.randperm(len(examples), generator=generator).tolist():
+        longest = max(len(tokens) for tokens, _ in [*batch, examples[i]])
+        if batch and longest * (len(batch) + 1) > settings.tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(examples[i])
+    yield batch
+
+
+def _padded(batch: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
+    """``input_ids``, ``attention_mask`` and which places predict a token of an answer, each (B, T)."""
+    T = max(len(tokens) for tokens, _ in batch)
+    ids, mask, predicts = (torch.zeros(len(batch), T, dtype=torch.long) for _ in range(3))
+    for row, (tokens, question) in enumerate(batch):
+        ids[row, :len(tokens)] = torch.tensor(tokens)
+        mask[row, :len(tokens)] = 1
+        predicts[row, question - 1:len(tokens) - 1] = 1
+    return ids, mask, predicts.bool()
+
+
+def _step(model: Any, teacher: Any, batch: tuple[Tensor, Tensor, Tensor], optimizer: torch.optim.Optimizer,
+          settings: Settings, step: int, steps: int) -> float:
+    """One step of AdamW; returns the loss before it."""
+    ids, mask, predicts = (t.to(model.device) for t in batch)
+    for group in optimizer.param_groups:
+        group["lr"] = settings.lr * _warmth(step, steps, settings.warmup_fraction)
+    with dropout_seeded(settings.seed * 1_000_003 + step + 1, model.device):
+        logits = _predictions(model, ids, mask, predicts)
+    loss = F.cross_entropy(logits, ids[:, 1:][predicts[:, :-1]])
+    if settings.distil_weight:
+        with torch.no_grad(), evaluating(teacher):
+            wanted = _predictions(teacher, ids, mask, predicts).log_softmax(-1)
+        follow = F.kl_div(logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+        loss = (1 - settings.distil_weight) * loss + settings.distil_weight * follow
+    if not torch.isfinite(loss):
+        raise ValueError(f"the loss is {loss.item()} in step {step + 1} of {steps}; try a learning rate below "
+                         f"{settings.lr}")
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.item()
+
+
+def _predictions(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> Tensor:
+    """Logits (answer tokens, vocabulary), float32, only where an answer's token is predicted."""
+    hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+    return model.get_output_embeddings()(hidden[predicts]).float()
+
+
+def _warmth(step: int, steps: int, warmup_fraction: float) -> float:
+    """Share of the learning rate: rises along a line, then falls to zero behind the last step."""
+    warmup = max(1, round(warmup_fraction * steps))
+    return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
+
+
+def _key(model: nn.Module, settings: Settings, examples: list[Example]) -> str:
+    """Changes with anything the result depends on, but for weights within the same sizes: those are sampled."""
+    found = hashlib.sha256(json.dumps([asdict(settings), examples]).encode())
+    for name, p in sorted(model.named_parameters()):
+        if not p.requires_grad:
+            found.update(f"{name} {tuple(p.shape)} {p.detach().flatten()[:64].float().sum().item()}".encode())
+    return found.hexdigest()[:16]
+
+
+class _Checkpoint:
+    """Adapters, the optimiser's state and the losses so far, in one safetensors file."""
+
+    def __init__(self, folder: str | Path, key: str) -> None:
+        self.path, self.key = Path(folder) / "recovery.safetensors", key
+
+    def keep(self, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
+        """Replace the file; it is whole at any time."""
+        tensors = {f"{i}.weight": p.detach().contiguous() for i, p in enumerate(weights)}
+        for i, p in enumerate(weights):
+            tensors |= {f"{i}.{name}": value.contiguous() for name, value in optimizer.state[p].items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path.with_suffix(".part")
+        save_file(tensors, beside, metadata={"key": self.key, "losses": json.dumps(losses)})
+        beside.replace(self.path)
+
+    def restore(self, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
+        """Losses so far, after weights and optimiser were brought to where they were; empty without a file."""
+        if not self.path.is_file():
+            return []
+        with safe_open(self.path, "pt") as file:
+            facts: Mapping[str, str] = file.metadata() or {}
+            if facts.get("key") != self.key:
+                raise ValueError(f"{self.path} is of another run (other model, data or settings); delete it or give "
+                                 f"another folder")
+            for i, p in enumerate(weights):
+                p.data.copy_(file.get_tensor(f"{i}.weight"))
+                optimizer.state[p] = {name: file.get_tensor(f"{i}.{name}").to(p.device if name != "step" else "cpu")
+                                      for name in ("step", "exp_avg", "exp_avg_sq")}
+            return json.loads(facts["losses"])

@@ -1,0 +1,118 @@
+"""The commands do what a practitioner asks for, end in a folder that loads plainly, and refuse the rest at once."""
+
+import json
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from pruning_lib import cli, families, models, plans, practice
+
+
+@pytest.fixture
+def dense(tmp_path, tiny, tokenizer):
+    """A folder with a toy LLaMA whose tokens are characters."""
+    folder = tmp_path / "dense"
+    tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+SMALL = ["--calibration", "mini_prompts", "--prompts", "4", "--text", "mini_text", "--tokens", "300", "--window", "100"]
+
+
+def run(capsys, *arguments):
+    """(exit status, standard output, standard error)"""
+    status = cli.main([*map(str, arguments)])
+    return status, *capsys.readouterr()
+
+
+def test_inspect_lists_every_cut_and_the_fractions_it_reaches(dense, capsys):
+    status, out, _ = run(capsys, "inspect", dense, "--json")
+    facts, model = json.loads(out), models.load(str(dense))[0]
+    assert status == 0 and (facts["heads"], facts["groups"], facts["neurons"]) == (6, 3, 60)
+    assert [(c["grouped_query"], c["heads_removed"]) for c in facts["cuts"]] == [
+        ("whole_groups", 0), ("whole_groups", 2), ("whole_groups", 4), ("equal_queries", 3)]
+    scores = plans.Importance(torch.zeros(3, 6), torch.zeros(3, 60), {})
+    for cut in facts["cuts"]:
+        for fraction, fits in ((cut["least_fraction"] + 1e-9, True), (cut["most_fraction"] - 1e-9, True),
+                               (cut["most_fraction"] + 0.01, False)):
+            try:
+                plans.choose(scores, model, removed_fraction=fraction, heads_removed=cut["heads_removed"],
+                             grouped_query=cut["grouped_query"])
+                reached = True
+            except ValueError:
+                reached = False
+            assert reached == fits, (cut, fraction)
+    shown = run(capsys, "inspect", dense)[1]
+    assert f"{facts['parameters']:,} parameters, 3 blocks of 6 heads in 3 groups and 60 neurons" in shown
+
+
+def test_inspect_says_which_head_counts_could_not_be_stored(tiny, capsys, tmp_path):
+    tiny("llama", heads=6, groups=6, fields={"attention_bias": True}).save_pretrained(tmp_path / "biased")
+    facts = json.loads(run(capsys, "inspect", tmp_path / "biased", "--json")[1])
+    refused = {cut["heads_removed"] for cut in facts["cuts"] if "attention_bias" in cut["refused"]}
+    assert refused == {1}  # 5 heads do not divide a width of 48
+
+
+def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(dense, capsys, tmp_path):
+    out = tmp_path / "small"
+    status, shown, _ = run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--heads-removed", "2",
+                           "--compensate", "sequential", "--compensation-text", "mini_calibration_text",
+                           "--compensation-samples", "4", "--recover", "mini_prompts", "--recover-pairs", "3",
+                           "--epochs", "1", "--out", out, "--json", *SMALL)
+    facts = json.loads(shown)
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert status == 0 and model.config.num_attention_heads == 4
+    assert facts["parameters"] == sum(p.numel() for p in model.parameters())
+    assert facts == json.loads((out / "pruning.json").read_text())
+    assert list(facts["measured"]) == ["dense", "pruned", "recovered"]
+    assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text", "mini_prompts (recovery)"}
+    card = (out / "README.md").read_text()
+    for word in ("AutoModelForCausalLM.from_pretrained", "each of 3 blocks keeps 4 of 6 heads", "compensation", "LoRA",
+                 f"{facts['measured']['recovered']['perplexity']:.2f}", facts["made_with"]["data"]["mini_prompts"]):
+        assert word in card, word
+    values = json.loads(run(capsys, "evaluate", out, "--json", *SMALL[4:])[1])
+    assert values["perplexity"] == pytest.approx(facts["measured"]["recovered"]["perplexity"], rel=1e-9)
+    assert "| evaluated 3 |" in (out / "README.md").read_text()
+
+
+def test_compare_puts_two_models_side_by_side_on_the_same_text(dense, capsys, tmp_path):
+    out = tmp_path / "small"
+    assert run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--out", out, *SMALL)[0] == 0
+    facts = json.loads(run(capsys, "compare", out, dense, "--json", *SMALL[4:])[1])
+    assert facts["parameters_ratio"] == pytest.approx(0.8, abs=0.01)
+    assert facts["perplexity_ratio"] == facts["first"]["perplexity"] / facts["second"]["perplexity"]
+    assert "paired" not in facts and facts["first"]["tokens"] == facts["second"]["tokens"] == 297
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    (("--removed-fraction", "0.99"), "cannot be reached"), (("--heads-removed", "1"), "not a lossless cut"),
+    (("--prompts", "1000"), "1000 texts wanted"), (("--blocks-removed", "1"), "give both"),
+    (("--recover", "mini_prompts", "--recover-pairs", "1000"), "1000 pairs wanted"),
+])
+def test_what_cannot_be_done_ends_at_once_with_the_way_out_and_no_folder(dense, capsys, tmp_path, arguments, message):
+    status, shown, error = run(capsys, "prune", "--model", dense, "--out", tmp_path / "small",
+                               "--removed-fraction", "0.2", *SMALL, *arguments)
+    assert status == 1 and not shown and message in error and error.startswith("pruning-lib prune: ")
+    assert [p.name for p in tmp_path.iterdir()] == ["dense"]
+
+
+def test_a_folder_that_holds_something_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "thesis.txt").write_text("mine")
+    status, _, error = run(capsys, "prune", "--model", "m", "--out", tmp_path, "--removed-fraction", "0.2", *SMALL)
+    assert status == 1 and "not empty" in error
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate"])
+def test_a_model_that_does_not_exist_is_refused_with_those_that_do(command, capsys):
+    status, _, error = run(capsys, command, "nobody")
+    assert status == 1 and "unknown model 'nobody'" in error
+
+
+def test_allowed_counts_the_parameters_of_every_family(family, tiny):
+    model = tiny(family, heads=6, groups=3)
+    facts, s = practice.allowed(model), families.sizes(model)
+    plan = plans.Plan("whole_groups", torch.tensor([[0], [0]]), torch.arange(23).expand(2, 23), s)
+    assert facts["cuts"][1]["most_fraction"] == pytest.approx(plan.removed_fraction, rel=1e-12)

@@ -1,0 +1,95 @@
+"""Width, depth and both reach the same size, and are what the parts give one after the other."""
+
+import pytest
+import torch
+
+from pruning_lib import amp, baselines, checkpoints, compensate, criteria, families, recipes, surgery
+from pruning_lib.block_plans import BlockPlan
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(3)
+    ids = torch.randint(3, 128, (4, 3, 40), generator=generator)
+    return [{"input_ids": x, "attention_mask": torch.ones_like(x)} for x in ids]
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.arange(3, 40)[None]).logits
+
+
+def test_width_alone_is_the_plan_of_the_method_carried_out(family, tiny, batches):
+    model = tiny(family, heads=6, groups=3, neurons=60)
+    before = logits(model)
+    found = recipes.prune(model, batches, method="wanda", removed_fraction=0.2, heads_removed=2)
+    scores = baselines.wanda(model, batches)
+    plan = amp.choose(scores, model, removed_fraction=0.2, heads_removed=2)
+    assert torch.equal(logits(found.network), logits(surgery.remove(model, plan)))
+    assert found.reached_fraction == pytest.approx(plan.removed_fraction, abs=1e-12)
+    assert found.steps == (f"wanda: {plan}",) and not found.repairs
+    assert torch.equal(logits(model), before)
+
+
+@pytest.mark.parametrize("compensation", ["one_pass", "sequential"])
+def test_compensation_is_solved_on_the_text_that_is_given(tiny, batches, compensation):
+    model = tiny("llama", heads=6, groups=3, neurons=60)
+    prompts, text = batches[:2], batches[1:]
+    found = recipes.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation, text=text)
+    plan = amp.choose(amp.importance(model, prompts), model, removed_fraction=0.2, heads_removed=2)
+    expected, repairs = compensate.remove(model, plan, text, ridge=compensate.RIDGES,
+                                          sequential=compensation == "sequential")
+    assert torch.equal(logits(found.network), logits(expected)) and found.repairs == tuple(repairs)
+    without = recipes.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation)
+    assert without.repairs != found.repairs
+    assert set(found.seconds) == {"scores_s", "compensation_s"}
+    chosen = recipes.prune(model, prompts, method="repair", removed_fraction=0.2, heads_removed=2, text=text)
+    plan = amp.choose(compensate.importance(model, text), model, removed_fraction=0.2, heads_removed=2)
+    assert chosen.steps == (f"repair: {plan}",)
+    assert torch.equal(logits(chosen.network), logits(surgery.remove(model, plan)))
+
+
+@pytest.mark.parametrize("criterion", ["block_influence", "cka"])
+def test_depth_alone_takes_the_nearest_number_of_blocks_in_the_order_of_the_criterion(family, tiny, batches, criterion):
+    model = tiny(family, n_blocks=5)
+    found = recipes.prune(model, batches, method="none", criterion=criterion, removed_fraction=0.3)
+    block, whole = (sum(p.numel() for p in m.parameters()) for m in (families.blocks(model)[0], model))
+    wanted = min(range(1, 5), key=lambda n: abs(n * block / whole - 0.3))
+    order = criteria.CRITERIA[criterion].order(model, batches, None, 0)
+    expected = surgery.remove(model, BlockPlan.of(model, order[:wanted]))
+    assert torch.equal(logits(found.network), logits(expected))
+    assert found.reached_fraction == pytest.approx(wanted * block / whole)
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches, blocks, tmp_path):
+    model = tiny(family, n_blocks=6, neurons=120)
+    found = recipes.prune(model, batches, method="amp", criterion="block_influence", blocks_removed=blocks,
+                          removed_fraction=0.4, heads_removed=0)
+    s = families.sizes(model)
+    assert abs(found.reached_fraction - 0.4) * s.parameters <= s.blocks * s.neuron_parameters
+    assert families.sizes(found.network).blocks == 6 - blocks and len(found.steps) == 2
+    narrow = recipes.prune(model, batches, method="amp", heads_removed=0,
+                           removed_fraction=recipes._left_for_width(model, 0.4, blocks)).network
+    order = criteria.CRITERIA["block_influence"].order(narrow, batches, None, 0)
+    expected = surgery.remove(narrow, BlockPlan.of(narrow, order[:blocks]))
+    assert torch.equal(logits(found.network), logits(expected))
+    checkpoints.save(found.network, None, tmp_path / "stored")
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"method": "largest"}, "unknown method 'largest'"), ({"criterion": "size"}, "unknown criterion 'size'"),
+    ({"method": "none"}, "both 'none'"), ({"compensation": "yes"}, "allowed: none, one_pass, sequential"),
+    ({"method": "none", "criterion": "cka", "compensation": "one_pass"}, "re-solves what a width method cut"),
+    ({"criterion": "cka"}, "give both"), ({"blocks_removed": 1}, "give both"),
+    ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "at most 0 fit"),
+    ({"criterion": "cka", "blocks_removed": 5}, "allowed: 0 to 4"), ({"removed_fraction": 0.99}, "cannot be reached"),
+    ({"heads_removed": 1}, "not a lossless cut"),
+])
+def test_what_makes_no_sense_is_refused_before_anything_is_measured(tiny, batches, arguments, message):
+    model = tiny("llama", n_blocks=5)
+    looked = []
+    model.register_forward_pre_hook(lambda *_: looked.append(1))
+    with pytest.raises(ValueError, match=message):
+        recipes.prune(model, batches, **{"removed_fraction": 0.3, **arguments})
+    assert not looked

@@ -1,0 +1,131 @@
+"""Adapters win quality back, leave a plain model behind, and an interruption changes nothing."""
+
+import copy
+
+import pytest
+import torch
+from conftest import hooks_of
+
+from pruning_lib import checkpoints, recover
+from pruning_lib.recover import Settings
+
+PAIRS = [("Add 1 and 2.", "3"), ("Rhyme with light.", "night"), ("Say no.", "no no no"), ("Name a fruit.", "fig"),
+         ("Count to three.", "1 2 3"), ("Who?", "me")]
+QUICK = Settings(epochs=2, tokens_per_batch=60, lr=0.01, rank=2, alpha=4)
+
+
+def weights(model):
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def test_the_merged_model_is_plain_and_only_its_projections_changed(family, tiny, tokenizer, tmp_path):
+    model = tiny(family)
+    before, modes = weights(model), [m.training for m in model.modules()]
+    losses = recover.lora(model, tokenizer, PAIRS, settings=QUICK, progress=False)
+    changed = {name for name, p in weights(model).items() if not torch.equal(p, before[name])}
+    blocks = {name for name, p in before.items() if ".layers." in name and p.ndim == 2 and "norm" not in name}
+    assert weights(model).keys() == before.keys() and changed == blocks
+    assert len(losses) > 4 and len(set(losses)) == len(losses)
+    assert all(p.requires_grad for p in model.parameters()) and modes == [m.training for m in model.modules()]
+    assert not hooks_of(model)
+    checkpoints.save(model, None, tmp_path / "stored")  # reloads with stock transformers and compares bit for bit
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [3, 5])
+def test_an_interrupted_run_gone_on_with_gives_bit_for_bit_the_same(tiny, tokenizer, tmp_path, stop_at):
+    whole, parts, state = tiny("llama"), tiny("llama"), torch.get_rng_state()
+    losses = recover.lora(whole, tokenizer, PAIRS, settings=QUICK, progress=False)
+    before, calls = weights(parts), []
+
+    def stop(*_):
+        calls.append(1)
+        if len(calls) == stop_at:
+            raise Stop
+
+    handle = parts.model.register_forward_pre_hook(stop)
+    with pytest.raises(Stop):
+        recover.lora(parts, tokenizer, PAIRS, settings=QUICK, folder=tmp_path, every_steps=2, progress=False)
+    assert all(torch.equal(p, before[name]) for name, p in weights(parts).items())  # as it came
+    handle.remove()
+    again = recover.lora(parts, tokenizer, PAIRS, settings=QUICK, folder=tmp_path, every_steps=2, progress=False)
+    assert again == losses and len(calls) == stop_at
+    assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(parts).items())
+    assert torch.equal(torch.get_rng_state(), state) and [p.name for p in tmp_path.iterdir()] == [
+        "recovery.safetensors"]
+
+
+def test_a_checkpoint_of_another_run_is_refused(tiny, tokenizer, tmp_path):
+    recover.lora(tiny("llama"), tokenizer, PAIRS, settings=QUICK, folder=tmp_path, progress=False)
+    other = tiny("llama", seed=1)
+    for model, pairs in ((tiny("llama"), PAIRS[1:]), (other, PAIRS)):
+        with pytest.raises(ValueError, match="another run.*delete it"):
+            recover.lora(model, tokenizer, pairs, settings=QUICK, folder=tmp_path, progress=False)
+    assert all(torch.equal(p, weights(tiny("llama", seed=1))[name]) for name, p in weights(other).items())
+
+
+def test_the_first_loss_is_the_mean_over_answer_tokens_only(tiny, tokenizer):
+    model = tiny("llama")
+    settings = Settings(epochs=1, tokens_per_batch=10_000, dropout=0.0)
+    total, count = 0.0, 0
+    for prompt, answer in PAIRS:
+        question = tokenizer(prompt)["input_ids"]
+        tokens = torch.tensor([question + tokenizer(answer)["input_ids"] + [tokenizer.eos_token_id]])
+        with torch.no_grad():
+            scores = model(tokens).logits[0].log_softmax(-1)
+        for place in range(len(question), tokens.shape[1]):
+            total, count = total - scores[place - 1, tokens[0, place]].item(), count + 1
+    (loss,) = recover.lora(model, tokenizer, PAIRS, settings=settings, progress=False)
+    assert loss == pytest.approx(total / count, rel=1e-5)
+
+
+def test_distillation_pulls_towards_the_teacher(tiny, tokenizer):
+    teacher, student = tiny("llama", seed=1), tiny("llama")
+    same = copy.deepcopy(teacher)
+    (first, *_) = recover.lora(same, tokenizer, PAIRS, teacher=teacher, progress=False,
+                               settings=Settings(distil_weight=1.0, dropout=0.0, tokens_per_batch=60))
+    assert first == pytest.approx(0, abs=1e-6)  # already predicts what the teacher does
+    losses = recover.lora(student, tokenizer, PAIRS, teacher=teacher, progress=False,
+                          settings=Settings(distil_weight=1.0, lr=0.01, epochs=6, tokens_per_batch=60))
+    assert losses[-1] < 0.9 * losses[0] and not teacher.training
+    assert all(torch.equal(p, weights(tiny("llama", seed=1))[name]) for name, p in weights(teacher).items())
+
+
+def test_every_example_comes_once_per_epoch_in_another_order():
+    examples = [([i] * (5 + i % 7), 2) for i in range(40)]
+    first, again, second = ([tokens[0] for b in recover._shuffled(examples, QUICK, e) for tokens, _ in b]
+                            for e in (0, 0, 1))
+    assert sorted(first) == sorted(second) == list(range(40)) and first == again != second
+    assert all(max(len(t) for t, _ in b) * len(b) <= 60 for b in recover._shuffled(examples, QUICK, 0))
+
+
+def test_the_learning_rate_rises_and_falls_along_lines():
+    shares = [recover._warmth(step, 100, 0.1) for step in range(100)]
+    assert shares[0] == 0.1 and shares[9] == shares[10] == 1.0 and shares[99] == pytest.approx(1 / 90)
+    assert recover._warmth(0, 1, 0.03) == 1.0
+
+
+def test_what_cannot_be_tuned_is_refused(tiny, tokenizer):
+    with pytest.raises(ValueError, match="float16.*bfloat16 or float32"):
+        recover.lora(tiny("llama", dtype=torch.float16), tokenizer, PAIRS)
+    with pytest.raises(ValueError, match="none of 1 pairs.*within 5 tokens"):
+        recover.lora(tiny("llama"), tokenizer, [("a long prompt", "yes")], settings=Settings(max_length=5))
+    with pytest.raises(ValueError, match="distil_weight=0.5 and no teacher"):
+        recover.lora(tiny("llama"), tokenizer, PAIRS, settings=Settings(distil_weight=0.5))
+    broken = tiny("llama")
+    broken.lm_head.weight.data[0, 0] = torch.nan
+    before = weights(broken)
+    with pytest.raises(ValueError, match="loss is nan in step 1"):
+        recover.lora(broken, tokenizer, PAIRS, progress=False)
+    assert all(torch.equal(p.nan_to_num(), before[name].nan_to_num()) for name, p in weights(broken).items())
+
+
+def test_a_bfloat16_model_stays_one_and_learns(tiny, tokenizer):
+    model = tiny("phi3", dtype=torch.bfloat16)
+    settings = Settings(epochs=8, tokens_per_batch=10_000, lr=0.01)  # every step sees every pair
+    losses = recover.lora(model, tokenizer, PAIRS, settings=settings, progress=False)
+    assert len(losses) == 8 and losses[-1] < 0.9 * losses[0]
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
