@@ -12,17 +12,36 @@ References
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib import families
+from pruning_lib import families, offload
 from pruning_lib.activations import evaluating, inputs_to
 from pruning_lib.plans import Importance, choose
 
-__all__ = ["batches", "choose", "head_scores", "importance", "neuron_scores"]
+__all__ = ["Sums", "batches", "choose", "head_scores", "importance", "merge", "neuron_scores", "sums"]
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Scores summed over prompts, not yet divided by their number: what parts of one pass are merged from.
+
+    Attributes
+    ----------
+    heads : (L, H) float64
+    neurons : (L, M) float64
+    prompts : how many
+    dtype : of the model
+    """
+
+    heads: Tensor
+    neurons: Tensor
+    prompts: int
+    dtype: str
 
 
 def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1024, max_length: int = 512
@@ -77,21 +96,55 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
     Departs from the published code, which runs one prompt at a time and heads and neurons in two passes: the scores are
     the same up to rounding, and a test compares the two.
     """
-    batches = list(batches)
+    return merge([sums(model, batches, progress=progress)])
+
+
+def merge(parts: Iterable[Sums]) -> Importance:
+    """The importance of all prompts from the sums of parts of them, in whichever order they come.
+
+    The sums are of float32 numbers in float64, which is exact as long as the largest score of a batch is less than
+    2^29 / batches times the smallest one: parts merged are then the one pass bit for bit.
+
+    Raises
+    ------
+    ValueError
+        without prompts, for parts of different models, or when the model's activations are not finite.
+    """
+    parts = list(parts)
+    if not sum(part.prompts for part in parts):
+        raise ValueError("no batches: give at least one prompt to calibrate on")
+    if len({(part.heads.shape, part.neurons.shape, part.dtype) for part in parts}) > 1:
+        raise ValueError("the parts are of models of different sizes or dtypes; sum all of them with the same model")
+    prompts = sum(part.prompts for part in parts)
+    heads = torch.stack([part.heads for part in parts]).sum(0) / prompts
+    neurons = torch.stack([part.neurons for part in parts]).sum(0) / prompts
+    if not (torch.isfinite(heads).all() and torch.isfinite(neurons).all()):
+        raise ValueError("activations are not finite; load the model in float32 or bfloat16, not float16")
+    return Importance(heads.float(), neurons.float(), {"method": "amp", "prompts": prompts, "dtype": parts[0].dtype})
+
+
+def sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress: bool = True) -> Sums:
+    """Scores summed over the prompts of ``batches``, on the CPU: ``importance`` before the division.
+
+    Several workers take a part of the batches each, and ``merge`` puts their sums together.  Batches are read one after
+    the other, so a generator does; the model may lie on several devices or wait on disk.
+    """
     s, family = families.sizes(model), families.of(model)
-    device = next(model.parameters()).device
-    heads = torch.zeros(s.blocks, s.heads, dtype=torch.float64, device=device)
-    neurons = torch.zeros(s.blocks, s.neurons, dtype=torch.float64, device=device)
+    device = offload.input_device(model)
+    heads = torch.zeros(s.blocks, s.heads, dtype=torch.float64)
+    neurons = torch.zeros(s.blocks, s.neurons, dtype=torch.float64)
     heads_out = [families.linear(b, family.heads_out) for b in families.blocks(model)]
     neurons_out = [b.get_submodule(family.neurons_out) for b in families.blocks(model)]
     decoder: Any = model.base_model  # all but the language-model head
     weights: Tensor  # (B, T): 1 / length of the prompt, 0 where padded
 
     def see(i: int, x: Tensor) -> None:
+        here = weights.to(x.device)
         if i < s.blocks:
-            heads[i] += head_scores(x, heads_out[i].weight, weights, D=s.head_width)
+            with offload.at_hand(heads_out[i]):
+                heads[i] += head_scores(x, heads_out[i].weight, here, D=s.head_width).cpu()
         else:
-            neurons[i - s.blocks] += neuron_scores(x, weights)
+            neurons[i - s.blocks] += neuron_scores(x, here).cpu()
 
     prompts = 0
     with torch.inference_mode(), evaluating(model), inputs_to([*heads_out, *neurons_out], see):
@@ -100,12 +153,7 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
             weights = mask / mask.sum(1, keepdim=True)
             decoder(input_ids=batch["input_ids"].to(device), attention_mask=mask, use_cache=False)
             prompts += len(mask)
-    if not prompts:
-        raise ValueError("no batches: give at least one prompt to calibrate on")
-    if not (torch.isfinite(heads).all() and torch.isfinite(neurons).all()):
-        raise ValueError("activations are not finite; load the model in float32 or bfloat16, not float16")
-    return Importance((heads / prompts).float().cpu(), (neurons / prompts).float().cpu(),
-                      {"method": "amp", "prompts": prompts, "dtype": str(next(model.parameters()).dtype)})
+    return Sums(heads, neurons, prompts, str(next(model.parameters()).dtype))
 
 
 def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:

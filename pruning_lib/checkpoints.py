@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -12,8 +13,10 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruning_lib import families, networks
+from pruning_lib import families, networks, offload
 from pruning_lib.activations import evaluating
+
+SHARD_BYTES = 2 << 30  # largest file; a shard is held in memory once more while it is written
 
 
 def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool = True) -> Path:
@@ -21,7 +24,8 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
 
     For a language model stock ``AutoModelForCausalLM.from_pretrained(folder)`` then gives the same logits bit for bit.
     A LLaMA whose head count does not divide its width, which transformers from 5.4 on refuses, is written as the
-    Mistral network that computes the same.  For an image network ``models.load(folder)`` gives the same logits.
+    Mistral network that computes the same.  Weights that wait on disk are brought shard by shard.  For an image network
+    ``models.load(folder)`` gives the same logits.
 
     Parameters
     ----------
@@ -46,7 +50,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
         if families.image_family(model):
             networks.write(model, beside)
         else:
-            _storable(model).save_pretrained(beside, safe_serialization=True)
+            _write(model, beside)
         if tokenizer is not None:
             tokenizer.save_pretrained(beside)
         if verify:
@@ -60,21 +64,47 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
     return folder
 
 
+def _write(model: Any, folder: Path) -> None:
+    """A language model's shards and config, under a config that can be stored."""
+    config, other = model.config, _storable(model)
+    waits = offload.waits(model)
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    if other is not config and not waits:
+        model = _with_config(model, other)
+    model.config = other
+    try:
+        model.save_pretrained(folder, max_shard_size=min(SHARD_BYTES, size // 8) if waits else SHARD_BYTES)
+    finally:
+        model.config = config
+    if other is not config and waits:  # the weights have the same names; who reads them goes by the config
+        _state_architecture(folder / "config.json", other)
+
+
 def _storable(model: Any) -> Any:
-    """``model`` itself, or the same weights as a network of the family that can be stored."""
+    """The model's config, or that of the network with the same weights that can be stored."""
     config, family = model.config, families.of(model)
     if family.stored_as is None or config.hidden_size % config.num_attention_heads == 0:
-        return model
+        return config
     families.refuse_head_count(model, config.num_attention_heads)
     common = {k: v for k, v in config.to_dict().items()
               if k not in ("model_type", "architectures", "transformers_version", *family.not_stored_with)}
-    other = AutoConfig.for_model(family.stored_as, **common, sliding_window=None)
+    return AutoConfig.for_model(family.stored_as, **common, sliding_window=None)
+
+
+def _with_config(model: Any, config: Any) -> Any:
+    """The same weights as a network of ``config``."""
     with torch.device("meta"):
-        stored = AutoModelForCausalLM.from_config(other, dtype=model.dtype)
+        stored = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     stored.load_state_dict(model.state_dict(), assign=True)
     stored.tie_weights()
     stored.generation_config = model.generation_config
     return stored
+
+
+def _state_architecture(path: Path, config: Any) -> None:
+    with torch.device("meta"):
+        name = type(AutoModelForCausalLM.from_config(config)).__name__
+    path.write_text(json.dumps({**json.loads(path.read_text()), "architectures": [name]}, indent=2) + "\n")
 
 
 @torch.inference_mode()
@@ -91,11 +121,15 @@ def _compare(model: nn.Module, folder: Path) -> None:
 
 def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
     """Logits (B, T, vocabulary) of the model and of its checkpoint on random tokens."""
-    how = model.config._attn_implementation
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=model.dtype, attn_implementation=how)
+    how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
     vocabulary = model.get_input_embeddings().num_embeddings
-    ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0)).to(model.device)
-    return model(ids).logits, loaded.to(model.device).eval()(ids).logits
+    ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
+    ids = ids.to(offload.input_device(model))
+    ours, where = model(ids).logits, getattr(model, "hf_device_map", None)
+    if where is None and ids.device.type == "cpu":
+        where = {"": "disk"}  # each weight is read when its module runs: the checkpoint is never there as a whole
+    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **how, **({"device_map": where} if where else {}))
+    return ours, (loaded if where else loaded.to(model.device)).eval()(ids).logits
 
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,8 +77,8 @@ for _depth, _digits in ((20, "12fca82f"), (56, "4bfd9763")):
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False
-         ) -> tuple[nn.Module, Any]:
+def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False,
+         memory: Mapping[int | str, str] | None = None) -> tuple[nn.Module, Any]:
     """A causal language model and its tokenizer, or an image network and None, ready to evaluate.
 
     Parameters
@@ -85,7 +86,9 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
     name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
         or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
     dtype : ``"float32"`` or ``"bfloat16"``
+    device : where it goes; ``"auto"`` spreads a language model over all GPUs there are, then host memory, then disk
     trust_remote_code : run code that comes with the model; only for sources you trust
+    memory : with ``"auto"``, what may be taken where, e.g. ``{0: "70GB", "cpu": "100GB"}``; the rest waits on disk
 
     Raises
     ------
@@ -100,12 +103,13 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)} (float16 overflows in some families)")
     source = find(name)
     if Path(source).is_dir() and networks.holds(Path(source)):
-        return networks.read(Path(source)).to(device, DTYPES[dtype]), None
+        return networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        place = {"device_map": "auto", "max_memory": memory and dict(memory)} if device == "auto" else {}
         model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, **options)
+            source, dtype=DTYPES[dtype], use_safetensors=True, **options, **place)
     except Exception as error:  # transformers raises many kinds; all of them mean that this source does not load
         if not Path(source).is_dir() and isinstance(error, OSError):
             raise ConnectionError(f"{name!r} could not be fetched: {error}\nIs the name right, and the hub in reach? "
@@ -116,7 +120,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
         raise ValueError(f"{name!r} does not load as a causal language model: {error}\n{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return model.to(device).eval(), tokenizer
+    return (model if device == "auto" else model.to(device)).eval(), tokenizer
 
 
 def find(name: str) -> str:

@@ -191,7 +191,8 @@ def read(folder: Path) -> nn.Module:
     del described["format"]
     try:
         return filled(ImageConfig(**described), weights)
-    except TypeError as error:  # fields or arguments that this format does not have
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # fields or arguments that
+        # this format does not have, sizes that no network can have
         raise ValueError(f"{folder}/config.json does not describe an image network: {error}") from error
 
 
@@ -250,6 +251,6 @@ def _unreadable(folder: Path, error: Exception) -> ValueError:
 def _described(folder: Path) -> dict:
     try:
         return dict(json.loads((folder / "config.json").read_text()))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{folder}/config.json is not a JSON object ({error}); "
                          f"delete it and fetch or save it again") from error

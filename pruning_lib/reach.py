@@ -70,7 +70,8 @@ class _Module:
         """Definitions of the package that a statement names; a module that is handed on counts as a whole."""
         inner = set()
         for node in ast.walk(statement):
-            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            if (isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+                    and node.value.id != self.package.name):
                 stem, name = self.imports.get(node.value.id, ("", ""))
                 if name == "*":
                     inner.add(node.value)

@@ -160,8 +160,8 @@ def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _checked(run: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", run):
-        raise ValueError(f"run name {run!r}: letters, digits, dot, dash and underscore only")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
+        raise ValueError(f"run name {run!r}: letters, digits, dot, dash and underscore only, 100 at most")
     return run
 
 

@@ -17,7 +17,7 @@ import nbformat
 import papermill
 import yaml
 
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]*"  # also the name of a file, so never a path
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # also the name of a file, so never a path
 KEYS = ("notebook", "parameters", "reading", "resources", "memory_gb")
 
 

@@ -110,7 +110,7 @@ def inputs(row: Row, tree: Tree) -> dict[str, str]:
     files = sorted((tree.notebooks.parent / "data" / "inputs").glob("*.*"))
     found = {path.name: _digest(path) for path in files if path.stem in texts or path.name in cells}
     for text in texts:
-        if os.sep in text and (Path(text) / "config.json").is_file():
+        if os.sep in text and os.path.isfile(os.path.join(text, "config.json")):
             parts = [f"{path.name} {_digest(path)}" for path in sorted(Path(text).iterdir()) if path.is_file()]
             found[text] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
     return found

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib import families
+from pruning_lib import families, offload
 from pruning_lib.block_plans import BlockPlan
 from pruning_lib.families import LanguageFamily
 from pruning_lib.plans import Plan
@@ -28,13 +28,18 @@ def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -
     Parameters
     ----------
     model : the model the plan was made for
-    inplace : cut ``model`` itself instead of a copy (halves the memory needed)
+    inplace : cut ``model`` itself instead of a copy (halves the memory needed); a model whose weights wait on disk or
+        in host memory (``models.load(..., device="auto")``) is only cut in place, and its weights stay where they are
 
     Raises
     ------
     ValueError
-        before anything is cut, when the plan was made for a model of other sizes or with other blocks.
+        before anything is cut, when the plan was made for a model of other sizes or with other blocks, or a copy is
+        wanted of a model whose weights wait elsewhere.
     """
+    if not inplace and offload.waits(model):
+        raise ValueError("weights of this model wait on disk or in host memory, a copy would need all of them; "
+                         "give inplace=True")
     if isinstance(plan, BlockPlan):
         return _remove_blocks(model, plan, inplace)
     return _remove_heads_and_neurons(model, plan, inplace)
@@ -119,20 +124,24 @@ def _remove_from_block(block: nn.Module, family: LanguageFamily, queries: Tensor
 
 
 def _keep_outputs(linear: nn.Linear, rows: Tensor) -> None:
-    linear.weight = _sliced(linear.weight, rows, dim=0)
+    _slice(linear, "weight", rows, dim=0)
     if linear.bias is not None:
-        linear.bias = _sliced(linear.bias, rows, dim=0)
+        _slice(linear, "bias", rows, dim=0)
     linear.out_features = len(rows)
 
 
 def _keep_inputs(linear: nn.Linear, columns: Tensor) -> None:
-    linear.weight = _sliced(linear.weight, columns, dim=1)
+    _slice(linear, "weight", columns, dim=1)
     linear.in_features = len(columns)
 
 
-def _sliced(parameter: Tensor, keep: Tensor, dim: int) -> nn.Parameter:
+def _slice(linear: nn.Linear, name: str, keep: Tensor, dim: int) -> None:
+    if offload.waits(linear):
+        offload.cut(linear, name, keep, dim)
+        return
+    parameter = getattr(linear, name)
     data = parameter.detach().index_select(dim, keep.to(parameter.device))
-    return nn.Parameter(data, requires_grad=parameter.requires_grad)
+    setattr(linear, name, nn.Parameter(data, requires_grad=parameter.requires_grad))
 
 
 def _kept(removed: Tensor, places: int) -> Tensor:

@@ -83,6 +83,20 @@ def test_it_is_free_after_an_error(path):
         assert locks.held(path)
 
 
+def test_a_file_deleted_between_opening_and_locking_it_is_not_taken_for_the_lock(path, monkeypatch):
+    real, calls = locks.fcntl.flock, []
+
+    def flock(file, how):
+        if not calls:
+            path.unlink()  # its holder is done with it
+        calls.append(how)
+        real(file, how)
+
+    monkeypatch.setattr(locks.fcntl, "flock", flock)
+    with locks.lock(path), pytest.raises(locks.Held), locks.lock(path, wait=False):
+        raise AssertionError("both have it")
+
+
 def test_of_three_processes_none_ever_has_it_together_with_another(path, tmp_path):
     """Each deletes the file when it is done, under the eyes of those that wait."""
     counter = tmp_path / "counter"

@@ -39,6 +39,8 @@ if act == "kill grandparent" and not times:
 if act == "fill memory":
     filled = bytearray(b"x" * 1_500_000_000)
     time.sleep(40)
+if act == "wait":
+    time.sleep(2)
 if act == "fill disk":
     print("x" * 4_000_000)'''
 RECORDS = '''from pruning_lib.results import checksum

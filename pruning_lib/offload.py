@@ -1,0 +1,73 @@
+"""Models that are larger than the memory of a device: their weights wait on disk or in host memory (accelerate).
+
+A weight that waits is a ``meta`` tensor; a hook of accelerate brings it when its module runs.  Here: where inputs go,
+weights at hand for a moment, and cutting weights that wait: they are cut whenever they are brought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from accelerate.utils import align_module_device
+from torch import Tensor, nn
+
+
+def waits(module: nn.Module) -> bool:
+    """Whether weights of this module (or anything in it) wait elsewhere."""
+    return any(p.device.type == "meta" and _hook(owner) is not None for owner in module.modules()
+               for p in owner.parameters(recurse=False))
+
+
+def input_device(model: nn.Module) -> torch.device:
+    """Where token numbers go."""
+    first = next(model.parameters()).device
+    if first.type != "meta":
+        return first
+    hooks = filter(None, (_hook(module) for module in model.modules()))
+    return torch.device(next((hook.execution_device for hook in hooks if hook.execution_device is not None), "cpu"))
+
+
+@contextmanager
+def at_hand(module: nn.Module) -> Iterator[None]:
+    """Inside the ``with`` the module's own weights are where it runs."""
+    with align_module_device(module):
+        yield
+
+
+def cut(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
+    """Keep only the places ``keep`` of a weight that waits; it stays where it is and is cut whenever it is brought."""
+    hook, weight = cast(Any, _hook(module)), cast(Tensor, getattr(module, name))
+    hook.weights_map = _Cut(hook.weights_map, name, keep, dim)
+    shape = [len(keep) if i == dim else size for i, size in enumerate(weight.shape)]
+    setattr(module, name, nn.Parameter(torch.empty(shape, dtype=weight.dtype, device="meta"), requires_grad=False))
+
+
+class _Cut(Mapping):
+    """Weights by name; one of them is cut when it is read."""
+
+    def __init__(self, weights: Mapping[str, Tensor], name: str, keep: Tensor, dim: int) -> None:
+        self.weights, self.name, self.keep, self.dim = weights, name, keep, dim
+
+    def __getitem__(self, name: str) -> Tensor:
+        weight = self.weights[name]
+        if name != self.name:
+            return weight
+        return weight.index_select(self.dim, self.keep.to(weight.device))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+def _hook(module: nn.Module) -> Any:
+    """The hook that brings the module's weights; None where they do not wait."""
+    hook = getattr(module, "_hf_hook", None)
+    for part in getattr(hook, "hooks", (hook,)):
+        if getattr(part, "offload", False):
+            return part
+    return None

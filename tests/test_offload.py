@@ -1,0 +1,188 @@
+"""A model larger than the memory it is given is scored, cut and saved, and gives what it gives when it fits."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from test_amp import padded
+from transformers import AutoModelForCausalLM, LlamaConfig
+
+from pruning_lib import amp, checkpoints, families, offload, surgery
+from pruning_lib.block_plans import BlockPlan
+
+WAITS = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",
+         "model.norm": "cpu", "model.final_layernorm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
+
+
+@pytest.fixture
+def pair(family, tiny, tmp_path, tokenizer):
+    """(model in memory, the same with two of three blocks on disk)."""
+    model = tiny(family, n_blocks=3, heads=6, groups=6)
+    model.save_pretrained(tmp_path / "whole", max_shard_size=30_000)
+    names = dict(model.named_modules())
+    where = {name: place for name, place in WAITS.items() if name in names}
+    waiting = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32, device_map=where)
+    assert offload.waits(waiting) and not offload.waits(model)
+    return model, waiting
+
+
+def test_scores_cut_and_checkpoint_are_those_of_the_model_in_memory_bit_for_bit(pair, prompts, tmp_path):
+    model, waiting = pair
+    scores, same = (amp.importance(m, [padded(prompts)], progress=False) for m in pair)
+    assert torch.equal(scores.heads, same.heads) and torch.equal(scores.neurons, same.neurons)
+    plan = amp.choose(scores, model, removed_fraction=0.15, heads_removed=1)
+    smaller, cut = surgery.remove(model, plan), surgery.remove(waiting, plan, inplace=True)
+    ids = torch.tensor([prompts[0]])
+    with torch.no_grad():
+        wanted = smaller(ids).logits
+        assert torch.equal(cut(ids).logits, wanted)
+        assert families.sizes(cut) == families.sizes(smaller)
+        checkpoints.save(cut, None, tmp_path / "smaller")  # 5 heads of width 8 in 48: a LLaMA is stored as a Mistral
+        stored = AutoModelForCausalLM.from_pretrained(tmp_path / "smaller")
+        assert torch.equal(stored(ids).logits, wanted)
+        checkpoints.save(smaller, None, tmp_path / "of_memory")
+        assert type(stored) is type(AutoModelForCausalLM.from_pretrained(tmp_path / "of_memory"))
+    configs = [json.loads((tmp_path / name / "config.json").read_text()) for name in ("smaller", "of_memory")]
+    assert configs[0] == configs[1]
+
+
+def test_blocks_that_wait_can_go(pair, prompts):
+    model, waiting = pair
+    plan = BlockPlan.of(model, ["model.layers.1"])
+    ids = torch.tensor([prompts[0]])
+    with torch.no_grad():
+        wanted = surgery.remove(model, plan)(ids).logits
+        assert torch.equal(surgery.remove(waiting, plan, inplace=True)(ids).logits, wanted)
+
+
+def test_a_copy_of_what_waits_is_refused_with_the_way_out(pair, random_importance):
+    plan = amp.choose(random_importance(pair[0]), pair[0], removed_fraction=0.15, heads_removed=1)
+    with pytest.raises(ValueError, match="wait on disk .*give inplace=True"):
+        surgery.remove(pair[1], plan)
+
+
+# --- parts of a pass --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_parts_merged_in_any_order_are_the_one_pass_bit_for_bit(family, tiny, dtype):
+    model = tiny(family, dtype=dtype)
+    generator = torch.Generator().manual_seed(5)
+    lengths = (3, 17, 9, 4, 12, 30, 1, 8)
+    batches = [padded([torch.randint(3, 128, (n,), generator=generator).tolist()]) for n in lengths]
+    whole = amp.importance(model, iter(batches), progress=False)
+    parts = [amp.sums(model, batches[i::3], progress=False) for i in range(3)]
+    for order in (parts, parts[::-1]):
+        merged = amp.merge(order)
+        assert torch.equal(merged.heads, whole.heads) and torch.equal(merged.neurons, whole.neurons)
+        assert merged.made_with == whole.made_with
+    assert sum(part.prompts for part in parts) == len(lengths)
+    assert not torch.equal(amp.merge(parts[:2]).neurons, whole.neurons)
+
+
+def test_parts_of_other_models_and_no_parts_are_refused(tiny, prompts):
+    one, other = (amp.sums(tiny("llama", neurons=n), [padded(prompts)], progress=False) for n in (24, 32))
+    with pytest.raises(ValueError, match="different sizes or dtypes"):
+        amp.merge([one, other])
+    for none in ([], [amp.sums(tiny("llama"), [], progress=False)]):
+        with pytest.raises(ValueError, match="no batches"):
+            amp.merge(none)
+
+
+# --- larger than the memory -------------------------------------------------------------------------------------------
+
+SIZES = {"width": 512, "heads": 8, "groups": 8, "head_width": 64, "neurons": 1408, "n_blocks": 24, "vocabulary": 2048}
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A folder with a random LLaMA of 320 MB in 24 shards, one block each, and its size in MB."""
+    folder = tmp_path_factory.mktemp("large")
+    config = families.tiny("llama", **SIZES)
+    config.architectures, config.dtype = ["LlamaForCausalLM"], "float32"
+    with torch.device("meta"):
+        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    shard_of = {name: f"model-{name.split('.')[2] if '.layers.' in name else 'rest'}.safetensors" for name in shapes}
+    generator = torch.Generator().manual_seed(0)
+    for shard in set(shard_of.values()):
+        save_file({name: torch.randn(shape, generator=generator) / 30 for name, shape in shapes.items()
+                   if shard_of[name] == shard}, folder / shard, metadata={"format": "pt"})
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
+    config.save_pretrained(folder)
+    return folder, sum(path.stat().st_size for path in folder.glob("*.safetensors")) / 1e6
+
+
+PRUNES = """
+import json, sys, threading, time, torch
+from pathlib import Path
+from transformers import AutoModelForCausalLM, LlamaConfig
+from pruning_lib import amp, checkpoints, families, surgery
+torch.set_num_threads(1)
+folder, out, way = sys.argv[1:]
+
+def prune(model, out, removed_fraction):
+    ids = torch.randint(3, 2000, (2, 12), generator=torch.Generator().manual_seed(0))
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    scores = amp.importance(model, [batch], progress=False)
+    plan = amp.choose(scores, model, removed_fraction=removed_fraction, heads_removed=1)
+    checkpoints.save(surgery.remove(model, plan, inplace=True), None, out)
+    return scores
+
+def now(name):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) / 1e3
+
+def watch():
+    while True:
+        most[0] = max(most[0], now("RssAnon"))
+        time.sleep(0.005)
+
+config = families.tiny("llama", width=48, heads=6, groups=6, vocabulary=2048)
+prune(AutoModelForCausalLM.from_config(config), out + "-warm", 0.03)  # what libraries take for themselves
+own, before, most = now("RssAnon"), now("VmRSS"), [0]
+threading.Thread(target=watch, daemon=True).start()
+place = {"device_map": "auto", "max_memory": {"cpu": "60MB"}} if way == "waiting" else {}
+checkpoints.SHARD_BYTES = 30_000_000
+scores = prune(AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **place), out, 0.2)
+total = scores.heads.double().sum().item()
+print(json.dumps({"all_mb": now("VmHWM") - before, "own_mb": most[0] - own, "heads": total}))
+"""
+
+
+def prunes(folder, out, way):
+    """How far the memory of a process of its own rose, in MB: all of it, and without pages of files, which can go."""
+    done = subprocess.run([sys.executable, "-c", PRUNES, str(folder), str(out), way], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_checkpoint_larger_than_the_memory_is_pruned_and_saved(large, tmp_path):
+    """The limit is 0.6 of its size; in memory the same takes more than that, and less than 1.3 of it."""
+    folder, size = large
+    whole, waiting = (prunes(folder, tmp_path / way, way) for way in ("in memory", "waiting"))
+    assert waiting["all_mb"] < 0.6 * size < whole["own_mb"] < 1.3 * size, (size, waiting, whole)
+    assert waiting["heads"] == whole["heads"]
+    for path in (tmp_path / "waiting").glob("*.safetensors"):
+        assert path.stat().st_size < 0.15 * size * 1e6
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        logits = [AutoModelForCausalLM.from_pretrained(tmp_path / way)(ids).logits for way in ("in memory", "waiting")]
+    assert torch.equal(*logits)
+
+
+def test_the_memory_worked_out_in_the_book_is_that_of_the_model():
+    config = LlamaConfig(vocab_size=32000, hidden_size=8192, num_hidden_layers=80, num_attention_heads=64,
+                         num_key_value_heads=8, intermediate_size=28672, tie_word_embeddings=False)
+    with torch.device("meta"):
+        s = families.sizes(AutoModelForCausalLM.from_config(config))
+    text = (Path(families.__file__).parents[1] / "book" / "chapters" / "scale.md").read_text()
+    size, T = 2 * s.parameters, 1024
+    for figure in (f"{s.parameters / 1e9:.1f} billion parameters, {size / 1e9:.0f} GB", f"eight | {size / 8e9:.1f} GB",
+                   f"two | {size / 2e9:.1f} GB", f"1024 x 28672 | {2 * T * s.neurons / 1e6:.0f} MB",
+                   f"1024 x 8192 | {2 * T * s.width / 1e6:.0f} MB",
+                   f"float64 | {8 * s.blocks * (s.heads + s.neurons) / 1e6:.0f} MB"):
+        assert figure in text, figure
