@@ -44,6 +44,7 @@ def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: 
                 raise ValueError(f"steps={steps}; {name} takes {'1' if usual == 1 else 'at least 1'}")
             return _in_blocks(f, model, images, labels, epsilon, seed, steps or usual, norm)
 
+        del attack.__wrapped__  # its signature is the one above
         return ATTACKS.register(name, norm=norm, sees=sees, steps=usual, about=about, smallest=smallest)(attack)
 
     usual = steps

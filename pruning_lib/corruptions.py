@@ -236,7 +236,7 @@ def jpeg_compression(x: np.ndarray, rng: Generator, quality: int) -> np.ndarray:
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]], reference: Mapping[str, Sequence[float]]) -> float:
-    """How often a network errs on corrupted images, as a multiple of a reference network [1]_.
+    """How often a network errs on corrupted images, as a multiple of a reference network.
 
     For each corruption the errors are summed over severities and divided by those of the reference; then the mean.
     1 is as bad as the reference; below is better.  The authors' reference is AlexNet, ours is the dense network.

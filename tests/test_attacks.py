@@ -1,5 +1,7 @@
 """Attacks keep their budget and do harm; FGSM is five lines of PyTorch; gradient masking is noticed."""
 
+import inspect
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -146,6 +148,11 @@ def test_what_cannot_be_attacked_is_refused(wrong, message, digits):
     given = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2).long(), **wrong}
     with pytest.raises(ValueError, match=message):
         ATTACKS["fgsm"](digits[0], given.pop("images"), given.pop("labels"), **given)
+
+
+def test_an_attack_shows_the_arguments_it_takes():
+    assert all(list(inspect.signature(attack).parameters) == ["model", "images", "labels", "epsilon", "seed", "steps"]
+               and attack.__name__ == name for name, attack in ATTACKS.items())
 
 
 def test_an_unknown_attack_is_answered_with_the_known_ones(digits):

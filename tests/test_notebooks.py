@@ -8,7 +8,20 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from pruning_lib import baselines, criteria, data, evaluate, experiments, images, models, plans, recipes
+from pruning_lib import (
+    attacks,
+    baselines,
+    corruptions,
+    criteria,
+    data,
+    evaluate,
+    experiments,
+    images,
+    models,
+    plans,
+    recipes,
+    shortcuts,
+)
 from pruning_lib.experiments import Tree
 
 
@@ -164,7 +177,8 @@ def test_every_parameter_is_used(path):
 KEYS = {"model": {"fresh", *models.MODELS}, "image_set": images.IMAGES, "criterion": {"none", *criteria.CRITERIA},
         "method": {"dense", "none", *baselines.METHODS}, "calibration": data.DATASETS,
         "text": data.DATASETS, "tasks": evaluate.TASKS, "grouped_query": plans.GROUPED, "dtype": models.DTYPES,
-        "compensation": recipes.COMPENSATIONS, "compensation_text": data.DATASETS}
+        "compensation": recipes.COMPENSATIONS, "compensation_text": data.DATASETS,
+        "cue": shortcuts.CUES, "language_model": {"toy", "none", *models.MODELS}}
 
 
 @pytest.mark.parametrize("name", [*ROWS, *(path.stem for path in RUNS)])
@@ -172,7 +186,7 @@ def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
     row = ROWS.get(name) or experiments.defaults(TREE)[name]
     values = {**experiments.parameters_of(experiments.source(row, TREE)), **row.parameters}
     assert not {key: values[key] for key, table in KEYS.items() if key in values and values[key] not in table}
-    assert all(method in baselines.METHODS for method in values.get("methods", "").split())
+    assert all(word in table for key, table in LISTS.items() for word in values.get(key, "").split())
     assert 0 <= values.get("removed_fraction", 0) < 1
 
 
