@@ -179,6 +179,8 @@ KEYS = {"model": {"fresh", *models.MODELS}, "image_set": images.IMAGES, "criteri
         "text": data.DATASETS, "tasks": evaluate.TASKS, "grouped_query": plans.GROUPED, "dtype": models.DTYPES,
         "compensation": recipes.COMPENSATIONS, "compensation_text": data.DATASETS,
         "cue": shortcuts.CUES, "language_model": {"toy", "none", *models.MODELS}}
+LISTS = {"methods": baselines.METHODS, "attacks": attacks.ATTACKS,
+         "corruptions": {"all", "none", *corruptions.CORRUPTIONS}}  # names separated by spaces
 
 
 @pytest.mark.parametrize("name", [*ROWS, *(path.stem for path in RUNS)])
