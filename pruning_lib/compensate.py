@@ -54,7 +54,7 @@ class Repair:
     error: float
 
 
-def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: float | Sequence[float] = 1e-2,
+def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: float | Sequence[float] = 0.1,
            sequential: bool = True, progress: bool = True) -> tuple[nn.Module, list[Repair]]:
     """The model without what ``plan`` names, its closing projections re-solved on the given text.
 
@@ -63,6 +63,8 @@ def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: flo
     batches : calibration text, dicts of ``input_ids`` and ``attention_mask``, each (B, T); every token weighs the same
     ridge : pull towards the weights as they were, relative to the mean diagonal of the Gram matrix; of several, each
         projection takes the one with the least error on every fifth batch, which is held out for the choice only
+        Text is what matters most: with a few thousand tokens a small ridge fits noise, and the error on other text can
+        exceed that of the plain cut
     sequential : re-solve block after block, each on what the blocks before it *now* give (2 to 3 passes, one Gram
         matrix in memory at a time); False collects all of them in one pass over the dense model
 
@@ -93,7 +95,7 @@ def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: flo
     return surgery.remove(work, plan, inplace=True), repairs
 
 
-def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 1e-2, rounds: int = 64,
+def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1, rounds: int = 64,
                progress: bool = True) -> Importance:
     """What least squares could not repair if a head or neuron went; larger means keep.
 

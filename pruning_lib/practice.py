@@ -31,7 +31,7 @@ def register(commands: Any) -> None:
     measure = _add(commands, "evaluate", evaluate_model, "perplexity and zero-shot accuracy of one model")
     measure.add_argument("model", help="a folder made by prune, or any other model; a folder's card gets the numbers")
     _measures(measure)
-    pair = _add(commands, "compare", compare_models, "two models on the same text and the same items")
+    pair = _add(commands, "compare", compare_models, "two models with one tokenizer, on the same text and items")
     pair.add_argument("first", help="for example the pruned model")
     pair.add_argument("second", help="for example the dense model")
     _measures(pair)
