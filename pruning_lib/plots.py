@@ -213,7 +213,7 @@ def budgets(table: pd.DataFrame, ax: Axes) -> Axes:
         line = lines[list(table[table.criterion == rows.criterion.iloc[0]].label.unique()).index(label) % len(lines)]
         ax.plot(rows.budget, rows.accuracy_fraction, line, marker=marker, color=colour, label=label)
         ax.fill_between(rows.budget, rows.accuracy_low, rows.accuracy_high, color=colour, alpha=0.15, linewidth=0)
-    ax.set(ylabel="accuracy (fraction)", ylim=(-0.02, 1.02))
+    ax.set(xlabel="budget (in the units of strength)", ylabel="accuracy (fraction)", ylim=(-0.02, 1.02))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
