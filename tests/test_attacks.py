@@ -116,6 +116,8 @@ def test_the_smallest_change_answers_for_every_budget(digits):
         fooled = ~attacks.right(network, changed, y) & ((changed - x).flatten(1).norm(dim=1) <= epsilon)
         assert (still == (attacks.right(network, x, y) & ~fooled).numpy()).all()
     assert found[0].sum() > found[1].sum() > found[2].sum()
+    small = ATTACKS["cw"](network, x, y, epsilon=0.3)  # larger changes are undone
+    assert 0 < attacks.norms(small - x, "L2").max() <= 0.3 * (1 + 1e-4)
 
 
 def test_an_honest_network_shows_no_sign_of_masking_and_a_masking_one_does(digits):
