@@ -170,7 +170,8 @@ def test_every_file_of_the_contents_exists_and_every_chapter_and_reading_is_in_i
     assert not [name for name in names if not any((BOOK / f"{name}{end}").is_file() for end in (".md", ".ipynb"))]
     chapters = {f"chapters/{path.stem}" for path in (BOOK / "chapters").iterdir()}
     readings = {f"executed/{name}" for name, row in ROWS.items() if row.reading}
-    assert set(names) == chapters | readings
+    in_every_build = {f"executed/{name}" for name, row in ROWS.items() if row.notebook == name}
+    assert chapters | readings <= set(names) <= chapters | in_every_build
     contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
     assert contents["parts"][-1] == {"caption": "Runs", "chapters": []}  # the runner fills this part
 
