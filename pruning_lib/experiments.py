@@ -124,7 +124,9 @@ def _execute(row: Row, tree: Tree, page: Path) -> None:
             str(source(row, tree)), str(page), parameters=dict(row.parameters), kernel_name="python3",
             stderr_file=sys.stderr, progress_bar={"desc": row.name},  # in the current folder: parameters may be paths
         )
-    except (PapermillExecutionError, DeadKernelError) as error:
+    except (PapermillExecutionError, RuntimeError) as error:
+        if not isinstance(error, (PapermillExecutionError, DeadKernelError)) and "ernel died" not in str(error):
+            raise  # a kernel that dies while it starts (two took the same port, say) is a plain RuntimeError
         kept = tree.failed / f"{row.name}.ipynb"
         shutil.copyfile(page, kept)
         kind: type[RowFailed] = RowLost

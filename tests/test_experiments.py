@@ -189,6 +189,14 @@ def test_a_kernel_that_dies_is_reported_and_publishes_nothing(tree):
     assert published(tree) == before and (tree.failed / "small.ipynb").is_file()
 
 
+def test_a_kernel_that_dies_while_it_starts_is_lost_so_that_the_row_may_be_run_again(tree, tmp_path, monkeypatch):
+    (tmp_path / "early").mkdir()
+    (tmp_path / "early" / "ipykernel_launcher.py").write_text("raise SystemExit(1)\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "early"))
+    with pytest.raises(experiments.RowLost, match="row small failed because its kernel died"):
+        experiments.run(experiments.rows(tree)["small"], tree)
+
+
 @pytest.mark.parametrize("full", ["small.json", "small.ipynb"])
 def test_page_and_record_are_both_old_or_both_new_when_the_disk_is_full(tree, no_kernel, monkeypatch, full):
     before = published(tree)

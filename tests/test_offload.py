@@ -25,6 +25,8 @@ def pair(family, tiny, tmp_path, tokenizer):
     model.save_pretrained(tmp_path / "whole", max_shard_size=30_000)
     names = dict(model.named_modules())
     where = {name: place for name, place in WAITS.items() if name in names}
+    if model.config.tie_word_embeddings:  # one weight can wait in one place only
+        where["lm_head"] = where["model.embed_tokens"]
     waiting = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32, device_map=where)
     assert offload.waits(waiting) and not offload.waits(model)
     return model, waiting
