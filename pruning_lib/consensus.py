@@ -172,7 +172,7 @@ def _rounds(model: nn.Module, criterion: Callable, rounds: int, per_round: int, 
     names = {info.name: info.name for info in families.residual_blocks(model)}  # now -> in the beginning
     for _ in range(rounds):
         found = step(model, criterion, per_round=per_round, min_blocks=min_blocks)
-        left = [first for now, first in names.items() if now not in found.removed]
+        left = [original for now, original in names.items() if now not in found.removed]
         yield Step(found.model, tuple(names[name] for name in found.removed), found.order)
         model = found.model
         names = dict(zip((info.name for info in families.residual_blocks(model)), left, strict=True))
