@@ -86,7 +86,8 @@ def load(name: str, *, dtype: str = "float32", device: str | None = None, trust_
     name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
         or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
     dtype : ``"float32"`` or ``"bfloat16"``
-    device : where it goes, by default to the GPU if there is one; ``"auto"`` spreads a language model over all GPUs there are, then host memory, then disk
+    device : where it goes, by default to the GPU if there is one; ``"auto"`` spreads a language model over all GPUs
+        there are, then host memory, then disk
     trust_remote_code : run code that comes with the model; only for sources you trust
     memory : with ``"auto"``, what may be taken where, e.g. ``{0: "70GB", "cpu": "100GB"}``; the rest waits on disk
 
