@@ -16,7 +16,7 @@ from playwright.sync_api import sync_playwright
 from pruning_lib import experiments
 
 ROOT = Path(__file__).resolve().parents[1]
-CHROMIUM = shutil.which("chromium")
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NO_BROWSER = "no chromium here to read the book in; on Debian: apt-get install --no-install-recommends chromium"
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
@@ -32,9 +32,9 @@ THEMES_OWN: dict[str, str] = {}  # rule of axe -> why the theme breaks it and no
 
 def changed():
     """When the newest source of the book was changed."""
-    files = [path for path in (ROOT / "book").rglob("*") if not {"_build", "__pycache__"} & set(path.parts)]
+    files = [path for path in (ROOT / "book").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     files += [*(ROOT / "pruning_lib").glob("*.py"), ROOT / "notebooks" / "runs.yml"]
-    return max(path.stat().st_mtime for path in files if path.name != "extensions")
+    return max(path.stat().st_mtime for path in files)
 
 
 @pytest.fixture(scope="session")
@@ -194,7 +194,7 @@ def cells(table, column):
 def test_a_result_table_is_sorted_with_the_keyboard_and_comes_back(sheet, address):
     sheet.goto(address + "executed/amp_against_size.html")
     table = sheet.locator("main .cell_output table").filter(has=sheet.locator("th button")).first
-    button = table.locator("th button").first
+    button = table.locator("th button", has_text="20% removed")
     column = 1 + button.evaluate("b => b.closest('th').cellIndex")
     before = cells(table, column)
     orders = []

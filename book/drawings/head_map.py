@@ -91,8 +91,8 @@ what goes is hatched">
 aria-label="Importance of the neurons of {count} blocks, sorted; \
 what goes is hatched">{blocks(count)}{neurons(found)}</svg></div>
 </div>
-<figcaption>What AMP removes from SmolLM2-135M-Instruct. A row is a block, the first one at the bottom. The darker, the \
-less a part adds, as a share of its block's mean; what goes is hatched.</figcaption>
+<figcaption>What AMP removes from SmolLM2-135M-Instruct. A row is a block, the first one at the bottom. The darker, \
+the less a part adds, as a share of its block's mean; what goes is hatched.</figcaption>
 <script type="application/json">{data}</script>
 </figure>
 """
