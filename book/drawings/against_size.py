@@ -5,7 +5,7 @@ from pathlib import Path
 
 import matplotlib.pyplot as plt
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 os.environ.setdefault("PRUNING_RESULTS", str(ROOT / "data" / "results"))
 
 from pruning_lib import plots, results  # noqa: E402  (the records' folder has to be known first)

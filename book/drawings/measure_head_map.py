@@ -1,0 +1,60 @@
+"""Measures the importances behind the interactive map of the AMP chapter, as row amp-scores-smollm2 did.
+
+The record of that row holds sums only; here are the single heads, and the plans that AMP makes of them.
+``made`` in what is written repeats the record's values, and tests/test_drawings.py compares the two.
+"""
+
+import json
+from pathlib import Path
+
+from pruning_lib import amp, data, models, plans
+
+ROOT = Path(__file__).resolve().parents[2]
+RUN = "amp-scores-smollm2"
+BINS = 48  # of sorted neurons in a row of the map: 1,536 squares would be dust
+SPLITS = {"same": None, "neurons": 0}  # heads and neurons lose the same share, or neurons alone go
+STEPS = [step / 100 for step in range(51)]
+
+
+def shares(scores):
+    """Importances as a share of the mean of their block: what AMP compares."""
+    return scores / scores.mean(1, keepdim=True)
+
+
+def lost(scores, gone):
+    """Share of a block's importance that goes with its parts ``gone`` (L, k), the mean over blocks."""
+    return (scores.gather(1, gone).sum(1) / scores.sum(1)).mean().item()
+
+
+def step(importance, model, fraction, heads_removed, gone):
+    """[heads and neurons removed in each block, fraction reached, importance lost of heads and of neurons]."""
+    plan = amp.choose(importance, model, removed_fraction=fraction, heads_removed=heads_removed)
+    gone[plan.removed_heads.shape[1]] = plan.removed_heads.tolist()
+    return [plan.removed_heads.shape[1], plan.neurons.shape[1], round(plan.removed_fraction, 4),
+            round(lost(importance.heads, plan.removed_heads), 4), round(lost(importance.neurons, plan.neurons), 4)]
+
+
+def unevenness(scores):
+    return (scores.max(1).values / scores.median(1).values).median().item()
+
+
+def measure(record):
+    row = record["parameters"]
+    model, tokenizer = models.load(row["model"], dtype=row["dtype"])
+    scores = amp.importance(model, amp.batches(data.texts(row["calibration"], row["prompts"]), tokenizer))
+    scores = plans.Importance(scores.heads, scores.neurons, {})
+    gone: dict[int, list] = {}
+    steps = {name: [step(scores, model, fraction, heads, gone) for fraction in STEPS] for name, heads in SPLITS.items()}
+    rows = shares(scores.neurons).sort(1).values.unflatten(1, (BINS, -1)).mean(2)
+    return {"run": RUN, "made": {"head_max_over_median": unevenness(scores.heads),
+                                 "neuron_max_over_median": unevenness(scores.neurons)},
+            "neurons_of_a_block": scores.neurons.shape[1], "steps": steps, "gone": gone,
+            "heads": [[round(x, 3) for x in block] for block in shares(scores.heads).tolist()],
+            "neurons": [[round(x, 3) for x in block] for block in rows.tolist()]}
+
+
+if __name__ == "__main__":
+    found = measure(json.loads((ROOT / "data" / "results" / f"{RUN}.json").read_text()))
+    print(found["made"])
+    lines = ",\n ".join(f"{json.dumps(key)}: {json.dumps(value)}" for key, value in found.items())
+    (ROOT / "book" / "drawings" / "head_map.json").write_text(f"{{{lines}}}\n")

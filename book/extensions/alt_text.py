@@ -1,0 +1,46 @@
+"""Every figure gets a text for readers who cannot see it, made of what the page itself says about the figure.
+
+Cells of runs carry no such text: changing a cell would make all pages of its notebook stale.  A page says how a figure
+is to be read just before the cell that draws it, so heading and first sentence of that prose describe the figure.
+"""
+
+import re
+
+from docutils import nodes
+
+LONGEST = 240
+
+
+def first_sentence(text):
+    """The first sentence that says something, without the words that only announce it."""
+    text = re.sub(r"^(How to read it|What it shows)\.\s*", "", " ".join(text.split()))
+    sentence = re.match(r".+?[.:?](?=\s|$)", text)
+    return (sentence.group() if sentence else text)[:LONGEST]
+
+
+def describe(app, doctree, docname):
+    heading = prose = ""
+    used = {}
+    for node in doctree.findall():
+        if isinstance(node, nodes.title):
+            heading, prose = node.astext(), ""
+        elif isinstance(node, nodes.paragraph) and not _in_output(node):
+            prose = first_sentence(node.astext())
+        elif isinstance(node, nodes.image) and not node.get("alt"):
+            caption = node.parent.next_node(nodes.caption) if isinstance(node.parent, nodes.figure) else None
+            said = first_sentence(caption.astext()) if caption else prose
+            text = f"Figure, {heading}: {said}" if said else f"Figure: {heading}"
+            used[text] = used.get(text, 0) + 1
+            node["alt"] = text if used[text] == 1 else f"{text} ({used[text]})"
+
+
+def _in_output(node):
+    while node := node.parent:
+        if "cell_output" in node.get("classes", []):
+            return True
+    return False
+
+
+def setup(app):
+    app.connect("doctree-resolved", describe, priority=900)  # by then pages that quote a figure hold it
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,14 @@
+"""Small faults in what the builder writes, mended: each would stop a browser's script or a screen reader."""
+
+
+def mend(app, pagename, templatename, context, doctree):
+    # Thebe, which no page uses, declares its constants twice, and the second time is an error
+    context["script_files"][:] = [script for script in context["script_files"]
+                                  if "thebe" not in str(script.attributes.get("body") or script.filename).lower()]
+    if "body" in context:  # a list may hold items only, and that is what entries of a bibliography are
+        context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
+def setup(app):
+    app.connect("html-page-context", mend, priority=950)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,138 @@
+"""Drawings of the book are what their scripts draw, and agree with records and plots; links follow one setting."""
+
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+BOOK = ROOT / "book"
+
+
+def script(path):
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+head_map, methods = (script(BOOK / "drawings" / f"{name}.py") for name in ("head_map", "methods"))
+addresses, alt_text = (script(BOOK / "extensions" / f"{name}.py") for name in ("addresses", "alt_text"))
+MAP = json.loads((BOOK / "drawings" / "head_map.json").read_text())
+
+
+def test_the_map_is_drawn_from_what_was_measured_and_that_agrees_with_the_record():
+    assert (BOOK / "drawings" / "head_map.html").read_text() == head_map.draw(MAP)
+    record = json.loads((ROOT / "data" / "results" / f"{MAP['run']}.json").read_text())
+    for key, value in MAP["made"].items():  # in half precision, on another number of threads
+        assert value == pytest.approx(record["values"][key], rel=0.01)
+
+
+def test_the_plans_of_the_map_take_the_least_important_parts():
+    assert [len(block) for block in MAP["heads"]] == [9] * 30
+    for number, gone in MAP["gone"].items():
+        for block, heads in enumerate(gone):
+            assert len(heads) == int(number)
+            groups = [sum(MAP["heads"][block][3 * g:3 * g + 3]) for g in range(3)]
+            least = sorted(range(3), key=groups.__getitem__)[:int(number) // 3]
+            assert {head // 3 for head in heads} == set(least)
+    for steps in MAP["steps"].values():
+        assert [round(100 * step[2]) for step in steps] == list(range(51))
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_the_picture_of_a_method_is_what_its_script_draws_and_stands_in_its_chapter(name):
+    assert (BOOK / "drawings" / f"{name}.html").read_text() == methods.draw(name)
+    assert f"../drawings/{name}.html" in (BOOK / "chapters" / f"{name}.md").read_text()
+
+
+# --- links ------------------------------------------------------------------------------------------------------------
+
+REPOSITORY = "https://github.com/Someone/pruning"
+
+
+def test_without_a_repository_there_are_no_buttons_and_with_one_all_of_them():
+    assert not any(addresses.options("").values())
+    known = addresses.options(REPOSITORY)
+    assert all(known[button] is True for button in addresses.BUTTONS)
+    assert known["launch_buttons"]["binderhub_url"] and known["launch_buttons"]["colab_url"]
+
+
+def test_the_address_of_the_site_follows_from_the_repository():
+    assert addresses.site(REPOSITORY) == "https://someone.github.io/pruning/"
+    assert addresses.site("") == addresses.site("https://example.org/x/y") == ""
+
+
+def test_edit_links_lead_to_the_notebook_and_not_to_the_page_made_of_it():
+    page = f"{REPOSITORY}/edit/main/book/executed/amp-20.ipynb"
+    buttons = [{"buttons": [{"label": "source-edit-button", "url": page},
+                            {"label": "source-issues-button", "url": f"{REPOSITORY}/issues"}]}]
+    addresses.lead_to_source(buttons, "executed/amp-20.ipynb", "amp_prune")
+    assert [b["url"] for b in buttons[0]["buttons"]] == [f"{REPOSITORY}/edit/main/notebooks/amp_prune.ipynb",
+                                                         f"{REPOSITORY}/issues"]
+
+
+def test_a_page_names_its_repository_only_where_there_is_one():
+    assert "git+" not in addresses.run_it("x.ipynb", "amp-20", "")
+    assert f"git+{REPOSITORY}" in addresses.run_it("x.ipynb", "amp-20", REPOSITORY)
+
+
+def test_the_address_of_the_repository_stands_in_one_place():
+    url = yaml.safe_load((BOOK / "_config.yml").read_text())["repository"]["url"]
+    asked = ["git", "grep", "-l", "-F", url or REPOSITORY]  # while there is none, nobody may write down another
+    files = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    if files.returncode > 1:
+        pytest.skip("not a git checkout; a clone has this test")
+    assert set(files.stdout.split()) <= {"book/_config.yml", "tests/test_drawings.py"}
+
+
+def test_a_book_with_a_repository_has_edit_source_and_launch_links_and_an_absolute_card(tmp_path):
+    """Two pages, built as all are; that the published book has none of them while its address is empty, see below."""
+    shutil.copytree(BOOK, tmp_path / "book", ignore=shutil.ignore_patterns("executed", "chapters", "_build"))
+    for name in ("chapters/references.md", "executed/by_hand.ipynb"):
+        (tmp_path / "book" / name).parent.mkdir()
+        shutil.copyfile(BOOK / name, tmp_path / "book" / name)
+    config = (tmp_path / "book" / "_config.yml").read_text()
+    assert config.count('url: ""') == 1
+    (tmp_path / "book" / "_config.yml").write_text(config.replace('url: ""', f"url: {REPOSITORY}"))
+    (tmp_path / "book" / "_toc.yml").write_text("format: jb-book\nroot: chapters/references\n"
+                                                "chapters: [file: executed/by_hand]\n")
+    builder = Path(sys.executable).with_name("jupyter-book")
+    done = subprocess.run([builder, "build", tmp_path / "book", "-q"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    html = tmp_path / "book" / "_build" / "html"
+    page, chapter = ((html / f"{name}.html").read_text() for name in ("executed/by_hand", "chapters/references"))
+    for link in (f"{REPOSITORY}/edit/main/notebooks/by_hand.ipynb", f"git+{REPOSITORY}",
+                 "https://mybinder.org/v2/gh/Someone/pruning/main?urlpath=lab/tree/book/executed/by_hand.ipynb",
+                 "https://colab.research.google.com/github/Someone/pruning/blob/main/book/executed/by_hand.ipynb",
+                 'content="https://someone.github.io/pruning/_static/card.png"'):
+        assert link in page
+    assert f"{REPOSITORY}/edit/main/book/chapters/references.md" in chapter
+
+
+# --- words for figures ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prose, said", [("How to read it. Each row is a block. More.", "Each row is a block."),
+                                         ("No full stop", "No full stop"), ("Which one?\nThis.", "Which one?")])
+def test_a_figure_is_described_by_the_first_sentence_that_says_something(prose, said):
+    assert alt_text.first_sentence(prose) == said
+
+
+def test_a_caption_goes_before_prose_and_a_given_text_before_both():
+    from docutils import nodes
+    doctree = nodes.section("", nodes.title("", "Heads"), nodes.paragraph("", "Each row is a block."))
+    plain, given, captioned = nodes.image(), nodes.image(alt="mine"), nodes.image()
+    doctree += [plain, given, nodes.image(), nodes.figure("", captioned, nodes.caption("", "A map. More."))]
+    alt_text.describe(SimpleNamespace(), doctree, "page")
+    texts = [image["alt"] for image in doctree.findall(nodes.image)]
+    assert texts == ["Figure, Heads: Each row is a block.", "mine", "Figure, Heads: Each row is a block. (2)",
+                     "Figure, Heads: A map."]
+    assert not re.search(r"\d{5}", "".join(texts))

@@ -1,0 +1,297 @@
+"""The built book as a reader meets it: in a browser, on a laptop and on a phone, with keyboard and screen reader."""
+
+import functools
+import http.server
+import os
+import shutil
+import threading
+from importlib import resources
+from pathlib import Path
+from urllib.parse import unquote, urldefrag, urljoin
+
+import pytest
+from playwright.sync_api import sync_playwright
+
+from pruning_lib import experiments
+from pruning_lib.experiments import Tree
+
+ROOT = Path(__file__).resolve().parents[1]
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+NO_BROWSER = "no chromium here to read the book in; on Debian: apt-get install --no-install-recommends chromium"
+SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
+            "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
+LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+# what each kind of page looks like; contrast, which is slow to measure, is measured on these, by day and by night
+KINDS = ["chapters/intro", "chapters/amp", "chapters/claims", "executed/amp_against_size", "executed/amp-20"]
+SERIOUS = {"serious", "critical"}
+THEMES_OWN: dict[str, str] = {}  # rule of axe -> why the theme breaks it and nothing of ours can mend it
+
+
+# --- the book, a server, a browser ------------------------------------------------------------------------------------
+
+
+def changed():
+    """When the newest source of the book was changed."""
+    files = [path for path in (ROOT / "book").rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    files += [*(ROOT / "pruning_lib").glob("*.py"), ROOT / "notebooks" / "runs.yml"]
+    return max(path.stat().st_mtime for path in files)
+
+
+@pytest.fixture(scope="session")
+def html():
+    """Folder of the published report, built anew where a source is newer; every warning is an error."""
+    if CHROMIUM is None:
+        if os.environ.get("CI"):
+            pytest.fail(NO_BROWSER)
+        pytest.skip(NO_BROWSER)
+    index = ROOT / "build" / "report" / "book" / "_build" / "html" / "index.html"
+    if not index.is_file() or index.stat().st_mtime < changed():
+        index = experiments.build_book(ROOT)
+    return index.parent
+
+
+@pytest.fixture(scope="session")
+def address(html):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(html)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser(html):
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def sheet(browser, request):
+    """An empty page of the browser; parameters are those of a browser context."""
+    context = browser.new_context(**{"viewport": LAPTOP, **getattr(request, "param", {})})
+    yield context.new_page()
+    context.close()
+
+
+@pytest.fixture(scope="session")
+def names(html):
+    """Every page of the site, as a path; the first one only leads on."""
+    found = sorted(str(path.relative_to(html)) for path in html.rglob("*.html") if "_static" not in path.parts)
+    found.remove("index.html")
+    assert len(found) > 30 and "chapters/amp.html" in found
+    return found
+
+
+# --- every page -------------------------------------------------------------------------------------------------------
+
+LOOK = """() => ({
+  images: [...document.images].map(i => [i.getAttribute("src"), i.complete && i.naturalWidth, i.alt]),
+  links: [...document.querySelectorAll("a[href]")].map(a => a.href),
+  ids: [...document.querySelectorAll("[id], a[name]")].map(e => e.id || e.name),
+  wider: Math.max(...["html", "main", ".bd-article-container", ".bd-article"].map(part => document.querySelector(part))
+    .filter(part => part).map(part => part.scrollWidth - Math.min(part.clientWidth, innerWidth))),
+  wide: [...document.querySelectorAll("main :not(pre *)")].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
+    .slice(0, 5).map(e => e.outerHTML.slice(0, 80)),
+  seconds: performance.getEntriesByType("navigation")[0].domContentLoadedEventEnd / 1000,
+})"""
+
+
+@pytest.fixture(scope="session")
+def seen(browser, address, names):
+    """name -> what a reader with a phone finds on the page; the laptop's width hides what does not fit."""
+    context = browser.new_context(viewport=PHONE)
+    page, found = context.new_page(), {}
+    trouble: list[str] = []
+    page.on("console", lambda message: trouble.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: trouble.append(str(error)))
+    page.on("requestfailed", lambda request: None if request.failure == "net::ERR_ABORTED"  # the reader went on
+            else trouble.append(f"failed: {request.url}"))
+    page.on("request", lambda request: None if request.url.startswith((address, "data:", "blob:"))
+            else trouble.append(f"leaves the site: {request.url}"))
+    for name in names:
+        trouble.clear()
+        answer = page.goto(address + name, wait_until="load")
+        settled(page)
+        found[name] = {"url": page.url, "status": answer.status, **page.evaluate(LOOK), "trouble": list(trouble)}
+    context.close()
+    return found
+
+
+def settled(page):
+    """The formulas of the page are set."""
+    page.evaluate("() => window.MathJax && MathJax.startup && MathJax.startup.promise")
+
+
+def those(seen, wrong):
+    """Pages on which ``wrong`` finds something, with what it finds."""
+    return {name: found for name, page in seen.items() if (found := wrong(page))}
+
+
+def test_every_page_answers_and_reports_no_error_and_asks_nobody_else(seen):
+    assert not those(seen, lambda page: page["status"] not in (200, 304))
+    assert not those(seen, lambda page: page["trouble"])
+
+
+def test_every_image_is_there_and_every_figure_is_described(seen):
+    assert sum(len(page["images"]) for page in seen.values()) > 60
+    assert not those(seen, lambda page: [source for source, width, _ in page["images"] if not width])
+    assert not those(seen, lambda page: [source for source, _, alt in page["images"]
+                                         if len(alt) < (20 if "_images/" in source else 1) or "_images/" in alt])
+
+
+def test_no_page_is_wider_than_a_phone(seen):
+    assert not those(seen, lambda page: page["wide"] or ["?"] if page["wider"] > 0 else None)
+
+
+def test_every_link_inside_the_book_leads_to_a_page_and_to_a_place_on_it(seen, address, html):
+    ids = {page["url"]: set(page["ids"]) for page in seen.values()}
+    broken = {}
+    for name, page in seen.items():
+        for link in set(page["links"]):
+            target, place = urldefrag(urljoin(page["url"], link))
+            if not target.startswith(address):
+                continue
+            file = html / unquote(target.removeprefix(address)).split("?")[0]
+            lost = not (file / "index.html" if file.is_dir() else file).is_file()
+            if lost or (place and target in ids and unquote(place) not in ids[target]):
+                broken.setdefault(name, []).append(link.removeprefix(address))
+    assert not broken
+
+
+def test_pages_and_site_stay_small_and_quick(seen, html):
+    assert not [path.name for path in (html / "executed").glob("*.html") if path.stat().st_size > 1e6]
+    files = [path for path in html.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    assert sorted(page["seconds"] for page in seen.values())[len(seen) // 2] < 3
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_search_finds_heads_and_leads_to_their_chapter(sheet, address):
+    sheet.goto(address + "search.html?q=head")
+    sheet.wait_for_selector("#search-results li a")
+    assert "AMP: heads and neurons" in sheet.locator("#search-results").inner_text()
+    sheet.locator("#search-results li a", has_text="AMP: heads and neurons").first.click()
+    assert "/chapters/amp.html" in sheet.url
+
+
+def test_a_notebook_can_be_downloaded_from_the_page_made_of_it(sheet, address):
+    sheet.goto(address + "executed/amp-20.html")
+    with sheet.expect_download() as wanted:
+        sheet.locator(".run-it a", has_text="Download").click()
+    assert Path(wanted.value.path()).read_bytes() == (ROOT / "book" / "executed" / "amp-20.ipynb").read_bytes()
+    assert sheet.locator(".run-it code").first.inner_text() == "pruning-lib run amp-20"
+
+
+def cells(table, column):
+    return table.locator(f"tbody tr > :nth-child({column})").all_inner_texts()
+
+
+def test_a_result_table_is_sorted_with_the_keyboard_and_comes_back(sheet, address):
+    sheet.goto(address + "executed/amp_against_size.html")
+    table = sheet.locator("main .cell_output table").filter(has=sheet.locator("th button")).first
+    button = table.locator("th button", has_text="20% removed")
+    column = 1 + button.evaluate("b => b.closest('th').cellIndex")
+    before = cells(table, column)
+    orders = []
+    for _ in range(3):
+        button.focus()
+        sheet.keyboard.press("Enter")
+        orders.append((button.evaluate("b => b.closest('th').ariaSort"), cells(table, column)))
+    assert [order for order, _ in orders] == ["ascending", "descending", None]
+    filled = [[text for text in texts if text.strip()] for _, texts in orders]
+    assert filled[0] == filled[1][::-1] and orders[0][1] != orders[1][1] and orders[2][1] == before
+
+
+@pytest.mark.parametrize("sheet", [{"java_script_enabled": False}], indirect=True)
+def test_without_scripts_tables_are_plain_and_the_map_stands_still(sheet, address):
+    sheet.goto(address + "executed/amp_against_size.html")
+    assert sheet.locator("main .cell_output table td").count() and not sheet.locator("th button").count()
+    sheet.goto(address + "chapters/amp.html")
+    figure = sheet.locator("#head-map")
+    assert not figure.locator("input").first.is_visible() and figure.locator("rect.gone").count() == 90
+    assert "20.0 % of all parameters" in figure.locator(".said").inner_text()
+
+
+def test_the_map_of_heads_follows_slider_and_choice_with_the_keyboard_alone(sheet, address):
+    sheet.goto(address + "chapters/amp.html")
+    figure = sheet.locator("#head-map")
+    slider = figure.locator("input[type=range]")
+    at_first = figure.locator(".said").inner_text()
+    assert figure.locator("rect.gone").count() == 90  # three of nine heads in each of thirty blocks
+    slider.focus()
+    sheet.keyboard.press("End")
+    assert figure.locator("output").inner_text() == "50 %" and figure.locator("rect.gone").count() == 180
+    assert figure.locator(".said").inner_text() != at_first
+    sheet.keyboard.press("Home")
+    assert figure.locator("rect.gone").count() == 0 and figure.locator(".curtain").get_attribute("width") == "0"
+    figure.locator("input[type=radio]").first.focus()
+    sheet.keyboard.press("ArrowDown")
+    slider.focus()
+    for _ in range(20):
+        sheet.keyboard.press("ArrowRight")
+    assert figure.locator("rect.gone").count() == 0 and float(figure.locator(".curtain").get_attribute("width")) > 50
+
+
+def test_the_page_has_a_card_and_a_sign(sheet, address):
+    sheet.goto(address + "chapters/amp.html")
+    tags = {tag.get_attribute("property"): tag.get_attribute("content") for tag in
+            sheet.locator("meta[property^='og:']").all()}
+    assert tags["og:title"].startswith("AMP") and len(tags["og:description"]) > 40
+    for link in (tags["og:image"], sheet.locator("link[rel*=icon]").first.get_attribute("href")):
+        assert sheet.request.get(urljoin(sheet.url, link)).ok
+
+
+# --- for everybody ----------------------------------------------------------------------------------------------------
+
+
+def violations(page, rules):
+    """Rules of axe-core that the page breaks seriously, with the first places."""
+    page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
+    found = page.evaluate("options => axe.run({exclude: [['mjx-container']]}, options)",
+                          {"resultTypes": ["violations"], "preload": False, "rules": rules})["violations"]
+    return {v["id"]: [node["html"][:120] for node in v["nodes"][:3]] for v in found
+            if v["impact"] in SERIOUS and v["id"] not in THEMES_OWN}
+
+
+def one_of_a_kind(names):
+    """Every page, but of the pages made from one notebook the first only."""
+    made_from = {f"executed/{row.name}.html": row.notebook for row in experiments.rows(Tree.at(ROOT)).values()}
+    return list({made_from.get(name, name): name for name in reversed(names)}.values())
+
+
+def test_no_page_shuts_a_reader_out(browser, address, names):
+    context = browser.new_context(viewport=LAPTOP)
+    page, found = context.new_page(), {}
+    for name in one_of_a_kind(names):
+        page.goto(address + name, wait_until="load")
+        found[name] = violations(page, {"color-contrast": {"enabled": False}})
+    context.close()
+    assert not {name: broken for name, broken in found.items() if broken}
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("sheet", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True, ids="ld")
+def test_text_stands_out_by_day_and_by_night(sheet, address, name, request):
+    sheet.goto(f"{address}{name}.html", wait_until="load")
+    wanted = request.node.callspec.params["sheet"]["color_scheme"]
+    assert sheet.locator("html").get_attribute("data-theme") == wanted
+    assert not violations(sheet, {})
+
+
+def test_the_browser_would_tell_of_a_missing_file(sheet, address):
+    """Else the tests above would find nothing wrong anywhere."""
+    sheet.set_content("<main><img src='x.png'><input></main>")
+    assert {"image-alt", "label"} <= set(violations(sheet, {}))
+    assert sheet.goto(address + "chapters/none.html").status == 404
+
+
+def test_the_address_of_the_site_leads_to_the_first_chapter(sheet, address):
+    sheet.goto(address)
+    sheet.wait_for_url("**/chapters/intro.html")
