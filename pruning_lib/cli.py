@@ -30,7 +30,7 @@ def _parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="execute rows of notebooks/runs.yml", description=(
         "Execute rows of notebooks/runs.yml with papermill. A row's page and record appear when it is done."))
     run.add_argument("rows", nargs="*", metavar="ROW", help="names of rows")
-    run.add_argument("--all", action="store_true", help="every row of runs.yml")
+    run.add_argument("--all", action="store_true", help="every row of runs.yml but those marked not_run")
     run.add_argument("--defaults", action="store_true", help="every notebook once, at its default parameters")
     run.add_argument("--stale", action="store_true", help="leave out rows whose pages are up to date")
     run.add_argument("--stale-code", action="store_true", help="like --stale, but run those too of which it cannot be "
@@ -122,6 +122,11 @@ def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]
         if unknown:
             raise SystemExit(f"no row {', '.join(unknown)}; rows: {', '.join(table)}")
         table = {name: table[name] for name in arguments.rows}
+    else:
+        for row in table.values():
+            if row.not_run:
+                print(f"{row.name}: left out ({row.not_run}); to run it, give its name")
+        table = {name: row for name, row in table.items() if not row.not_run}
     chosen = [replace(row, parameters={**row.parameters, **overrides}) for row in table.values()]
     return [experiments.checked(row, tree) for row in chosen]
 
@@ -147,6 +152,9 @@ def _status(arguments: argparse.Namespace) -> int:
     tree = Tree.at(arguments.root, arguments.out)
     unknown = []
     for name, row in experiments.rows(tree).items():
+        if row.not_run and not tree.page(row).exists():
+            print(f"{name:30} not run here: {row.not_run}")
+            continue
         found = experiments.verdict(row, tree)
         running = locks.held(tree.lock(row))
         print(f"{name:30} {found.why or 'up to date'}" + (f"; running: {running}" if running else ""))

@@ -77,7 +77,7 @@ for _depth, _digits in ((20, "12fca82f"), (56, "4bfd9763")):
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote_code: bool = False,
+def load(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
          memory: Mapping[int | str, str] | None = None) -> tuple[nn.Module, Any]:
     """A causal language model and its tokenizer, or an image network and None, ready to evaluate.
 
@@ -86,7 +86,8 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
     name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
         or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
     dtype : ``"float32"`` or ``"bfloat16"``
-    device : where it goes; ``"auto"`` spreads a language model over all GPUs there are, then host memory, then disk
+    device : where it goes, by default to the GPU if there is one; ``"auto"`` spreads a language model over all GPUs
+        there are, then host memory, then disk
     trust_remote_code : run code that comes with the model; only for sources you trust
     memory : with ``"auto"``, what may be taken where, e.g. ``{0: "70GB", "cpu": "100GB"}``; the rest waits on disk
 
@@ -101,6 +102,7 @@ def load(name: str, *, dtype: str = "float32", device: str = "cpu", trust_remote
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)} (float16 overflows in some families)")
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
     if Path(source).is_dir() and networks.holds(Path(source)):
         return networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None

@@ -256,3 +256,21 @@ def points(table: pd.DataFrame, ax: Axes, *, quality: str, unit: str = "fraction
     ax.set_xlim(left=min(0, ax.get_xlim()[0]))
     ax.grid(axis="y", visible=False)
     return ax
+
+
+def gains(table: pd.DataFrame, ax: Axes, *, task: str) -> Axes:
+    """A point per line of ``table``: how many times faster, with its interval, and a bar where the ideal is.
+
+    ``table`` has ``label``, ``removed_fraction``, ``<task>_gain``, ``<task>_gain_low``, ``<task>_gain_high`` and
+    ``<task>_ideal``.
+    """
+    rows, gain = table.iloc[::-1], f"{task}_gain"
+    error = [rows[gain] - rows[f"{gain}_low"], rows[f"{gain}_high"] - rows[gain]]
+    ax.axvline(1, color="#777777", linewidth=1)
+    ax.errorbar(rows[gain], rows.label, xerr=np.array(error, float), fmt="o", color="#0072B2", capsize=4,
+                label="measured")
+    ax.plot(rows[f"{task}_ideal"], rows.label, "|", color="#D55E00", ms=14, mew=3, label="ideal")
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.1, y=0.1)
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    return ax

@@ -95,7 +95,7 @@ def _measures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--window", type=int, default=2048, help="tokens a prediction may look back on, at most")
     parser.add_argument("--tasks", default="none", choices=evaluate.TASKS, help="zero-shot tasks")
     parser.add_argument("--dtype", default="float32", choices=models.DTYPES, help="of weights and arithmetic")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ...")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the GPU if there is one, without this")
 
 
 def _answer(name: str, act: Command, arguments: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ import papermill
 import yaml
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # also the name of a file, so never a path
-KEYS = ("notebook", "parameters", "reading", "resources", "memory_gb")
+KEYS = ("notebook", "parameters", "reading", "resources", "memory_gb", "not_run")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class Row:
     ----------
     resources : name -> amount it needs of what a machine has few of, e.g. ``{"GPU": 1}``
     memory_gb : above this its notebook is stopped; 0 for no limit
+    not_run : why the report has no page of it, e.g. what it needs; such a row runs only when it is named
     """
 
     name: str
@@ -74,6 +75,7 @@ class Row:
     reading: bool = False
     resources: Mapping[str, float] = field(default_factory=dict)
     memory_gb: float = 0
+    not_run: str = ""
 
 
 def rows(tree: Tree) -> dict[str, Row]:
@@ -106,11 +108,12 @@ def _row(name: Any, entry: Any) -> Row:
     if not isinstance(entry, dict) or set(entry) - set(KEYS) or "notebook" not in entry:
         got = sorted(map(str, entry)) if isinstance(entry, dict) else entry
         raise SystemExit(f"runs.yml, row {name}: wanted notebook, parameters, reading; got {got} "
-                         f"(resources and memory_gb may be added)")
+                         f"(resources, memory_gb and not_run may be added)")
     row = Row(name, entry["notebook"], entry.get("parameters") or {}, entry.get("reading") or False,
-              entry.get("resources") or {}, entry.get("memory_gb") or 0)
+              entry.get("resources") or {}, entry.get("memory_gb") or 0, entry.get("not_run") or "")
     forms = {"notebook": (row.notebook, str, "a name"), "parameters": (row.parameters, dict, "names with values"),
-             "reading": (row.reading, bool, "true or false"), "resources": (row.resources, dict, "e.g. {GPU: 1}")}
+             "reading": (row.reading, bool, "true or false"), "resources": (row.resources, dict, "e.g. {GPU: 1}"),
+             "not_run": (row.not_run, str, "a text that says why")}
     for key, (value, kind, wanted) in forms.items():
         if not isinstance(value, kind):
             raise SystemExit(f"runs.yml, row {name}: {key} is {value!r}, wanted {wanted}")

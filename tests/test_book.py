@@ -17,7 +17,8 @@ from pruning_lib.experiments import Tree
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
 TREE = Tree.at(ROOT)
-ROWS = rows_of(TREE)
+EVERY_ROW = rows_of(TREE)
+ROWS = {name: row for name, row in EVERY_ROW.items() if not row.not_run}  # the others have no page
 RUNS = [name for name, row in ROWS.items() if not row.reading]
 CHAPTERS = sorted((BOOK / "chapters").glob("*.md"))
 PROSE = [*CHAPTERS, *sorted(TREE.notebooks.glob("*.ipynb"))]

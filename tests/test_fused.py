@@ -2,27 +2,9 @@
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, Phi3Config
 
 from pruning_lib import amp, checkpoints, data, surgery
-
-
-def as_phi3(llama):
-    """The LLaMA's weights in the Phi-3 architecture, which computes the same from fewer, larger matrices."""
-    fields = {name: getattr(llama.config, name) for name in (
-        "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-        "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
-        "pad_token_id", "bos_token_id", "eos_token_id")}
-    config = Phi3Config(**fields, head_dim=llama.config.head_dim, sliding_window=None)
-    model = AutoModelForCausalLM.from_config(config, dtype=llama.dtype).eval()
-    weights = dict(llama.state_dict())
-    for i in range(config.num_hidden_layers):
-        for fused, parts in (("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
-                             ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj"))):
-            weights[f"model.layers.{i}.{fused}.weight"] = torch.cat(
-                [weights.pop(f"model.layers.{i}.{part}.weight") for part in parts])
-    model.load_state_dict(weights)
-    return model
+from pruning_lib.fused import as_phi3
 
 
 def assert_agree(llama, batches, *, heads_removed, cut, folder):
@@ -55,3 +37,8 @@ def test_the_default_model_and_its_phi3_lose_the_same(smollm, tmp_path):
     llama, tokenizer = smollm
     batches = amp.batches(data.texts("mini_prompts", 4), tokenizer)
     assert_agree(llama, batches, heads_removed=3, cut="whole_groups", folder=tmp_path / "stored")
+
+
+def test_what_has_no_phi3_is_refused(tiny):
+    with pytest.raises(ValueError, match="qwen2.*wanted a LLaMA without biases"):
+        as_phi3(tiny("qwen2"))

@@ -1,0 +1,64 @@
+"""Shapes of published language models: what their config files say, so that they can be planned without a download.
+
+A network on PyTorch's ``meta`` device has shapes and no memory: plans, parameter counts and limits can be worked out on
+it.  With random weights it takes as long as the published model, for speed does not depend on what the weights are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning_lib.registry import Table
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What fixes the size of a language model.
+
+    Attributes
+    ----------
+    family : key of ``families.FAMILIES``
+    groups : of key and value heads; as many as heads where attention is not grouped
+    parameters : as published, tied embeddings counted once
+    more : further fields of its config
+    """
+
+    family: str
+    blocks: int
+    width: int
+    heads: int
+    groups: int
+    neurons: int
+    vocabulary: int
+    parameters: int
+    more: Mapping[str, Any] = field(default_factory=dict)
+
+
+SHAPES: Table = Table("shape")  # by hub name
+SHAPES["meta-llama/Llama-2-7b-hf"] = Shape("llama", 32, 4096, 32, 32, 11008, 32000, 6_738_415_616)
+SHAPES["meta-llama/Llama-3.2-1B"] = Shape("llama", 16, 2048, 32, 8, 8192, 128256, 1_235_814_400,
+                                          {"head_dim": 64, "tie_word_embeddings": True})
+SHAPES["meta-llama/Llama-3.1-70B"] = Shape("llama", 80, 8192, 64, 8, 28672, 128256, 70_553_706_496)
+SHAPES["Qwen/Qwen2.5-0.5B"] = Shape("qwen2", 24, 896, 14, 2, 4864, 151936, 494_032_768, {"tie_word_embeddings": True})
+SHAPES["microsoft/phi-1"] = Shape("phi", 24, 2048, 32, 32, 8192, 51200, 1_418_270_720, {"partial_rotary_factor": 0.5})
+SHAPES["microsoft/phi-1_5"] = SHAPES["microsoft/phi-1"]
+SHAPES["microsoft/phi-2"] = Shape("phi", 32, 2560, 32, 32, 10240, 51200, 2_779_683_840, {"partial_rotary_factor": 0.4})
+
+
+def network(name: str, *, device: str = "meta", dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> nn.Module:
+    """A network of the shape of ``name`` (key of ``SHAPES``) with random weights; on ``meta``, with none at all."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    shape = SHAPES[name]
+    config = AutoConfig.for_model(
+        shape.family, num_hidden_layers=shape.blocks, hidden_size=shape.width, num_attention_heads=shape.heads,
+        num_key_value_heads=shape.groups, intermediate_size=shape.neurons, vocab_size=shape.vocabulary,
+        **{"tie_word_embeddings": False, **shape.more})
+    with torch.device(device), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype).eval()

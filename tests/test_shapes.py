@@ -1,0 +1,46 @@
+"""Shapes of published models have the published numbers of parameters; rows that were not run fit their models."""
+
+import pytest
+import torch
+
+from pruning_lib import baselines, checkpoints, experiments, plans, shapes, surgery
+from tests.test_notebooks import ROWS, TREE
+
+NOT_RUN = {name: row for name, row in ROWS.items() if row.not_run}
+
+
+@pytest.mark.parametrize("name", shapes.SHAPES)
+def test_a_shape_has_the_published_number_of_parameters_and_takes_no_memory(name):
+    network = shapes.network(name)
+    assert {p.device.type for p in network.parameters()} == {"meta"}
+    assert sum(p.numel() for p in network.parameters()) == shapes.SHAPES[name].parameters
+
+
+def test_random_weights_are_those_of_the_seed_and_leave_the_generator_alone(monkeypatch):
+    monkeypatch.setitem(shapes.SHAPES, "toy", shapes.Shape("llama", 2, 32, 4, 2, 24, 64, 0))
+    before = torch.get_rng_state()
+    first, again, other = (next(shapes.network("toy", device="cpu", seed=seed).parameters()) for seed in (1, 1, 2))
+    assert torch.equal(first, again) and not torch.equal(first, other)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", NOT_RUN)
+def test_a_row_that_was_not_run_can_be_carried_out_on_its_models_shape(name):
+    """Everything but the data: the plan can be reached, cut, and stored in a config that transformers accepts."""
+    row = NOT_RUN[name]
+    given = {**experiments.parameters_of(experiments.source(row, TREE)), **row.parameters}
+    dense = shapes.network(given["model"])
+    asked = given.get("removed_fractions", str(given.get("removed_fraction")))
+    for fraction in map(float, asked.split()):
+        plan = plans.choose(baselines.nothing(dense), dense, removed_fraction=fraction, seed=0,
+                            heads_removed=None if given["heads_removed"] < 0 else given["heads_removed"])
+        pruned = surgery.remove(dense, plan)
+        left = sum(p.numel() for p in pruned.parameters()) / sum(p.numel() for p in dense.parameters())
+        assert 1 - left == pytest.approx(fraction, abs=1e-3)
+        stored = checkpoints._with_config(pruned, checkpoints._storable(pruned))  # as from_pretrained will build it
+        theirs, ours = ({k: v.shape for k, v in one.state_dict().items()} for one in (stored, pruned))
+        assert theirs == ours
+
+
+def test_rows_that_were_not_run_say_what_they_need():
+    assert NOT_RUN and all(len(row.not_run.split()) > 3 for row in NOT_RUN.values())
