@@ -277,7 +277,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
 def card(facts: dict[str, Any]) -> str:
     """The model card: what was done, what was measured on what, how to load it."""
     made = facts["made_with"]
-    rows = [f"| {name} | {v['perplexity']:.2f} [{v['perplexity_low']:.2f}, {v['perplexity_high']:.2f}] | {v['text']}, "
+    rows = [f"| {name} | {_perplexity(v)} | {v['text']}, "
             f"{v['tokens']} tokens, window {v['window']} | {_accuracy(v)} |" for name, v in facts["measured"].items()]
     used = "\n".join(f"- {name}, fingerprint `{print_}`" for name, print_ in made["data"].items())
     return "\n".join([
@@ -298,7 +298,13 @@ def _accuracy(values: dict[str, Any]) -> str:
     return f"{values[f'{tasks}_mean_fraction']:.3f} ({tasks})" if tasks else "not measured"
 
 
+def _perplexity(values: dict[str, Any]) -> str:
+    """With its interval, which a text of a single window does not give."""
+    if values["perplexity_low"] is None:
+        return f"{values['perplexity']:.2f} [no interval from one window]"
+    return f"{values['perplexity']:.2f} [{values['perplexity_low']:.2f}, {values['perplexity_high']:.2f}]"
+
+
 def _line(values: dict[str, Any]) -> str:
-    text = (f"perplexity {values['perplexity']:.2f} [{values['perplexity_low']:.2f}, {values['perplexity_high']:.2f}] "
-            f"on {values['tokens']} tokens of {values['text']}")
+    text = f"perplexity {_perplexity(values)} on {values['tokens']} tokens of {values['text']}"
     return text + f", mean accuracy {_accuracy(values)}" * ("tasks" in values)

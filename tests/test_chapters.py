@@ -1,4 +1,4 @@
-"""What a reader and a teacher are promised: goals and honest minutes, words explained, verdicts that are the records'."""
+"""What readers and teachers are promised: goals, honest minutes, words explained, verdicts that are the records'."""
 
 import ast
 import math
@@ -13,7 +13,8 @@ from pruning_lib import slides
 
 LOOKED_UP = {"api", "notation", "glossary", "adding", "references"}  # not read from top to bottom
 READ = [path for path in CHAPTERS if path.stem not in LOOKED_UP]
-FIRST_WORDS = r"\A# .+\n\n\*You will learn\* .+ \*You need\* .+ \*Time:\* (\d+) minutes to read(?:, (\d+) for the exercises)?\.\n"
+FIRST_WORDS = (r"\A# .+\n\n\*You will learn\* .+ \*You need\* .+ "
+               r"\*Time:\* (\d+) minutes to read(?:, (\d+) for the exercises)?\.\n")
 WORDS_PER_MINUTE, LINES_PER_MINUTE, FORMULAS_PER_MINUTE = 200, 20, 2
 
 
@@ -35,7 +36,7 @@ def minutes(path):
     read = re.sub(r"^```\{admonition\} Exercise.*?^```$", "", solutions, flags=re.M | re.S)
     lines = printed_lines(path) - sum(len(block.splitlines()) for block in re.findall(
         r"^```python\n(.*?)^```", "".join(re.findall(r"^````.*?^````$", text, re.M | re.S)), re.M | re.S))
-    formulas = len(re.findall(r"\{math\}|^\$\$$", read, re.M))
+    formulas = read.count("{math}") + len(re.findall(r"^\$\$$", read, re.M)) // 2
     words = re.sub(r"^(`{3,})(?:python|yaml|text|\{literalinclude).*?^\1", "", read, flags=re.M | re.S)
     words = re.sub(r"\{glue:text\}`[^`]+`", "number", words)
     return len(words.split()) / WORDS_PER_MINUTE + lines / LINES_PER_MINUTE + formulas / FORMULAS_PER_MINUTE

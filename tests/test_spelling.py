@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROSE = [*sorted((ROOT / "book" / "chapters").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb")),
          *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "book/slides.yml"))]
 OURS = {"re-uses"}  # with a hyphen on purpose
+NAMES = {"math"}  # of a directive
 
 
 def words_of(path):
@@ -36,7 +37,7 @@ def american(text):
     """Words of a text that are spelt otherwise in British English."""
     lines = resources.files("codespell_lib").joinpath("data/dictionary_en-GB_to_en-US.txt").read_text().splitlines()
     spelt = {other.strip(): line.partition("->")[0] for line in lines for other in line.partition("->")[2].split(",")}
-    return {word: spelt[word.lower()] for word in re.findall(r"[A-Za-z]+", text) if word.lower() in spelt}
+    return {word: spelt[word.lower()] for word in re.findall(r"[A-Za-z]+", text) if word.lower() in {*spelt} - NAMES}
 
 
 def test_prose_is_spelt_right(tmp_path):
