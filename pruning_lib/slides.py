@@ -24,7 +24,7 @@ section > * { max-width: 100%; }
 h1 { font-size: 2.2em; margin: 0 0 .4em; } h2 { font-size: 1.5em; margin: 0 0 .6em; }
 img { max-height: 62vh; max-width: 100%; object-fit: contain; align-self: flex-start; height: auto; }
 pre { font-size: .72em; line-height: 1.35; background: #f5f5f5; padding: .7em; margin: 0 0 .6em; }
-pre, .wide { overflow-x: auto; }
+pre, .wide, div.math { overflow-x: auto; } .eqno { display: none; }
 table { border-collapse: collapse; font-size: .8em; } td, th { padding: .25em .9em .25em 0; text-align: left; }
 .ask { border-left: .25em solid #0072b2; padding-left: .7em; font-weight: 600; }
 footer, footer a { font-size: 14px; color: #595959; } footer { margin-top: 1.2em; }
@@ -82,6 +82,8 @@ def _slide(page: BeautifulSoup, entry: dict[str, Any]) -> str:
     if heading is None or heading.parent is None:
         raise SystemExit(f"slides.yml: {entry['page']} has no heading {entry['heading']!r}")
     below = heading.parent
+    for button in below.select("summary"):  # of folded code
+        button.decompose()
     found = [part for part in below.select(entry.get("show", USUAL)) if part.find_parent("section") is below]
     found = [part for part in found if not any(other in part.parents for other in found)]
     if not found:

@@ -109,7 +109,8 @@ def test_a_slide_names_a_heading_that_its_page_has(entry):
 PAGE = """<html><body><section id="amp"><h1>AMP<a class="headerlink" href="#amp">#</a></h1><p>First.</p>
 <section id="idea"><h2>The idea<a class="headerlink" href="#idea">#</a></h2><p id="x">Look at
 <a href="../executed/run.html#a">this</a> and <a href="#amp">that</a>.</p><img src="../_images/a.png" alt="A">
-<div class="highlight"><button>Copy</button><pre>1 + 1</pre></div></section></section></body></html>"""
+<details><summary><p>Show code</p></summary><div class="highlight"><button>Copy</button><pre>1 + 1</pre></div></details>
+</section></section></body></html>"""
 
 
 @pytest.fixture
@@ -130,7 +131,8 @@ def test_a_slide_shows_what_stands_below_its_heading_and_links_lead_where_they_l
     assert "Session &lt;1&gt;" in html and html.count("<section>") == 2 and "First." not in html
     assert 'href="chapters/../executed/run.html#a"' in html and 'src="chapters/../_images/a.png"' in html
     assert 'href="chapters/amp.html#amp"' in html and 'href="chapters/amp.html#idea"' in html
-    assert "Copy" not in html and 'id="x"' not in html and 'alt="A"' in html and "Why?" in html
+    assert "1 + 1" in html and "Copy" not in html and "Show code" not in html
+    assert 'id="x"' not in html and 'alt="A"' in html and "Why?" in html
 
 
 def test_slides_fetch_nothing(built):
