@@ -21,7 +21,7 @@ import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 
-from pruning_lib import locks, results
+from pruning_lib import locks, results, slides
 from pruning_lib.rows import Row, Tree, checked, defaults, parameters_of, rows, source
 from pruning_lib.staleness import fingerprint, made_from, verdict, why_stale
 
@@ -207,6 +207,8 @@ def build_book(root: Path, out: Path | None = None) -> Path:
         if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
             shutil.copyfile(page, book / "executed" / page.name)
     shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
+    if (root / "CONTRIBUTING.md").is_file():  # and one prints the recipes
+        shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")
     contents = yaml.safe_load((book / "_toc.yml").read_text())
     runs = (defaults(tree) if out else rows(tree)).values()
     listed = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
@@ -218,4 +220,7 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     command = [str(builder), "build", str(book), "-n", "-W", "--keep-going", "-q"]
     if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:
         raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
-    return book / "_build" / "html" / "index.html"
+    html = book / "_build" / "html"
+    if (book / "slides.yml").is_file():
+        slides.build(html, book / "slides.yml")
+    return html / "index.html"

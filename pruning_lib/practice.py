@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +18,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib import amp, baselines, checkpoints, data, evaluate, families, models, plans, recipes, recover, results
+from pruning_lib import (
+    amp,
+    baselines,
+    checkpoints,
+    cost,
+    data,
+    evaluate,
+    families,
+    models,
+    networks,
+    plans,
+    recipes,
+    recover,
+    results,
+)
 from pruning_lib.criteria import CRITERIA
 
 Command = Callable[[argparse.Namespace], tuple[dict[str, Any], str]]
@@ -25,8 +40,8 @@ Command = Callable[[argparse.Namespace], tuple[dict[str, Any], str]]
 
 def register(commands: Any) -> None:
     """Add the four commands to the parser of ``pruning-lib``."""
-    inspect = _add(commands, "inspect", inspect_model, "what a model allows: fractions and head counts")
-    inspect.add_argument("model", help="key of models.MODELS, a local folder, or a hub name; its weights are not read")
+    inspect = _add(commands, "inspect", inspect_model, "what a model allows: fractions and head counts, or blocks")
+    inspect.add_argument("model", help="key of models.MODELS, a local folder, or a hub name")
     _add_prune(commands)
     measure = _add(commands, "evaluate", evaluate_model, "perplexity and zero-shot accuracy of one model")
     measure.add_argument("model", help="a folder made by prune, or any other model; a folder's card gets the numbers")
@@ -85,6 +100,8 @@ def _measures(parser: argparse.ArgumentParser) -> None:
 
 def _answer(name: str, act: Command, arguments: argparse.Namespace) -> int:
     """Carry a command out; what the user can put right ends with its message on standard error and status 1."""
+    for talkative in ("lm_eval", "accelerate"):  # of their own inner workings, which nobody here can change
+        logging.getLogger(talkative).setLevel(logging.ERROR)
     try:
         facts, text = act(arguments)
     except (ValueError, OSError, ConnectionError) as error:
@@ -95,10 +112,12 @@ def _answer(name: str, act: Command, arguments: argparse.Namespace) -> int:
 
 
 def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """What can be removed from a model, from its config alone."""
+    """What can be removed from a model: of a language model from its config alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = models.find(arguments.model)
+    if Path(source).is_dir() and networks.holds(Path(source)):
+        return _inspect_image_network(arguments.model, networks.read(Path(source)))
     try:
         config = AutoConfig.from_pretrained(source)
         with torch.device("meta"):
@@ -115,6 +134,32 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")
     return {"model": arguments.model, **facts}, "\n".join(lines)
+
+
+def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str]:
+    """Which blocks of an image network can go: those that keep the shape, as long as another one of the stage stays."""
+    infos = families.residual_blocks(network)
+    stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
+    facts = {"model": name, "network": network.config.network, "parameters": cost.parameters(network),
+             "blocks": [info.name for info in infos], "removable": [info.name for info in infos if info.removable],
+             "most_blocks_removed": sum(min(len(s) - 1, sum(b.removable for b in s)) for s in stages.values())}
+    lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "
+             f"{facts['most_blocks_removed']} can go together if every stage keeps one",
+             "blocks that can go, stage by stage (with consensus.prune, or: pruning-lib run consensus_prune -p "
+             f"model={name}):"]
+    for stage, members in stages.items():
+        free = ", ".join(info.name for info in members if info.removable)
+        lines.append(f"  stage {stage + 1}, {len(members)} blocks  {free or 'none'}")
+    return facts, "\n".join(lines)
+
+
+def language_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, Any]:
+    """A language model and its tokenizer; ValueError for an image network, which these commands cannot measure."""
+    model, tokenizer = models.load(name, dtype=arguments.dtype, device=arguments.device)
+    if tokenizer is None:
+        raise ValueError(f"{name!r} is an image network; this command is for language models. Its blocks go with "
+                         f"consensus.prune, or with: pruning-lib run consensus_prune -p model={name}")
+    return model, tokenizer
 
 
 def allowed(model: nn.Module) -> dict[str, Any]:
@@ -149,7 +194,7 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     texts, used = data.texts(a.calibration, a.prompts), {}
     used[a.calibration] = data.fingerprint(texts)
     pairs = data.pairs(a.recover, a.recover_pairs, skip=a.prompts) if a.recover else []
-    model, tokenizer = models.load(a.model, dtype=a.dtype, device=a.device)
+    model, tokenizer = language_model(a.model, a)
     long = a.compensate != "none" or (a.method != "none" and baselines.METHODS[a.method].needs_text)
     more = data.texts(a.compensation_text, a.compensation_samples) if long else []
     found = recipes.prune(
@@ -191,7 +236,7 @@ def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> 
 
 def evaluate_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measure one model; where it was pruned here, its card gets the numbers."""
-    model, tokenizer = models.load(arguments.model, dtype=arguments.dtype, device=arguments.device)
+    model, tokenizer = language_model(arguments.model, arguments)
     values = measure(model, tokenizer, arguments)
     record = Path(arguments.model) / "pruning.json"
     if record.is_file():
@@ -205,7 +250,7 @@ def compare_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measure two models on the same text and items."""
     found, lines = {}, []
     for name in (arguments.first, arguments.second):
-        model, tokenizer = models.load(name, dtype=arguments.dtype, device=arguments.device)
+        model, tokenizer = language_model(name, arguments)
         found[name] = {"parameters": sum(p.numel() for p in model.parameters()), **measure(model, tokenizer, arguments)}
         lines.append(f"{name}: {found[name]['parameters']:,} parameters, {_line(found[name])}")
     first, second = (found[name] for name in (arguments.first, arguments.second))
@@ -232,7 +277,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
 def card(facts: dict[str, Any]) -> str:
     """The model card: what was done, what was measured on what, how to load it."""
     made = facts["made_with"]
-    rows = [f"| {name} | {v['perplexity']:.2f} [{v['perplexity_low']:.2f}, {v['perplexity_high']:.2f}] | {v['text']}, "
+    rows = [f"| {name} | {_perplexity(v)} | {v['text']}, "
             f"{v['tokens']} tokens, window {v['window']} | {_accuracy(v)} |" for name, v in facts["measured"].items()]
     used = "\n".join(f"- {name}, fingerprint `{print_}`" for name, print_ in made["data"].items())
     return "\n".join([
@@ -253,7 +298,13 @@ def _accuracy(values: dict[str, Any]) -> str:
     return f"{values[f'{tasks}_mean_fraction']:.3f} ({tasks})" if tasks else "not measured"
 
 
+def _perplexity(values: dict[str, Any]) -> str:
+    """With its interval, which a text of a single window does not give."""
+    if values["perplexity_low"] is None:
+        return f"{values['perplexity']:.2f} [no interval from one window]"
+    return f"{values['perplexity']:.2f} [{values['perplexity_low']:.2f}, {values['perplexity_high']:.2f}]"
+
+
 def _line(values: dict[str, Any]) -> str:
-    text = (f"perplexity {values['perplexity']:.2f} [{values['perplexity_low']:.2f}, {values['perplexity_high']:.2f}] "
-            f"on {values['tokens']} tokens of {values['text']}")
+    text = f"perplexity {_perplexity(values)} on {values['tokens']} tokens of {values['text']}"
     return text + f", mean accuracy {_accuracy(values)}" * ("tasks" in values)

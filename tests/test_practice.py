@@ -86,6 +86,14 @@ def test_compare_puts_two_models_side_by_side_on_the_same_text(dense, capsys, tm
     assert "paired" not in facts and facts["first"]["tokens"] == facts["second"]["tokens"] == 297
 
 
+def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, capsys, tmp_path):
+    out = tmp_path / "s"
+    one = [*SMALL[:-1], "2048"]
+    status, shown, _ = run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--out", out, *one)
+    assert status == 0 and shown.count("[no interval from one window] on 299 tokens") == 2
+    assert (out / "README.md").read_text().count("no interval from one window") == 2
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--removed-fraction", "0.99"), "cannot be reached"), (("--heads-removed", "1"), "not a lossless cut"),
     (("--prompts", "1000"), "1000 texts wanted"), (("--blocks-removed", "1"), "give both"),

@@ -1,0 +1,148 @@
+"""What readers and teachers are promised: goals, honest minutes, words explained, verdicts that are the records'."""
+
+import ast
+import math
+import re
+
+import pytest
+import yaml
+from test_book import BOOK, CHAPTERS, ROOT, glued, prose, read_page, stem
+from test_exercises import exercises
+
+from pruning_lib import slides
+
+LOOKED_UP = {"api", "notation", "glossary", "adding", "references"}  # not read from top to bottom
+READ = [path for path in CHAPTERS if path.stem not in LOOKED_UP]
+FIRST_WORDS = (r"\A# .+\n\n\*You will learn\* .+ \*You need\* .+ "
+               r"\*Time:\* (\d+) minutes to read(?:, (\d+) for the exercises)?\.\n")
+WORDS_PER_MINUTE, LINES_PER_MINUTE, FORMULAS_PER_MINUTE = 200, 20, 2
+
+
+def printed_lines(path):
+    """Lines of code that a chapter shows, its own and those it quotes from the library."""
+    own = re.findall(r"^```(?:python|yaml|text)\n(.*?)^```", path.read_text(), re.M | re.S)
+    count = sum(len(block.splitlines()) for block in own)
+    for file, name in re.findall(r"\{literalinclude\} (\S+)\n(?::\w+:.*\n)*?:pyobject: (\w+)", path.read_text()):
+        tree = ast.parse((path.parent / file).resolve().read_text())
+        node = next(node for node in tree.body if getattr(node, "name", "") == name)
+        count += node.end_lineno - node.lineno + 1
+    return count
+
+
+def minutes(path):
+    """How long a chapter takes to read, without its exercises."""
+    text = path.read_text()
+    solutions = re.sub(r"^````\{admonition\} Solution.*?^````$", "", text, flags=re.M | re.S)
+    read = re.sub(r"^```\{admonition\} Exercise.*?^```$", "", solutions, flags=re.M | re.S)
+    lines = printed_lines(path) - sum(len(block.splitlines()) for block in re.findall(
+        r"^```python\n(.*?)^```", "".join(re.findall(r"^````.*?^````$", text, re.M | re.S)), re.M | re.S))
+    formulas = read.count("{math}") + len(re.findall(r"^\$\$$", read, re.M)) // 2
+    words = re.sub(r"^(`{3,})(?:python|yaml|text|\{literalinclude).*?^\1", "", read, flags=re.M | re.S)
+    words = re.sub(r"\{glue:text\}`[^`]+`", "number", words)
+    return len(words.split()) / WORDS_PER_MINUTE + lines / LINES_PER_MINUTE + formulas / FORMULAS_PER_MINUTE
+
+
+@pytest.mark.parametrize("path", READ, ids=stem)
+def test_a_chapter_begins_with_goals_what_is_needed_and_honest_minutes(path):
+    found = re.match(FIRST_WORDS, path.read_text())
+    assert found, "wanted: *You will learn* ... *You need* ... *Time:* N minutes to read(, M for the exercises)."
+    needed = minutes(path)
+    assert abs(int(found[1]) - needed) <= max(1, 0.15 * needed), f"takes about {math.ceil(needed)} minutes to read"
+    assert int(found[2] or 0) == sum(number for _, number in exercises(path.read_text()))
+
+
+def terms():
+    """Every term of the glossary, in small letters."""
+    text = (BOOK / "chapters" / "glossary.md").read_text()
+    lines = re.search(r"```\{glossary\}\n(.*?)^```", text, re.M | re.S)[1].splitlines()
+    return [line for line in lines if line and not line.startswith(" ")]
+
+
+def linked(path):
+    return {(a or b).lower() for a, b in re.findall(r"\{term\}`(?:[^`<]*<([^>`]+)>|([^`<]+))`", path.read_text())}
+
+
+def test_the_glossary_is_in_order_and_explains_every_word_that_leads_to_it():
+    known = [term.lower() for term in terms()]
+    assert known == sorted(set(known)) and len(known) > 35
+    for path in CHAPTERS:
+        assert linked(path) <= set(known), path.name
+
+
+@pytest.mark.parametrize("name", ["amp", "consensus", "robustness", "your_model", "records"])
+def test_chapters_lead_to_the_glossary_where_a_word_comes_first(name):
+    text = (BOOK / "chapters" / f"{name}.md").read_text()
+    assert len(linked(BOOK / "chapters" / f"{name}.md")) >= 4
+    used = [term.lower() for term in re.findall(r"\{term\}`(?:[^`<]*<)?([^>`]+)", text)]
+    assert len(used) == len(set(used)), "once per chapter is enough"
+
+
+def verdicts():
+    """Claim -> verdict, as the claims page shows it: from the pages that computed it."""
+    lines = re.findall(r"^\| ([^|]+) \| [^|]+ \| \{glue:text\}`\.\./executed/(\w+)\.ipynb::(\w+_verdict):s` \|$",
+                       (BOOK / "chapters" / "claims.md").read_text(), re.M)
+    return {claim: glued(read_page(page))[key].strip("'") for claim, page, key in lines}
+
+
+def test_the_readme_has_every_claim_with_its_verdict():
+    wanted = verdicts()
+    lines = re.findall(r"^\| ([^|]+) \| ([^|]+) \|$", (ROOT / "README.md").read_text(), re.M)
+    shown = {claim: verdict for claim, verdict in lines if claim != "claim" and "---" not in claim}
+    assert len(wanted) > 10
+    assert shown == wanted, "README.md needs:\n" + "\n".join(f"| {c} | {v} |" for c, v in wanted.items())
+
+
+# --- slides -----------------------------------------------------------------------------------------------------------
+
+
+SLIDES = yaml.safe_load((BOOK / "slides.yml").read_text())
+
+
+@pytest.mark.parametrize("entry", [e for e in SLIDES if "page" in e], ids=lambda e: f"{e['page']}: {e['heading']}")
+def test_a_slide_names_a_heading_that_its_page_has(entry):
+    """The builder says so too, but only after a minute."""
+    assert set(entry) <= {"page", "heading", "title", "show", "ask"}
+    path = next(p for p in (BOOK / f"{entry['page']}.md", ROOT / f"notebooks/{entry['page'][9:]}.ipynb") if p.is_file())
+    assert entry["heading"] in re.findall(r"^#{1,3} (.+)$", prose(path), re.M)
+
+
+PAGE = """<html><body><section id="amp"><h1>AMP<a class="headerlink" href="#amp">#</a></h1><p>First.</p>
+<section id="idea"><h2>The idea<a class="headerlink" href="#idea">#</a></h2><p id="x">Look at
+<a href="../executed/run.html#a">this</a> and <a href="#amp">that</a>.</p><img src="../_images/a.png" alt="A">
+<details><summary><p>Show code</p></summary><div class="highlight"><button>Copy</button><pre>1 + 1</pre></div></details>
+</section></section></body></html>"""
+
+
+@pytest.fixture
+def built(tmp_path):
+    """A book of one page, and the slides of a list of entries."""
+    (tmp_path / "chapters").mkdir()
+    (tmp_path / "chapters" / "amp.html").write_text(PAGE)
+
+    def build(*entries):
+        (tmp_path / "slides.yml").write_text(yaml.safe_dump(list(entries)))
+        return slides.build(tmp_path, tmp_path / "slides.yml").read_text()
+
+    return build
+
+
+def test_a_slide_shows_what_stands_below_its_heading_and_links_lead_where_they_led(built):
+    html = built({"title": "Session <1>"}, {"page": "chapters/amp", "heading": "The idea", "ask": "Why?"})
+    assert "Session &lt;1&gt;" in html and html.count("<section>") == 2 and "First." not in html
+    assert 'href="chapters/../executed/run.html#a"' in html and 'src="chapters/../_images/a.png"' in html
+    assert 'href="chapters/amp.html#amp"' in html and 'href="chapters/amp.html#idea"' in html
+    assert "1 + 1" in html and "Copy" not in html and "Show code" not in html
+    assert 'id="x"' not in html and 'alt="A"' in html and "Why?" in html
+
+
+def test_slides_fetch_nothing(built):
+    assert not re.findall(r"(?:src|href)=\"(?:https?:)?//|@import|url\(", built({"title": "Session"}))
+
+
+@pytest.mark.parametrize(("entry", "message"), [
+    ({"page": "chapters/no", "heading": "The idea"}, "no page 'chapters/no'"),
+    ({"page": "chapters/amp", "heading": "The end"}, "no heading 'The end'"),
+    ({"page": "chapters/amp", "heading": "The idea", "show": "table"}, "nothing on chapters/amp")])
+def test_what_a_slide_asks_for_and_is_not_there_stops_the_build(built, entry, message):
+    with pytest.raises(SystemExit, match=message):
+        built(entry)
