@@ -12,6 +12,7 @@ import os
 import socket
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
@@ -21,10 +22,10 @@ from typing import Any
 
 from distributed import Client, Future
 
-from pruning_lib import experiments, locks, reach, staleness
+from pruning_lib import experiments, inputs, locks, reach, staleness
 from pruning_lib.process import Answer, RowProcess
 from pruning_lib.rows import Row, Tree, source
-from pruning_lib.runner import HELD_S, POLL_S, Progress
+from pruning_lib.runner import POLL_S, Waiting
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
     Parameters
     ----------
-    job : row, notebook (its text), records (name -> text, what a reading reads), code (that of the client), folder
+    job : row, notebook (its text), records (name -> text, what a reading reads), code and inputs (digests, as
+        the client has them), folder
 
     Returns
     -------
@@ -47,6 +49,11 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         if other:
             return asdict(Answer("failed", f"row {row.name}: {socket.gethostname()} has another pruning_lib "
                                            f"({', '.join(other[:3])}); install the same version there"))
+        here = inputs.of(row, tree)
+        other = [name for name in inputs.changed(job["inputs"], here) if name in here]
+        if other:
+            return asdict(Answer("failed", f"row {row.name}: {socket.gethostname()} has another {', '.join(other)} "
+                                           f"than the client; put the same files there"))
         answer = _watched(row, tree, job["folder"] if os.path.isdir(job["folder"]) else None)
         found = {"page": tree.page(row), "partial": tree.failed / f"{row.name}.ipynb",
                  **({} if row.reading else {"record": tree.record(row)})}
@@ -98,20 +105,17 @@ def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, sa
 class _Run:
     def __init__(self, rows: Sequence[Row], tree: Tree, client: Client, retries: int, say: Callable[[str], None],
                  up_to_date: Callable[[Row], bool]) -> None:
-        self.tree, self.client, self.say, self.up_to_date = tree, client, say, up_to_date
-        self.waiting = sorted(rows, key=lambda row: row.reading)
+        self.tree, self.client, self.up_to_date = tree, client, up_to_date
         threads = sum(client.nthreads().values())
         say(f"{len(rows)} row(s), {threads} at a time on {len(client.nthreads())} worker(s)")
-        self.progress = Progress(self.waiting, tree, max(1, min(threads, len(rows))), say)
-        self.lives = {row.name: retries for row in rows}
-        self.published = {row.name: tree.published_ns(row) for row in rows}
-        self.again_at: dict[str, float] = {}  # rows that other runners have
+        self.waiting = Waiting(rows, tree, threads, retries, say)
+        self.tries: Counter[str] = Counter()
         self.sent: dict[Future, tuple[Row, ExitStack, dict[str, Any], float]] = {}
 
     def all(self) -> list[str]:
         try:
-            while self.waiting or self.sent:
-                for row in self._ready():
+            while self.waiting.rows or self.sent:
+                for row in self.waiting.ready([row for row, _, _, _ in self.sent.values()]):
                     self._begin(row)
                 for future in [future for future in self.sent if future.done()]:
                     self._collect(future)
@@ -120,13 +124,7 @@ class _Run:
             self.client.cancel(list(self.sent))
             for _, lock, _, _ in self.sent.values():
                 lock.close()
-        return self.progress.failed
-
-    def _ready(self) -> list[Row]:
-        """Rows that may be sent now; readings wait for every run."""
-        runs = any(not row.reading for row in [*self.waiting, *(entry[0] for entry in self.sent.values())])
-        now = time.monotonic()
-        return [row for row in self.waiting if not (row.reading and runs) and self.again_at.get(row.name, 0) <= now]
+        return self.waiting.progress.failed
 
     def _begin(self, row: Row) -> None:
         """Send a row to the cluster, under the lock of this tree, unless it is somebody else's or need not run."""
@@ -134,12 +132,10 @@ class _Run:
         try:
             lock.enter_context(locks.lock(self.tree.lock(row), wait=False))
         except locks.Held as who:
-            if row.name not in self.again_at:
-                self.say(f"{row.name}: left to {who}, which runs it")
-            self.again_at[row.name] = time.monotonic() + HELD_S
+            self.waiting.leave(row, str(who))
             return
-        self.waiting.remove(row)
-        if self.tree.published_ns(row) != self.published[row.name]:
+        self.waiting.rows.remove(row)
+        if self.tree.published_ns(row) != self.waiting.published[row.name]:
             self._finished(row, lock, Answer("done", "done by another runner"))
         elif self.up_to_date(row):
             self._finished(row, lock, Answer("done", "up to date"))
@@ -151,8 +147,10 @@ class _Run:
         if row.reading:
             records = {path.name: path.read_text() for path in self.tree.records.glob("*.json")}
         job = {"row": asdict(row), "notebook": source(row, self.tree).read_text(),
-               "records": records, "code": made["code"], "folder": str(Path.cwd())}
-        digest = sha256(json.dumps([job, self.lives[row.name]], sort_keys=True).encode()).hexdigest()[:16]
+               "records": records, "code": made["code"], "inputs": made["inputs"],
+               "folder": str(Path.cwd())}
+        self.tries[row.name] += 1  # else Dask would give back what it already has
+        digest = sha256(json.dumps([job, self.tries[row.name]], sort_keys=True).encode()).hexdigest()[:16]
         future = self.client.submit(work, job, key=f"{row.name}-{digest}", resources=dict(row.resources) or None)
         self.sent[future] = (row, lock, made, time.monotonic())
 
@@ -171,9 +169,7 @@ class _Run:
                                              f"they were")
         except OSError as error:
             answer = Answer("failed", f"row {row.name} failed: {error}")
-        if answer.kind == "lost" and self.lives[row.name] > 0:
-            self.lives[row.name] -= 1
-            self.say(f"{answer.message}\n{row.name}: once more")
+        if self.waiting.once_more(row, answer):
             self._send(row, lock)
         else:
             self._finished(row, lock, answer, (time.monotonic() - began) / 60)
@@ -184,10 +180,17 @@ class _Run:
             texts = future.result()
             return Answer(texts.pop("kind"), texts.pop("message")), texts
         if future.status == "error":
-            error = future.exception()
-            return Answer("failed", f"row {row.name} failed: {type(error).__name__}: {error}"), {}
+            return Answer("failed", f"row {row.name} failed: {_in_words(future.exception())}"), {}
         return Answer("failed", f"row {row.name} was given up: the cluster is gone ({future.status})"), {}
 
     def _finished(self, row: Row, lock: ExitStack, answer: Answer, minutes: float = 0) -> None:
         lock.close()
-        self.progress.finished(row, answer, minutes)
+        self.waiting.progress.finished(row, answer, minutes)
+
+
+def _in_words(error: BaseException) -> str:
+    """Why a task failed before it ran, or because of the cluster; Dask opens tasks on scheduler and worker."""
+    why = " ".join(f"{type(error).__name__}: {error}".split())
+    if isinstance(error, ImportError) or "deserializ" in why:
+        return f"scheduler and workers need pruning_lib too, in the same version as here ({why[:200]})"
+    return why

@@ -110,8 +110,11 @@ def load(name: str, *, dtype: str = "float32", device: str | None = None, trust_
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         place = {"device_map": "auto", "max_memory": memory and dict(memory)} if device == "auto" else {}
-        model: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, **options, **place)
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+            **options, **place)
+        model, found = loaded
+        _refuse_unfit(found)
     except Exception as error:  # transformers raises many kinds; all of them mean that this source does not load
         if not Path(source).is_dir() and isinstance(error, OSError):
             raise ConnectionError(f"{name!r} could not be fetched: {error}\nIs the name right, and the hub in reach? "
@@ -123,6 +126,18 @@ def load(name: str, *, dtype: str = "float32", device: str | None = None, trust_
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return (model if device == "auto" else model.to(device)).eval(), tokenizer
+
+
+def _refuse_unfit(found: Mapping[str, Any]) -> None:
+    """ValueError when config and weights are not of one model; transformers would fill what is missing at random."""
+    lost = {"the weights lack": sorted(found["missing_keys"]), "the config has no place for": sorted(
+        found["unexpected_keys"]), "of another size than the config says": sorted(k for k, *_ in found[
+            "mismatched_keys"])}
+    named = [f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
+             for what, names in lost.items() if names]
+    if named:
+        raise ValueError("; ".join(named) + ": config.json and the weights are of different models; restore the "
+                         "config.json that was saved with them, or get the files anew")
 
 
 def find(name: str) -> str:

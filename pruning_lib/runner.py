@@ -2,7 +2,7 @@
 
 Runs come before readings, which read what they record.  A row somebody else is running is left to them; one whose
 process died is run again.  What is finished stays, whatever happens to the rest.
-Order of this file: what there is · progress · running.
+Order of this file: what there is · progress · rows that wait · running.
 """
 
 from __future__ import annotations
@@ -122,20 +122,52 @@ def run(rows: Sequence[Row], tree: Tree, machine: Machine, *, retries: int = 1, 
     return _Run(rows, tree, machine, retries, say, up_to_date).all()
 
 
+class Waiting:
+    """Rows that are still to be run, wherever that is: whose turn it is, and what happens to those that come back."""
+
+    def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, retries: int,
+                 say: Callable[[str], None]) -> None:
+        self.rows = sorted(rows, key=lambda row: row.reading)
+        self.progress = Progress(self.rows, tree, max(1, min(at_a_time, len(rows))), say)
+        self.published = {row.name: tree.published_ns(row) for row in rows}
+        self.say = say
+        self._lives = {row.name: retries for row in rows}
+        self._again_at: dict[str, float] = {}  # rows that other runners have
+
+    def ready(self, running: Sequence[Row]) -> list[Row]:
+        """Rows that may start while others are ``running``; readings wait for every run."""
+        runs = any(not row.reading for row in [*self.rows, *running])
+        now = time.monotonic()
+        return [row for row in self.rows if not (row.reading and runs) and self._again_at.get(row.name, 0) <= now]
+
+    def leave(self, row: Row, who: str) -> None:
+        """Somebody else has this row; it waits and is tried again, for its runner may die."""
+        if row.name not in self._again_at:
+            self.say(f"{row.name}: left to {who}, which runs it")
+        self._again_at[row.name] = time.monotonic() + HELD_S
+        if row not in self.rows:
+            self.rows.append(row)
+
+    def once_more(self, row: Row, answer: Answer) -> bool:
+        """Whether a row is run again: its process died, and that did not happen too often."""
+        again = answer.kind == "lost" and self._lives[row.name] > 0
+        if again:
+            self._lives[row.name] -= 1
+            self.say(f"{answer.message}\n{row.name}: once more")
+        return again
+
+
 class _Run:
     def __init__(self, rows: Sequence[Row], tree: Tree, machine: Machine, retries: int, say: Callable[[str], None],
                  up_to_date: Callable[[Row], bool]) -> None:
-        self.tree, self.machine, self.say, self.up_to_date = tree, machine, say, up_to_date
-        self.waiting = sorted(rows, key=lambda row: row.reading)
-        self.progress = Progress(self.waiting, tree, min(machine.jobs, max(1, len(rows))), say)
-        self.lives = {row.name: retries for row in rows}
+        self.tree, self.machine, self.up_to_date = tree, machine, up_to_date
+        self.waiting = Waiting(rows, tree, machine.jobs, retries, say)
+        self.progress = self.waiting.progress
         self.running: dict[RowProcess, tuple[float, dict[str, list[int]]]] = {}
-        self.published = {row.name: tree.published_ns(row) for row in rows}
-        self.again_at: dict[str, float] = {}  # rows that others are running
 
     def all(self) -> list[str]:
         try:
-            while self.waiting or self.running:
+            while self.waiting.rows or self.running:
                 while (row := self._next()) and self._start(row):
                     pass
                 for process in list(self.running):
@@ -149,15 +181,10 @@ class _Run:
         return self.progress.failed
 
     def _next(self) -> Row | None:
-        """The next row that there is room for; readings wait for every run."""
+        """The next row that there is room for."""
         if len(self.running) >= self.machine.jobs:
             return None
-        runs = any(not row.reading for row in [*self.waiting, *(p.row for p in self.running)])
-        now = time.monotonic()
-        for row in self.waiting:
-            if not (row.reading and runs) and self._fits(row) and self.again_at.get(row.name, 0) <= now:
-                return row
-        return None
+        return next(filter(self._fits, self.waiting.ready([process.row for process in self.running])), None)
 
     def _fits(self, row: Row) -> bool:
         taken = [(p.row.memory_gb or USUAL_GB) for p in self.running]
@@ -181,7 +208,7 @@ class _Run:
         return ""
 
     def _start(self, row: Row) -> bool:
-        self.waiting.remove(row)
+        self.waiting.rows.remove(row)
         if why := self._never_fits(row):
             self.progress.finished(row, Answer("failed", why), 0)
         elif self.up_to_date(row):
@@ -191,21 +218,15 @@ class _Run:
             environment = dict.fromkeys(THREADS, str(self.machine.threads))
             if "GPU" in devices:
                 environment["CUDA_VISIBLE_DEVICES"] = ",".join(map(str, devices["GPU"]))
-            process = RowProcess(row, self.tree, environment, published_ns=self.published[row.name])
+            process = RowProcess(row, self.tree, environment, published_ns=self.waiting.published[row.name])
             self.running[process] = (time.monotonic(), devices)
         return True
 
     def _ended(self, process: RowProcess, answer: Answer) -> None:
         started, _ = self.running.pop(process)
-        row, name = process.row, process.row.name
         if answer.kind == "held":
-            if name not in self.again_at:
-                self.say(f"{name}: left to {answer.message}, which runs it")
-            self.again_at[name] = time.monotonic() + HELD_S
-            self.waiting.append(row)
-        elif answer.kind == "lost" and self.lives[name] > 0:
-            self.lives[name] -= 1
-            self.say(f"{answer.message}\n{name}: once more")
-            self.waiting.insert(0, row)
+            self.waiting.leave(process.row, answer.message)
+        elif self.waiting.once_more(process.row, answer):
+            self.waiting.rows.insert(0, process.row)
         else:
-            self.progress.finished(row, answer, (time.monotonic() - started) / 60)
+            self.progress.finished(process.row, answer, (time.monotonic() - started) / 60)

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import nbformat
 
-from pruning_lib import reach, results
-from pruning_lib.rows import Row, Tree, parameters_of, source
+from pruning_lib import inputs, reach, results
+from pruning_lib.rows import Row, Tree, source
 
 SHOWS_OR_STORES = ("plots.", "results.")  # changes of these leave the numbers of a run as they are
-SMALL_BYTES = 1 << 20  # of a larger file only the size is compared
 MADE_BEFORE = "made before code was fingerprinted"
 
 
@@ -67,7 +65,7 @@ def why_stale(row: Row, tree: Tree) -> str:
 
 def made_from(row: Row, tree: Tree) -> dict[str, Any]:
     """What a page that is made now is made from; it goes into the page's metadata."""
-    return {"fingerprint": fingerprint(row, tree), "code": code(row, tree), "inputs": inputs(row, tree)}
+    return {"fingerprint": fingerprint(row, tree), "code": code(row, tree), "inputs": inputs.of(row, tree)}
 
 
 def _made_from(page: Path) -> dict[str, Any]:
@@ -99,33 +97,10 @@ def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
 # --- inputs -----------------------------------------------------------------------------------------------------------
 
 
-def inputs(row: Row, tree: Tree) -> dict[str, str]:
-    """Name -> digest of the files of data/inputs that parameters or cells name, and of models that parameters name.
-
-    What comes from elsewhere (the hub, ``PRUNING_DATA``) is fingerprinted by the run itself, in its record.
-    """
-    notebook = source(row, tree)
-    texts = [value for value in {**parameters_of(notebook), **row.parameters}.values() if isinstance(value, str)]
-    cells = "\n".join(c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code")
-    files = sorted((tree.notebooks.parent / "data" / "inputs").glob("*.*"))
-    found = {path.name: _digest(path) for path in files if path.stem in texts or path.name in cells}
-    for text in texts:
-        if os.sep in text and os.path.isfile(os.path.join(text, "config.json")):
-            parts = [f"{path.name} {_digest(path)}" for path in sorted(Path(text).iterdir()) if path.is_file()]
-            found[text] = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
-    return found
-
-
 def inputs_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
     """Which inputs changed since the page was made, in words."""
-    before, now = page.get("inputs") or {}, inputs(row, tree)
-    names = sorted(name for name in before if now.get(name) != before[name])
+    names = inputs.changed(page.get("inputs") or {}, inputs.of(row, tree))
     return f"inputs changed: {', '.join(names)}" if names else ""
-
-
-def _digest(path: Path) -> str:
-    size = path.stat().st_size
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if size <= SMALL_BYTES else f"{size} bytes"
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------

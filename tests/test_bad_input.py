@@ -2,7 +2,9 @@
 
 import json
 import shutil
+from collections import Counter
 from contextlib import contextmanager
+from functools import wraps
 
 import pytest
 import torch
@@ -12,14 +14,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_experiments import make_tree, notebook
 
-from pruning_lib import cli, experiments, families, models, networks, plans, results, rows, staleness
+from pruning_lib import cli, experiments, families, inputs, models, networks, plans, results, rows, staleness
 from pruning_lib.block_plans import BlockPlan
 from pruning_lib.plans import Importance, Plan
 from pruning_lib.rows import Row
 
 CLEAR = (ValueError, SystemExit)
 CASES = {"runs": 300, "entries": 250, "parameters": 300, "records": 400, "edited": 200, "plans": 300, "choices": 250,
-         "scores": 100, "networks": 200, "configs": 60}
+         "scores": 100, "networks": 200, "configs": 150}
+RAN: Counter = Counter()
 WORDS = st.sampled_from(["tiny", "look", "../tiny", "/etc/passwd", "notebook", "parameters", "reading", "count",
                          "a" * 300, "", "..", "\x00", "name", "1", "-f", "é", "a\nb", "run", "values"])
 LEAVES = st.one_of(st.none(), st.booleans(), st.integers(-5, 2**70), st.floats(), WORDS, st.text(max_size=8))
@@ -28,9 +31,27 @@ JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dicti
 
 
 def fuzz(what):
-    """The same cases on every run; as many as ``CASES`` says."""
-    return settings(max_examples=CASES[what], deadline=None, derandomize=True, database=None,
-                    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+    """The same cases on every run; as many as ``CASES`` says, which is counted."""
+    def decorate(test):
+        inner = test.hypothesis.inner_test
+
+        @wraps(inner)
+        def counted(*args, **kwargs):
+            RAN[what] += 1
+            inner(*args, **kwargs)
+
+        test.hypothesis.inner_test, test.cases = counted, what
+        return settings(max_examples=CASES[what], deadline=None, derandomize=True, database=None,
+                        suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])(test)
+
+    return decorate
+
+
+@pytest.fixture(autouse=True)
+def _every_case_is_run(request):
+    yield
+    what = getattr(request.function, "cases", None)
+    assert what is None or RAN[what] >= CASES[what]
 
 
 @contextmanager
@@ -91,7 +112,7 @@ def test_any_parameters_of_a_row_and_on_the_command_line(tree, parameters, name)
     with clear():
         row = rows.checked(Row("small", "tiny", parameters), tree)
         staleness.fingerprint(row, tree)
-        staleness.inputs(row, tree)
+        inputs.of(row, tree)
     with clear():
         cli._override(f"{name}={parameters}")
 

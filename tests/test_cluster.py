@@ -68,6 +68,7 @@ def test_after_the_client_is_killed_only_what_it_did_not_write_is_run_by_the_nex
                               env=trees.HERE)
     until(lambda: "a: done" in client.stdout.readline())
     until(lambda: began(tmp_path, "b"))
+    assert client.poll() is None
     os.kill(client.pid, signal.SIGKILL)
     client.wait()
     assert published(tree) == ["a.ipynb", "a.json"]
@@ -79,14 +80,33 @@ def test_after_the_client_is_killed_only_what_it_did_not_write_is_run_by_the_nex
     assert not left_over(tree)
 
 
+def job_for(tree, **changed):
+    """What the client would send for a reading that runs at once."""
+    return {"row": vars(Row("a", "look", {}, reading=True)), "notebook": (tree.notebooks / "look.ipynb").read_text(),
+            "records": {}, "code": {}, "inputs": {}, "folder": "", **changed}
+
+
 def test_a_worker_with_other_code_refuses_and_says_which(tmp_path):
-    tree = trees.make(tmp_path, {"a": {}})
-    code = {"results.checksum": "0" * 8}
-    job = {"row": vars(Row("a", "look", {}, reading=True)), "notebook": (tree.notebooks / "look.ipynb").read_text(),
-           "records": {}, "code": code, "folder": ""}
-    answer = cluster.work(job)
-    assert answer["kind"] == "failed"
+    answer = cluster.work(job_for(trees.make(tmp_path, {}), code={"results.checksum": "0" * 8}))
+    assert answer["kind"] == "failed" and "page" not in answer
     assert "has another pruning_lib (results.checksum); install the same version there" in answer["message"]
+
+
+def test_a_worker_with_other_data_refuses_and_one_that_has_none_of_its_own_runs(tmp_path, monkeypatch):
+    tree = trees.make(tmp_path, {})
+    job = job_for(tree, inputs={"c4 in PRUNING_DATA": "0" * 16, "file.json": "0" * 16})
+    monkeypatch.setattr(cluster.inputs, "of", lambda row, tree: {"c4 in PRUNING_DATA": "1" * 16})
+    answer = cluster.work(job)
+    assert answer["kind"] == "failed" and "has another c4 in PRUNING_DATA than the client" in answer["message"]
+    monkeypatch.setattr(cluster.inputs, "of", lambda row, tree: {})
+    assert cluster.work(job)["kind"] == "done"
+
+
+@pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'pruning_lib'"),
+                                   RuntimeError("Error during deserialization of the task graph.\nSee docs.")])
+def test_a_scheduler_or_worker_without_the_package_is_told_what_it_needs(error):
+    """As Dask says it, whose scheduler opens tasks too."""
+    assert cluster._in_words(error).startswith("scheduler and workers need pruning_lib too, in the same version as ")
 
 
 def test_no_scheduler_is_one_line(tmp_path):

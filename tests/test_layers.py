@@ -14,8 +14,9 @@ LEVELS = {
     "families": 1, "data": 1, "results": 1, "similarity": 1, "images": 1, "shapes": 1, "fused": 1, "corruptions": 1,
     "shortcuts": 1,
     "plans": 2, "block_plans": 2, "activations": 2, "offload": 2, "rows": 2,
-    "surgery": 3, "cost": 3, "amp": 3, "harness": 3, "attacks": 3, "staleness": 3,
-    "consensus": 4, "compensate": 4, "evaluate": 4, "finetune": 4, "speed": 4, "plots": 4, "networks": 4,
+    "surgery": 3, "cost": 3, "amp": 3, "harness": 3, "attacks": 3, "inputs": 3,
+    "staleness": 4, "consensus": 4, "compensate": 4, "evaluate": 4, "finetune": 4, "speed": 4, "plots": 4,
+    "networks": 4,
     "baselines": 5, "recover": 5, "store": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
     "models": 6, "process": 6, "subjects": 6, "recipes": 6,
     "practice": 7, "runner": 7,
@@ -24,7 +25,7 @@ LEVELS = {
 }
 MODULES = sorted(p for p in Path(pruning_lib.__file__).parent.glob("*.py") if p.stem != "__init__")
 # only they know papermill, Dask and the tree
-RUNNERS = {"rows", "staleness", "experiments", "process", "runner", "cluster", "cli"}
+RUNNERS = {"rows", "inputs", "staleness", "experiments", "process", "runner", "cluster", "cli"}
 
 
 def imported(path, *, when_loaded=False):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import json
 import os
 import re
 import threading
@@ -170,6 +171,31 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(folder):
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="does not load.*(?s:.*)safetensors weights"):
         models.load(str(folder))
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+@pytest.mark.parametrize(("changed", "message"), [
+    ({"num_hidden_layers": 3}, r"the weights lack model\.layers\.2\.input_layernorm\.weight, .* and 6 more"),
+    ({"attention_bias": True}, r"the weights lack model\.layers\.0\.self_attn\.k_proj\.bias"),
+    ({"num_hidden_layers": 1}, r"the config has no place for model\.layers\.1\.input_layernorm\.weight"),
+    ({"intermediate_size": 100}, r"of another size than the config says model\.layers\.0\.mlp\.down_proj\.weight")])
+def test_a_config_that_is_not_that_of_the_weights_is_refused_by_name(folder, changed, message, device):
+    """transformers would make up what is missing, or leave away what is too much, and go on."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changed}))
+    with pytest.raises(ValueError, match=message) as error:
+        models.load(str(folder), device=device)
+    assert "restore the config.json that was saved with them" in str(error.value)
+
+
+def test_a_shard_that_is_missing_or_broken_off_is_refused(folder, tiny):
+    tiny("llama").save_pretrained(folder, max_shard_size=30_000)
+    (folder / "model.safetensors").unlink()
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    for damage in (lambda: shard.write_bytes(shard.read_bytes()[:-100]), shard.unlink):
+        damage()
+        with pytest.raises(ValueError, match="does not load"):
+            models.load(str(folder))
 
 
 def test_a_folder_without_a_model_is_refused_with_what_it_needs(tmp_path):

@@ -121,6 +121,7 @@ def client(tmp_path):
                                env=trees.HERE)
     assert "a: done" in process.stdout.readline()
     until(lambda: began(tmp_path, "b"))
+    assert process.poll() is None  # what it said came while it was running
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     return tree

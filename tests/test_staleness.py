@@ -6,9 +6,9 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_experiments import edit, executed, make_tree, notebook  # noqa: F401  (a fixture among them)
+from test_experiments import edit, executed, make_tree  # noqa: F401  (a fixture among them)
 
-from pruning_lib import cli, experiments, reach, results, staleness
+from pruning_lib import cli, experiments, inputs, reach, results, staleness
 from pruning_lib.experiments import Tree, rows, verdict
 from pruning_lib.staleness import MADE_BEFORE
 
@@ -56,23 +56,10 @@ def test_how_results_are_drawn_and_stored_makes_readings_stale_and_no_run(tree):
     assert why(tree, "look") == "code changed: results.read"
 
 
-def test_an_input_that_a_parameter_or_a_cell_names_makes_a_row_stale_when_it_changes(tree, tmp_path):
-    inputs = tree.notebooks.parent / "data" / "inputs"
-    inputs.mkdir(parents=True)
-    for name in ("amp.jsonl", "figures.json", "other.json"):
-        (inputs / name).write_text("1")
-    (model := tmp_path / "model").mkdir()
-    (model / "config.json").write_text("{}")
-    row = experiments.Row("small", "tiny", {"name": str(model)})
-    assert set(staleness.inputs(rows(tree)["small"], tree)) == {"amp.jsonl"}  # a parameter of the notebook is "amp"
-    assert set(staleness.inputs(row, tree)) == {str(model)}
-    notebook(tree.notebooks / "look.ipynb", "# Look", 'open("figures.json")')
-    before = staleness.inputs(rows(tree)["look"], tree)
-    (inputs / "figures.json").write_text("2")
-    assert staleness.inputs_changed(rows(tree)["look"], tree, {"inputs": before}) == "inputs changed: figures.json"
-    before = staleness.inputs(row, tree)
-    (model / "config.json").write_text("{ }")
-    assert staleness.inputs_changed(row, tree, {"inputs": before}) == f"inputs changed: {model}"
+def test_a_row_whose_inputs_changed_is_stale_and_says_which(tree, monkeypatch):
+    stamp(tree, "small", inputs={"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "0" * 16})
+    monkeypatch.setattr(inputs, "of", lambda row, tree: {"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "1" * 16})
+    assert why(tree) == "inputs changed: c4 in PRUNING_DATA"
 
 
 @pytest.mark.parametrize("damaged", ["", "{", "[1]", "\x00", "1" * 5000])

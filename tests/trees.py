@@ -21,7 +21,7 @@ began = {"time": time.monotonic(), "kernel": os.getpid(), "runner": os.getppid()
          "threads": os.environ.get("OMP_NUM_THREADS"), "gpus": os.environ.get("CUDA_VISIBLE_DEVICES")}
 (marks / f"{run}.part").write_text(json.dumps(began))
 (marks / f"{run}.part").rename(marks / f"{run}.began{times}")
-end = time.monotonic() + 40
+end = time.monotonic() + 90
 while wait_for and not (marks / wait_for).exists() and time.monotonic() < end:
     time.sleep(0.02)
 assert time.monotonic() < end, "waited in vain"'''
@@ -29,16 +29,16 @@ ACTS = '''if act == "raise":
     raise ValueError("boom")
 if act == "kill runner" and not times:
     os.kill(os.getppid(), signal.SIGKILL)
-    time.sleep(40)
+    time.sleep(90)
 if act == "kill kernel" and not times:
     os.kill(os.getpid(), signal.SIGKILL)
 if act == "kill grandparent" and not times:
     parent = pathlib.Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]
     os.kill(int(parent), signal.SIGKILL)
-    time.sleep(40)
+    time.sleep(90)
 if act == "fill memory":
     filled = bytearray(b"x" * 1_500_000_000)
-    time.sleep(40)
+    time.sleep(90)
 if act == "wait":
     time.sleep(2)
 if act == "fill disk":
@@ -76,7 +76,7 @@ def ended(root, name):
     return float((root / "marks" / f"{name}.ended").read_text())
 
 
-def until(condition, seconds=60):
+def until(condition, seconds=120):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "waited in vain"
@@ -104,4 +104,5 @@ def files(folder):
     return {str(path): path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
 
 
-HERE = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+HERE = {**{name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"},
+         "PYTHONPATH": str(Path(__file__).resolve().parents[1])}
