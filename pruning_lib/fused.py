@@ -28,8 +28,8 @@ def as_phi3(llama: nn.Module) -> nn.Module:
     if config.model_type != "llama" or config.attention_bias or config.mlp_bias:
         raise ValueError(f"a {config.model_type} with these fields has no Phi-3 that computes the same; wanted a LLaMA "
                          f"without biases")
-    fields = {name: getattr(config, name) for name in SAME}
-    wanted = Phi3Config(**fields, head_dim=config.head_dim, sliding_window=None)
+    fields = {"head_dim": config.head_dim, "sliding_window": None, **{name: getattr(config, name) for name in SAME}}
+    wanted = Phi3Config(**fields)
     model: Any = AutoModelForCausalLM.from_config(wanted, dtype=next(llama.parameters()).dtype).eval()
     weights = dict(llama.state_dict())
     for i in range(config.num_hidden_layers):

@@ -9,6 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 # Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
@@ -138,7 +139,7 @@ def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axe
         ax.plot(mean.index, mean, marker=marker, ms=5, color=colour, label=criterion.replace("_", " "))
         ax.fill_between(mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel="blocks removed", ylabel=quality.replace("_", " "))
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
     return ax
 

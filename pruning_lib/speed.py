@@ -92,7 +92,7 @@ def ideal(dense: nn.Module, pruned: nn.Module, ids: Tensor, cache_bytes: tuple[i
     ----------
     cache_bytes : of dense and pruned, fetched at every step of decoding beside the weights
     """
-    inputs = {"input_ids": ids, "logits_to_keep": 1}
+    inputs: Any = {"input_ids": ids, "logits_to_keep": 1}
     macs = [cost.macs(model, inputs) for model in (dense, pruned)]
     fetched = [weight_bytes(model) + cache for model, cache in zip((dense, pruned), cache_bytes, strict=True)]
     return Ideal(macs[0] / macs[1], fetched[0] / fetched[1])
