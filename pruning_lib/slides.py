@@ -67,7 +67,7 @@ def build(html: Path, contents: Path) -> Path:
     out.write_text(f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Slides: structured pruning, re-run</title>
-<link rel="stylesheet" href="_static/pygments.css"><style>{STYLE}</style>
+<link rel="icon" href="_static/favicon.png"><link rel="stylesheet" href="_static/pygments.css"><style>{STYLE}</style>
 <script defer src="_static/mathjax/tex-chtml.js"></script><script>{KEYS}</script></head><body><main>
 {chr(10).join(slides)}
 </main></body></html>
@@ -98,7 +98,7 @@ def _slide(page: BeautifulSoup, entry: dict[str, Any]) -> str:
 def _standing(part: Tag, folder: str, page: str) -> str:
     """A part as it stands on the page, its links leading where they led from there."""
     for tag in [part, *part.find_all(True)]:
-        if tag.name == "table":
+        if tag.name in ("table", "pre"):  # they scroll, so the keyboard has to reach them
             tag["tabindex"] = "0"
         for name in ("src", "href"):
             value = tag.get(name)
