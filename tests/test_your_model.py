@@ -45,13 +45,15 @@ def here(tmp_path, monkeypatch):
     """A folder to work in, with the notebooks, the library and a book of one chapter, and nothing cached."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copytree(ROOT / "pruning_lib", tmp_path / "pruning_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "data" / "inputs", tmp_path / "data" / "inputs")
     (tmp_path / "book" / "chapters").mkdir(parents=True)
     (tmp_path / "book" / "chapters" / "intro.md").write_text("# Mine\n\nA book of my own.\n")
     contents = {"format": "jb-book", "root": "chapters/intro", "parts": [{"caption": "Runs", "chapters": []}]}
     (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
-    for name in ("_config.yml", "references.bib", "plain_references.py"):
+    for name in ("_config.yml", "references.bib"):
         shutil.copyfile(ROOT / "book" / name, tmp_path / "book" / name)
-    shutil.copytree(ROOT / "book" / "_static", tmp_path / "book" / "_static")
+    for name in ("_static", "extensions", "drawings"):
+        shutil.copytree(ROOT / "book" / name, tmp_path / "book" / name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
     return tmp_path
