@@ -174,7 +174,8 @@ def test_every_parameter_is_used(path):
     assert not [name for name in experiments.parameters_of(path) if used.count(name) < 2]
 
 
-KEYS = {"model": {"fresh", "toy", *models.MODELS}, "image_set": images.IMAGES, "criterion": {"none", *criteria.CRITERIA},
+KEYS = {"model": {"fresh", "toy", *models.MODELS}, "image_set": images.IMAGES,
+        "criterion": {"none", *criteria.CRITERIA},
         "method": {"dense", "none", *baselines.METHODS}, "calibration": data.DATASETS,
         "text": data.DATASETS, "tasks": evaluate.TASKS, "grouped_query": plans.GROUPED, "dtype": models.DTYPES,
         "compensation": recipes.COMPENSATIONS, "compensation_text": data.DATASETS,
