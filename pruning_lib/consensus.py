@@ -191,9 +191,9 @@ def check(model: nn.Module, *, rounds: int, per_round: int = 1, min_blocks: int 
     """Raise ValueError when fewer blocks of ``model`` can go than ``rounds`` of ``per_round`` would take."""
     if min_blocks < 1:
         raise ValueError(f"min_blocks={min_blocks}; a stage keeps at least 1 block")
-    free = _free(model, min_blocks)
-    if not 0 < rounds * per_round <= free:
-        raise ValueError(f"{rounds} rounds of {per_round} blocks; {free} blocks can go "
+    most = free(model, min_blocks)
+    if not 0 < rounds * per_round <= most:
+        raise ValueError(f"{rounds} rounds of {per_round} blocks; {most} blocks can go "
                          f"if each stage keeps {min_blocks}")
 
 
@@ -213,8 +213,8 @@ def first(order: Sequence[str], model: nn.Module, count: int, *, min_blocks: int
     return chosen
 
 
-def _free(model: nn.Module, min_blocks: int) -> int:
-    """How many blocks can go."""
+def free(model: nn.Module, min_blocks: int) -> int:
+    """How many blocks can go together if each stage keeps ``min_blocks``."""
     infos = families.residual_blocks(model)
     stages: dict[int, list[bool]] = {}
     for info in infos:

@@ -262,8 +262,7 @@ def points(table: pd.DataFrame, ax: Axes, *, quality: str, unit: str = "fraction
 def gains(table: pd.DataFrame, ax: Axes, *, task: str) -> Axes:
     """A point per line of ``table``: how many times faster, with its interval, and a bar where the ideal is.
 
-    ``table`` has ``label``, ``removed_fraction``, ``<task>_gain``, ``<task>_gain_low``, ``<task>_gain_high`` and
-    ``<task>_ideal``.
+    ``table`` has ``label``, ``<task>_gain``, ``<task>_gain_low``, ``<task>_gain_high`` and ``<task>_ideal``.
     """
     rows, gain = table.iloc[::-1], f"{task}_gain"
     error = [rows[gain] - rows[f"{gain}_low"], rows[f"{gain}_high"] - rows[gain]]

@@ -22,6 +22,7 @@ from pruning_lib import (
     amp,
     baselines,
     checkpoints,
+    consensus,
     cost,
     data,
     evaluate,
@@ -142,7 +143,7 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
     stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
     facts = {"model": name, "network": network.config.network, "parameters": cost.parameters(network),
              "blocks": [info.name for info in infos], "removable": [info.name for info in infos if info.removable],
-             "most_blocks_removed": sum(min(len(s) - 1, sum(b.removable for b in s)) for s in stages.values())}
+             "most_blocks_removed": consensus.free(network, min_blocks=1)}
     lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "
              f"{facts['most_blocks_removed']} can go together if every stage keeps one",
              "blocks that can go, stage by stage (with consensus.prune, or: pruning-lib run consensus_prune -p "
@@ -216,7 +217,7 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         used[f"{a.recover} (recovery)"] = data.fingerprint(prompt + answer for prompt, answer in pairs)
     checkpoints.save(found.network, tokenizer, a.out)
     facts = {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-             "parameters": sum(p.numel() for p in found.network.parameters()), "steps": steps, "measured": measured,
+             "parameters": cost.parameters(found.network), "steps": steps, "measured": measured,
              "made_with": results.made_with(used)}
     write_card(a.out, facts)
     lines = [*steps, *(f"{name:9} {_line(values)}" for name, values in measured.items()), f"saved in {a.out}"]
@@ -251,7 +252,7 @@ def compare_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     found, lines = {}, []
     for name in (arguments.first, arguments.second):
         model, tokenizer = language_model(name, arguments)
-        found[name] = {"parameters": sum(p.numel() for p in model.parameters()), **measure(model, tokenizer, arguments)}
+        found[name] = {"parameters": cost.parameters(model), **measure(model, tokenizer, arguments)}
         lines.append(f"{name}: {found[name]['parameters']:,} parameters, {_line(found[name])}")
     first, second = (found[name] for name in (arguments.first, arguments.second))
     facts: dict[str, Any] = {"first": first, "second": second,

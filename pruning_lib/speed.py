@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,13 +76,8 @@ def measure(models: Mapping[str, nn.Module], ids: Tensor, *, new_tokens: int = 1
 @torch.inference_mode()
 def generate(model: nn.Module, ids: Tensor, new_tokens: int) -> Tensor:
     """The greedy continuation (B, ``new_tokens``) of prompts without padding; stops at no token."""
-    written = []
     with evaluating(model):
-        out = _read(model, ids, None)
-        for _ in range(new_tokens - 1):
-            written.append(_last(out))
-            out = _read(model, written[-1], out.past_key_values)
-    return torch.cat([*written, _last(out)], dim=1)
+        return torch.cat([token for token, _ in _steps(model, ids, new_tokens)], dim=1)
 
 
 def ideal(dense: nn.Module, pruned: nn.Module, ids: Tensor, cache_bytes: tuple[int, int] = (0, 0)) -> Ideal:
@@ -136,24 +131,24 @@ def speedup(dense: Sequence[float], pruned: Sequence[float]) -> tuple[float, flo
 def _once(model: nn.Module, ids: Tensor, new_tokens: int) -> tuple[float, float, int]:
     """Seconds of prefill, seconds per written token, bytes of the cache at the end."""
     with torch.inference_mode(), evaluating(model):
+        steps = _steps(model, ids, new_tokens)
         cost._finish()
         start = time.perf_counter()
-        out = _read(model, ids, None)
-        token = _last(out)
+        next(steps)
         cost._finish()
         read = time.perf_counter()
-        for _ in range(new_tokens - 1):
-            out = _read(model, token, out.past_key_values)
-            token = _last(out)
+        for _, cache in steps:
+            pass
         cost._finish()
         end = time.perf_counter()
-    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in out.past_key_values.layers)
+    held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     return read - start, (end - read) / (new_tokens - 1), held
 
 
-def _read(model: nn.Module, ids: Tensor, cache: Any) -> Any:
-    return model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
-
-
-def _last(out: Any) -> Tensor:
-    return out.logits[:, -1:].argmax(-1)
+def _steps(model: nn.Module, ids: Tensor, new_tokens: int) -> Iterator[tuple[Tensor, Any]]:
+    """Greedy decoding: the token (B, 1) of every step and the cache after it; the first step reads the prompts."""
+    cache = None
+    for _ in range(new_tokens):
+        out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
+        yield ids, cache

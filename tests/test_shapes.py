@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from test_notebooks import ROWS, TREE
 
 from pruning_lib import baselines, checkpoints, experiments, plans, shapes, surgery
-from tests.test_notebooks import ROWS, TREE
 
 NOT_RUN = {name: row for name, row in ROWS.items() if row.not_run}
 
