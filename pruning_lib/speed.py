@@ -137,8 +137,7 @@ def _once(model: nn.Module, ids: Tensor, new_tokens: int) -> tuple[float, float,
         next(steps)
         cost._finish()
         read = time.perf_counter()
-        for _, cache in steps:
-            pass
+        *_, (_, cache) = steps
         cost._finish()
         end = time.perf_counter()
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
