@@ -420,6 +420,17 @@ def test_a_page_of_ones_own_alone_makes_a_book_with_the_published_readings(tree,
     assert (executed / "look.ipynb").read_bytes() == (tree.pages / "look.ipynb").read_bytes()
 
 
+def test_a_published_run_that_chapters_may_link_to_is_listed_in_a_book_of_ones_own_too(tree, builder):
+    """A page that is there and in no list is not built, and a link to it breaks the strict build."""
+    root = tree.notebooks.parent
+    (tree.notebooks / "runs.yml").write_text(yaml.safe_dump({**ROWS, "silent": {"notebook": "silent"}}, sort_keys=False))
+    notebook(tree.pages / "silent.ipynb", "# Published")
+    notebook(root / "build" / "own" / "executed" / "tiny.ipynb", "# Mine")
+    index = experiments.build_book(root, root / "build" / "own")
+    assert "Published" in (index.parents[2] / "executed" / "silent.ipynb").read_text()
+    assert [entry["title"] for entry in contents_of(index)["parts"][-1]["chapters"]] == ["tiny", "silent"]
+
+
 def test_a_book_without_pages_says_how_to_make_them(tree, builder):
     with pytest.raises(SystemExit, match="no pages .*nowhere.*pruning-lib run"):
         experiments.build_book(tree.notebooks.parent, tree.notebooks.parent / "nowhere")
