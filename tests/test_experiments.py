@@ -423,7 +423,8 @@ def test_a_page_of_ones_own_alone_makes_a_book_with_the_published_readings(tree,
 def test_a_published_run_that_chapters_may_link_to_is_listed_in_a_book_of_ones_own_too(tree, builder):
     """A page that is there and in no list is not built, and a link to it breaks the strict build."""
     root = tree.notebooks.parent
-    (tree.notebooks / "runs.yml").write_text(yaml.safe_dump({**ROWS, "silent": {"notebook": "silent"}}, sort_keys=False))
+    table = {**ROWS, "silent": {"notebook": "silent"}}
+    (tree.notebooks / "runs.yml").write_text(yaml.safe_dump(table, sort_keys=False))
     notebook(tree.pages / "silent.ipynb", "# Published")
     notebook(root / "build" / "own" / "executed" / "tiny.ipynb", "# Mine")
     index = experiments.build_book(root, root / "build" / "own")
