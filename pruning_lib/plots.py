@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import matplotlib as mpl
@@ -206,6 +206,16 @@ def rounds(table: pd.DataFrame, ax: Axes) -> Axes:
                     linewidth=0)
     ax.set(xlabel="blocks removed", ylabel="accuracy (fraction)")
     ax.legend(loc="lower left")
+    return ax
+
+
+def losses(values: Sequence[float], ax: Axes, *, steps: int = 25) -> Axes:
+    """Loss of each step, pale, and its mean over the last ``steps``; ``values`` in nats per token."""
+    mean = pd.Series(values, dtype=float).rolling(steps, min_periods=1).mean()
+    ax.plot(range(1, len(values) + 1), values, color="#56B4E9", alpha=0.5, linewidth=1, label="single step")
+    ax.plot(range(1, len(values) + 1), mean, color="#0072B2", label=f"mean of {steps} steps")
+    ax.set(xlabel="step", ylabel="loss (nats per token)")
+    ax.legend()
     return ax
 
 

@@ -30,6 +30,7 @@ from pruning_lib import families
 from pruning_lib.activations import evaluating
 from pruning_lib.finetune import dropout_seeded
 
+POOL = 128  # examples sorted by length together
 Example = tuple[list[int], int]  # tokens of prompt and answer, and how many of them are the prompt
 
 
@@ -59,7 +60,8 @@ def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
     pairs : prompt and answer; see ``data.pairs``
     teacher : the dense model, needed where ``settings.distil_weight`` is above 0: that share of the loss is the
         Kullback-Leibler divergence from its predictions, the rest the usual cross-entropy
-    folder : for checkpoints, one every ``every_steps`` steps; what is found there is gone on from, and None leaves none
+    folder : for a checkpoint, renewed every ``every_steps`` steps and named after all the result depends on, so that
+        runs can share a folder; what is found there is gone on from, and None leaves none
 
     Returns
     -------
@@ -68,8 +70,8 @@ def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
     Raises
     ------
     ValueError
-        for a model in float16, whose gradients overflow; no examples; a checkpoint of another run; a loss that is no
-        number any more.  The model is then as it was.
+        for a model in float16, whose gradients overflow; no examples; a loss that is no number any more.  The model is
+        then as it was.
     """
     _check(model, settings, teacher)
     examples = _examples(tokenizer, pairs, settings.max_length)
@@ -140,16 +142,27 @@ def _examples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int)
     return found
 
 
-def _shuffled(examples: list[Example], settings: Settings, epoch: int) -> Iterator[list[Example]]:
-    """Batches of one epoch: every example once, in an order drawn from seed and epoch, within the token budget."""
+def _shuffled(examples: list[Example], settings: Settings, epoch: int) -> list[list[Example]]:
+    """Batches of one epoch, in an order drawn from seed and epoch: every example once, within the token budget.
+
+    Pools drawn at random are sorted by length before they are cut into batches: with examples as they come, almost
+    half of a batch is padding.
+    """
     generator = torch.Generator().manual_seed(settings.seed * 1000 + epoch)
+    order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
+    batches = [batch for start in range(0, len(order), POOL)
+               for batch in _filled(sorted(order[start:start + POOL], key=lambda e: len(e[0])), settings)]
+    return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
+
+
+def _filled(examples: list[Example], settings: Settings) -> Iterator[list[Example]]:
+    """The examples, the shortest first, in batches within the token budget; a single one may exceed it."""
     batch: list[Example] = []
-    for i in torch.randperm(len(examples), generator=generator).tolist():
-        longest = max(len(tokens) for tokens, _ in [*batch, examples[i]])
-        if batch and longest * (len(batch) + 1) > settings.tokens_per_batch:
+    for example in examples:
+        if batch and len(example[0]) * (len(batch) + 1) > settings.tokens_per_batch:
             yield batch
             batch = []
-        batch.append(examples[i])
+        batch.append(example)
     yield batch
 
 
@@ -200,11 +213,12 @@ def _warmth(step: int, steps: int, warmup_fraction: float) -> float:
 
 
 def _key(model: nn.Module, settings: Settings, examples: list[Example]) -> str:
-    """Changes with anything the result depends on, but for weights within the same sizes: those are sampled."""
+    """Changes with anything the result depends on: settings, examples, and every weight."""
     found = hashlib.sha256(json.dumps([asdict(settings), examples]).encode())
     for name, p in sorted(model.named_parameters()):
         if not p.requires_grad:
-            found.update(f"{name} {tuple(p.shape)} {p.detach().flatten()[:64].float().sum().item()}".encode())
+            found.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
+            found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
     return found.hexdigest()[:16]
 
 
@@ -212,7 +226,7 @@ class _Checkpoint:
     """Adapters, the optimiser's state and the losses so far, in one safetensors file."""
 
     def __init__(self, folder: str | Path, key: str) -> None:
-        self.path, self.key = Path(folder) / "recovery.safetensors", key
+        self.path = Path(folder) / f"recovery-{key}.safetensors"
 
     def keep(self, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
         """Replace the file; it is whole at any time."""
@@ -221,7 +235,7 @@ class _Checkpoint:
             tensors |= {f"{i}.{name}": value.contiguous() for name, value in optimizer.state[p].items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         beside = self.path.with_suffix(".part")
-        save_file(tensors, beside, metadata={"key": self.key, "losses": json.dumps(losses)})
+        save_file(tensors, beside, metadata={"losses": json.dumps(losses)})
         beside.replace(self.path)
 
     def restore(self, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
@@ -230,9 +244,6 @@ class _Checkpoint:
             return []
         with safe_open(self.path, "pt") as file:
             facts: Mapping[str, str] = file.metadata() or {}
-            if facts.get("key") != self.key:
-                raise ValueError(f"{self.path} is of another run (other model, data or settings); delete it or give "
-                                 f"another folder")
             for i, p in enumerate(weights):
                 p.data.copy_(file.get_tensor(f"{i}.weight"))
                 optimizer.state[p] = {name: file.get_tensor(f"{i}.{name}").to(p.device if name != "step" else "cpu")

@@ -173,6 +173,13 @@ def test_rounds_show_the_three_tests_and_the_interval_of_the_last(ax):
     np.testing.assert_allclose([band.y0, band.y1], [0.7, 1.0])
 
 
+def test_losses_are_smoothed_over_the_last_steps_only(ax):
+    values = [4.0] * 30 + [1.0] * 25
+    single, mean = plots.losses(values, ax).lines
+    assert list(single.get_ydata()) == values and list(mean.get_xdata()) == list(range(1, 56))
+    assert mean.get_ydata()[29] == 4.0 and mean.get_ydata()[-1] == 1.0 and 1.0 < mean.get_ydata()[40] < 4.0
+
+
 def test_ranks_and_agreements_stand_where_their_names_stand(ax):
     plots.rank_map(RANKS, ax)
     np.testing.assert_array_equal(ax.get_images()[0].get_array(), RANKS.to_numpy())
