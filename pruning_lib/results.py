@@ -135,6 +135,19 @@ def gather(notebook: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def recipe(parameters: Mapping[str, Any]) -> str:
+    """What a run did to a language model, in the words of tables and figures: ``"amp + compensation + LoRA"``.
+
+    ``parameters`` are those of ``recipe`` or ``zero_shot``, or a line of their table.
+    """
+    said = {"method": "none", "criterion": "none", "compensation": "none", "recovery_pairs": 0, **parameters}
+    parts = [said["method"]] if said["method"] != "none" else []
+    parts += [f"{said['criterion']} blocks"] if said["criterion"] != "none" else []
+    parts += {"none": [], "one_pass": ["compensation in one pass"], "sequential": ["compensation"]}[said["compensation"]]
+    parts += ["LoRA"] if said["recovery_pairs"] else []
+    return " + ".join(parts).replace("_", " ")
+
+
 def made_with(data: Mapping[str, str]) -> dict[str, Any]:
     """Commit, versions, device, threads, minutes since this module was imported, data fingerprints."""
     import torch

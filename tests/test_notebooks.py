@@ -132,7 +132,8 @@ def test_prose_stands_before_code(path):
 
 @every(PATHS)
 def test_a_code_cell_is_short_and_shows_one_thing(path):
-    long = [cell.source for cell in cells(path, "code") if len(cell.source.splitlines()) > 20]
+    listed = parameters_cells(path)  # a line each, however many
+    long = [cell.source for cell in cells(path, "code") if len(cell.source.splitlines()) > 20 and cell not in listed]
     assert not long, f"{len(long)} cell(s) of more than 20 lines: {[source.splitlines()[0] for source in long]}"
 
 

@@ -168,3 +168,13 @@ def test_a_table_has_a_line_per_record_or_per_row_of_it_and_a_rows_own_win(monke
     alone = results.gather("zero_shot")
     assert alone.to_dict("records") == [{"run": "zero-shot", "removed_fraction": 0.2, "accuracy_fraction": 0.5}]
     assert results.gather("amp_split").empty
+
+
+@pytest.mark.parametrize("words, parameters", [
+    ("dense", {"method": "dense"}), ("activation norm", {"method": "activation_norm", "criterion": "none"}),
+    ("block influence blocks", {"method": "none", "criterion": "block_influence"}),
+    ("amp + consensus blocks + LoRA", {"method": "amp", "criterion": "consensus", "recovery_pairs": 9}),
+    ("repair + compensation", {"method": "repair", "compensation": "sequential", "recovery_pairs": 0}),
+    ("amp + compensation in one pass", {"method": "amp", "compensation": "one_pass"})])
+def test_a_recipe_is_named_by_what_was_done(words, parameters):
+    assert results.recipe(parameters) == words
