@@ -8,7 +8,7 @@ import pytest
 CHAPTERS = Path(__file__).resolve().parents[1] / "book" / "chapters"
 EXERCISE = r"^```\{admonition\} Exercise (\d+) · (?:on paper|in code), (\d+) minutes\n:class: tip\n.+?^```$"
 SOLUTION = r"^````\{admonition\} Solution (\d+)\n:class: dropdown\n(.+?)^````$"
-WANTED = {"amp": 3, "consensus": 3, "robustness": 3, "your_model": 3}  # at the least
+WANTED = {"amp": 3, "beyond_amp": 2, "consensus": 3, "robustness": 3, "your_model": 3}  # at the least
 
 
 def exercises(text):
