@@ -44,8 +44,19 @@ def made_from(app, pagename):
     return None
 
 
+def name_rows(app, pagename, context):
+    """Runs of one notebook have one heading; the title of a page and the links to its neighbours say which row it is."""
+    places = (context, pagename), *zip((context.get("prev"), context.get("next")),
+                                       app.builder.relations.get(pagename, [])[1:])
+    for place, name in places:
+        row, notebook = name and made_from(app, name) or (None, None)
+        if place and row != notebook:
+            place["title"] += f" ({html.escape(row)})"
+
+
 def complete(app, pagename, templatename, context, doctree):
     if doctree is not None:
+        name_rows(app, pagename, context)
         context["metatags"] = context.get("metatags", "") + card(app, pagename, context, doctree)
     made = made_from(app, pagename) if doctree is not None else None
     if made:
