@@ -5,15 +5,20 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+import socket
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from glob import escape
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruning_lib import families, networks, offload
+from pruning_lib import families, locks, networks, offload
 from pruning_lib.activations import evaluating
 
 SHARD_BYTES = 2 << 30  # largest file; a shard is held in memory once more while it is written
@@ -36,6 +41,8 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
     ------
     FileExistsError
         when ``folder`` holds something.
+    OSError
+        when it cannot be written, the disk being full for example; nothing is left behind.
     RuntimeError
         when the reloaded model differs; nothing is left behind.
     ValueError
@@ -45,35 +52,58 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; give another folder or remove it first")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
-        if families.image_family(model):
-            networks.write(model, beside)
-        else:
-            _write(model, beside)
-        if tokenizer is not None:
-            tokenizer.save_pretrained(beside)
+    with _beside(folder) as work:
+        try:
+            _write(model, work)
+            if tokenizer is not None:
+                tokenizer.save_pretrained(work)
+        except (OSError, SafetensorError) as error:
+            raise OSError(f"{folder} cannot be written: {error}. Nothing is left of it; it takes "
+                          f"{_bytes(model) / 1e9:.1f} GB, give a folder where there is room") from error
         if verify:
-            _compare(model, beside)
-        beside.chmod(0o755)
+            _compare(model, work)
+        work.chmod(0o755)
         if folder.exists():
             folder.rmdir()
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        work.rename(folder)
     return folder
 
 
+@contextmanager
+def _beside(folder: Path) -> Iterator[Path]:
+    """A new folder next to ``folder``, deleted at the end unless it was renamed.
+
+    A process that is killed cannot delete its own: who saves to the same place next does it, on the same machine only,
+    for others need not see the lock that says it is in use.
+    """
+    prefix = f".{folder.name}-{socket.gethostname()}-"
+    for left in folder.parent.glob(f"{escape(prefix)}????????.part"):
+        with suppress(OSError), locks.folder(left) as ours:
+            shutil.rmtree(left) if ours else None
+    work = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder.parent))
+    try:
+        with locks.folder(work):
+            yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _bytes(model: nn.Module) -> int:
+    return sum(p.numel() * p.element_size() for p in model.parameters())
+
+
 def _write(model: Any, folder: Path) -> None:
-    """A language model's shards and config, under a config that can be stored."""
+    """A network's weights and config; of a language model shards, under a config that can be stored."""
+    if families.image_family(model):
+        networks.write(model, folder)
+        return
     config, other = model.config, _storable(model)
     waits = offload.waits(model)
-    size = sum(p.numel() * p.element_size() for p in model.parameters())
     if other is not config and not waits:
         model = _with_config(model, other)
     model.config = other
     try:
-        model.save_pretrained(folder, max_shard_size=min(SHARD_BYTES, size // 8) if waits else SHARD_BYTES)
+        model.save_pretrained(folder, max_shard_size=min(SHARD_BYTES, _bytes(model) // 8) if waits else SHARD_BYTES)
     finally:
         model.config = config
     if other is not config and waits:  # the weights have the same names; who reads them goes by the config
@@ -121,15 +151,12 @@ def _compare(model: nn.Module, folder: Path) -> None:
 
 def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
     """Logits (B, T, vocabulary) of the model and of its checkpoint on random tokens."""
-    how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
     ids = ids.to(offload.input_device(model))
-    ours, where = model(ids).logits, getattr(model, "hf_device_map", None)
-    if where is None and ids.device.type == "cpu":
-        where = {"": "disk"}  # each weight is read when its module runs: the checkpoint is never there as a whole
-    loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **how, **({"device_map": where} if where else {}))
-    return ours, (loaded if where else loaded.to(model.device)).eval()(ids).logits
+    how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
+    # module by module: beside the model there is never more of its copy than the weights of the layer that runs
+    return model(ids).logits, offload.from_files(folder, ids.device, **how)(ids).logits
 
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:

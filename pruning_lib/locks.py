@@ -77,6 +77,21 @@ def held(path: Path) -> str:
         os.close(file)
 
 
+@contextmanager
+def folder(path: Path) -> Iterator[bool]:
+    """Mark a folder as in use for the time of a block; whether nobody else had, as far as the file system can tell."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours = True
+    except OSError:  # somebody has it, or this file system has no locks
+        ours = False
+    try:
+        yield ours
+    finally:
+        os.close(file)
+
+
 def _taken(path: Path) -> int | None:
     """The open file with the lock, or None when somebody has it; a file of a dead process is taken over."""
     while True:

@@ -1,13 +1,16 @@
 """Models that are larger than the memory of a device: their weights wait on disk or in host memory (accelerate).
 
 A weight that waits is a ``meta`` tensor; a hook of accelerate brings it when its module runs.  Here: where inputs go,
-weights at hand for a moment, and cutting weights that wait: they are cut whenever they are brought.
+weights at hand for a moment, a checkpoint that is read while it runs, and cutting weights that wait: they are cut
+whenever they are brought.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -35,6 +38,37 @@ def at_hand(module: nn.Module) -> Iterator[None]:
     """Inside the ``with`` the module's own weights are where it runs."""
     with align_module_device(module):
         yield
+
+
+def from_files(folder: Path, device: torch.device, **how: Any) -> nn.Module:
+    """The language model in ``folder``, ready to evaluate on ``device`` without ever being there as a whole.
+
+    Every weight stays in its file and is brought to ``device`` for the time its module runs.
+
+    Parameters
+    ----------
+    how : further arguments of ``from_pretrained``
+    """
+    from transformers import AutoModelForCausalLM
+
+    with _quiet("accelerate.big_modeling"):  # it warns of weights on the meta device, where they are meant to be
+        loaded = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "disk"}, **how)
+    for module in loaded.modules():
+        for part in _hooks(module):  # accelerate would have a model that is on disk altogether run on the CPU
+            part.execution_device = device
+        for name, buffer in module.named_buffers(recurse=False):
+            module._buffers[name] = buffer.to(device)
+    return loaded.eval()
+
+
+@contextmanager
+def _quiet(logger: str) -> Iterator[None]:
+    level = logging.getLogger(logger).level
+    logging.getLogger(logger).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logging.getLogger(logger).setLevel(level)
 
 
 def cut(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
@@ -66,8 +100,9 @@ class _Cut(Mapping):
 
 def _hook(module: nn.Module) -> Any:
     """The hook that brings the module's weights; None where they do not wait."""
+    return next((part for part in _hooks(module) if getattr(part, "offload", False)), None)
+
+
+def _hooks(module: nn.Module) -> list[Any]:
     hook = getattr(module, "_hf_hook", None)
-    for part in getattr(hook, "hooks", (hook,)):
-        if getattr(part, "offload", False):
-            return part
-    return None
+    return [part for part in getattr(hook, "hooks", (hook,)) if part is not None]

@@ -4,6 +4,7 @@ Everything runs on one thread and offline; only tests marked ``model`` need the 
 """
 
 import os
+import subprocess
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TQDM_DISABLE="1", TRANSFORMERS_VERBOSITY="error")
 
@@ -122,3 +123,15 @@ def hooks_of(model):
     """Every hook on any module of ``model``."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
     return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind).values()]
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of 2 MB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("no small disk can be mounted here; as root in a container with CAP_SYS_ADMIN this test runs")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)

@@ -2,8 +2,11 @@
 
 import copy
 import json
+import logging
+import multiprocessing
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -221,3 +224,63 @@ def test_an_image_network_that_a_folder_cannot_hold_is_refused_and_nothing_is_le
 def test_the_order_of_pixels_in_memory_does_not_matter(tmp_path):
     network = image_network("cifar_resnet", depth=20).to(memory_format=torch.channels_last)
     checkpoints.save(network, None, tmp_path / "stored")
+
+
+# --- killed, and without room -----------------------------------------------------------------------------------------
+
+
+class Stops:
+    """A tokenizer at which saving stops, when every weight is written."""
+
+    def save_pretrained(self, folder):
+        time.sleep(60)
+
+
+def saved_by_another(model, tokenizer, folder):
+    """A process that is saving, met in the middle."""
+    process = multiprocessing.get_context("fork").Process(target=checkpoints.save, args=(model, tokenizer, folder))
+    process.start()
+    end = time.monotonic() + 30
+    while not list(folder.parent.glob(".*/model*.safetensors")):
+        assert time.monotonic() < end and process.is_alive(), "waited in vain"
+        time.sleep(0.001)
+    return process
+
+
+@pytest.mark.parametrize("all_written", [True, False])
+def test_killed_in_the_middle_nothing_is_seen_and_the_next_one_clears_up(tmp_path, tiny, monkeypatch, all_written):
+    monkeypatch.setattr(checkpoints, "SHARD_BYTES", 2000)  # tens of shards
+    model, folder = tiny("qwen2"), tmp_path / "smaller[1]"  # a name that means something to a shell
+    process = saved_by_another(model, Stops() if all_written else None, folder)
+    process.kill()
+    process.join()
+    left, = tmp_path.iterdir()
+    assert not folder.exists() and left.name.startswith(".smaller[1]-") and left.name.endswith(".part")
+    (mine := tmp_path / ".smaller[1]-mine").mkdir()
+    checkpoints.save(model, None, folder)
+    assert sorted(tmp_path.iterdir()) == [mine, folder]
+
+
+def test_one_that_is_still_being_written_is_left_alone(tmp_path, tiny):
+    process = saved_by_another(tiny("qwen2"), Stops(), tmp_path / "smaller")
+    checkpoints.save(tiny("qwen3"), None, tmp_path / "smaller")
+    assert process.is_alive() and len(list(tmp_path.glob(".smaller-*/model.safetensors"))) == 1
+    process.kill()
+    process.join()
+
+
+@pytest.mark.parametrize("shard_bytes", [1 << 30, 100_000])
+def test_on_a_full_disk_the_error_says_what_it_takes_and_nothing_is_left(small_disk, tiny, monkeypatch, shard_bytes):
+    monkeypatch.setattr(checkpoints, "SHARD_BYTES", shard_bytes)
+    (small_disk / "mine.txt").write_text("mine")
+    network = image_network("cifar_resnet", depth=56)  # 3.4 MB
+    for model in (tiny("llama", width=96, heads=6, neurons=900, vocabulary=1280), network):
+        with pytest.raises(OSError, match="No space left on device.*Nothing is left of it; it takes 0.0 GB"):
+            checkpoints.save(model, None, small_disk / "smaller")
+        assert [path.name for path in small_disk.iterdir()] == ["mine.txt"]
+
+
+def test_saving_says_nothing_about_weights_that_wait_where_they_should(tmp_path, tiny, caplog):
+    with caplog.at_level(logging.WARNING):
+        checkpoints.save(tiny("llama"), None, tmp_path / "stored")
+    assert not caplog.records

@@ -67,6 +67,28 @@ def test_a_copy_of_what_waits_is_refused_with_the_way_out(pair, random_importanc
         surgery.remove(pair[1], plan)
 
 
+def test_a_checkpoint_that_is_proven_is_brought_layer_by_layer_to_where_the_model_is(family, tiny, tmp_path):
+    """On the meta device, which every machine has beside its processor."""
+    model = tiny(family)
+    model.save_pretrained(tmp_path)
+    stored = offload.from_files(tmp_path, torch.device("cpu"), dtype=torch.float32)
+    there, ran = [], []  # bytes of weights at hand, and devices, whenever a layer runs
+    for module in stored.modules():
+        if list(module.parameters(recurse=False)):
+            module.register_forward_hook(lambda *_: there.append(sum(
+                p.numel() * 4 for p in stored.parameters() if p.device.type != "meta")))
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        assert torch.equal(stored(ids).logits, model(ids).logits)
+        elsewhere = offload.from_files(tmp_path, torch.device("meta"), dtype=torch.float32)
+        block = families.blocks(elsewhere)[1]
+        block.register_forward_hook(lambda module, args, out: ran.append(out.device.type))
+        elsewhere(ids.to("meta"))
+    largest = max(p.numel() * 4 for p in model.parameters())
+    assert there and max(there) <= largest and ran == ["meta"]
+    assert {buffer.device.type for buffer in elsewhere.buffers()} == {"meta"}
+
+
 # --- parts of a pass --------------------------------------------------------------------------------------------------
 
 

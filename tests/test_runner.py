@@ -139,18 +139,6 @@ def test_after_the_client_is_killed_nothing_half_done_is_seen_and_only_the_rest_
     assert before.items() <= trees.files(client.pages).items()
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A folder on a disk of 2 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("no small disk can be mounted here; as root in a container with CAP_SYS_ADMIN this test runs")
-    yield folder
-    subprocess.run(["umount", str(folder)], check=True)
-
-
 def test_on_a_full_disk_a_row_is_reported_and_what_was_published_stays(tmp_path, small_disk):
     root = tmp_path / "root"
     trees.make(root, {"a": {}, "b": {"act": "fill disk"}})
