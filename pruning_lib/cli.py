@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,7 +24,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress is seen when it happens in a pipe or a log too
     arguments = _parser().parse_args(argv)
-    return arguments.act(arguments)
+    try:
+        return arguments.act(arguments)
+    except BrokenPipeError:  # who read along has seen enough: pruning-lib status | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
+        return 128 + signal.SIGPIPE
 
 
 def _parser() -> argparse.ArgumentParser:

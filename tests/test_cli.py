@@ -1,5 +1,7 @@
 """The command runs what it is asked for, puts it where it says, and refuses the rest on stderr before anything runs."""
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -161,6 +163,16 @@ def test_status_says_for_each_row_whether_and_why_it_has_to_run_and_changes_noth
         ["small", "up to date"], ["plain", "notebook or parameters changed"], ["mute", "no page yet"],
         ["look", "no page yet"]]
     assert files(root) == before
+
+
+def test_who_reads_along_may_stop_reading(root):
+    """As ``pruning-lib status | head -1`` does: no traceback, and no complaint when Python ends."""
+    program = [str(Path(sys.executable).with_name("pruning-lib")), "status"]
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(program, cwd=root, stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
 
 
 def test_the_command_runs_a_row_for_real_with_another_value_and_touches_no_published_page(root, small_is_fresh):
