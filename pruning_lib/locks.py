@@ -36,6 +36,8 @@ def lock(path: Path, *, wait: bool = True, say: Callable[[str], None] | None = N
     ------
     Held
         when somebody has it and ``wait`` is off.
+    OSError
+        when the file cannot be written, the disk being full for example; nobody has the lock then.
     """
     file = _taken(path)
     while file is None:
@@ -103,11 +105,21 @@ def _taken(path: Path) -> int | None:
             os.close(file)
             return None
         if _still_there(file, path):
-            os.ftruncate(file, 0)
-            os.write(file, f"process {os.getpid()} on {socket.gethostname()} "
-                           f"since {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
+            _sign(file, path)
             return file
         os.close(file)  # its holder deleted it between our opening and our locking
+
+
+def _sign(file: int, path: Path) -> None:
+    """Write into the locked file who has it; on a disk that is too full for that the lock is given back."""
+    try:
+        os.ftruncate(file, 0)
+        os.write(file, f"process {os.getpid()} on {socket.gethostname()} "
+                       f"since {datetime.now():%Y-%m-%d %H:%M:%S}\n".encode())
+    except OSError:
+        path.unlink(missing_ok=True)
+        os.close(file)
+        raise
 
 
 def _still_there(file: int, path: Path) -> bool:

@@ -18,7 +18,7 @@ import nbformat
 from pruning_lib import inputs, reach, results
 from pruning_lib.rows import Row, Tree, source
 
-SHOWS_OR_STORES = ("plots.", "results.")  # changes of these leave the numbers of a run as they are
+NO_NUMBERS = ("plots.", "results.", "locks.")  # they show, store and wait: a run's numbers stay when they change
 MADE_BEFORE = "made before code was fingerprinted"
 
 
@@ -81,15 +81,19 @@ def _made_from(page: Path) -> dict[str, Any]:
 
 
 def code(row: Row, tree: Tree) -> dict[str, str]:
-    """Name -> digest of the definitions the notebook leads to; for a run, without what only draws and stores."""
+    """Name -> digest of the definitions the notebook leads to; for a run, without those that make no number."""
     notebook = nbformat.read(source(row, tree), as_version=4)
     found = reach.digests(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return {k: v for k, v in found.items() if row.reading or not k.startswith(SHOWS_OR_STORES)}
+    return _that_count(found, row)
+
+
+def _that_count(found: dict[str, str], row: Row) -> dict[str, str]:
+    return {name: digest for name, digest in found.items() if row.reading or not name.startswith(NO_NUMBERS)}
 
 
 def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
     """Which code changed since the page was made, in words; empty too where the page does not say."""
-    names = reach.changed(page.get("code") or {}, code(row, tree))
+    names = reach.changed(_that_count(page.get("code") or {}, row), code(row, tree))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"code changed: {', '.join(names[:3])}{more}" if names else ""
 

@@ -50,8 +50,10 @@ def test_other_code_beneath_makes_a_row_stale_and_is_named(tree, monkeypatch):
     assert why(tree) == "code changed: amp.a, amp.b, amp.c and 2 more"
 
 
-def test_how_results_are_drawn_and_stored_makes_readings_stale_and_no_run(tree):
-    assert not [name for name in page_of(tree)["code"] if name.startswith(("plots.", "results."))]
+def test_how_results_are_drawn_stored_and_waited_for_makes_readings_stale_and_no_run(tree):
+    assert not [name for name in page_of(tree)["code"] if name.startswith(("plots.", "results.", "locks."))]
+    stamp(tree, "small", code={**page_of(tree)["code"], "locks.lock": "0" * 8})  # a page of before says more
+    assert not why(tree)
     stamp(tree, "look", code={"results.read": "0" * 8})
     assert why(tree, "look") == "code changed: results.read"
 
