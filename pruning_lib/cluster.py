@@ -134,6 +134,10 @@ class _Run:
         except locks.Held as who:
             self.waiting.leave(row, str(who))
             return
+        except OSError as error:  # a full disk, which concerns the rows that come to write on it
+            self.waiting.rows.remove(row)
+            self._finished(row, lock, Answer("failed", f"row {row.name} failed: {error}"))
+            return
         self.waiting.rows.remove(row)
         if self.tree.published_ns(row) != self.waiting.published[row.name]:
             self._finished(row, lock, Answer("done", "done by another runner"))
@@ -153,14 +157,22 @@ class _Run:
         digest = sha256(json.dumps([job, self.tries[row.name]], sort_keys=True).encode()).hexdigest()[:16]
         future = self.client.submit(work, job, key=f"{row.name}-{digest}", resources=dict(row.resources) or None)
         self.sent[future] = (row, lock, made, time.monotonic())
+        if missed := self._missed(row):
+            self.waiting.say(f"{row.name}: waits for a worker with {missed}; none has that much now. "
+                             f"Start one with: dask worker ... --resources {missed.replace(', ', ' ')}")
+
+    def _missed(self, row: Row) -> str:
+        """What the row wants and no worker offers so far, as ``GPU=2``; workers may still come."""
+        workers = [worker["resources"] for worker in self.client.scheduler_info()["workers"].values()]
+        enough = any(all(there.get(name, 0) >= amount for name, amount in row.resources.items()) for there in workers)
+        return "" if enough else ", ".join(f"{name}={amount:g}" for name, amount in row.resources.items())
 
     def _collect(self, future: Future) -> None:
         row, lock, made, began = self.sent.pop(future)
         answer, texts = self._answer(row, future)
         try:
             if answer.kind == "done":
-                experiments.publish(row, self.tree, texts["page"], texts.get("record"),
-                                    {**made, "record": json.loads(texts.get("record") or "{}").get("checksum")})
+                experiments.publish(row, self.tree, texts["page"], texts.get("record"), made)
             elif "partial" in texts:
                 kept = self.tree.failed / f"{row.name}.ipynb"
                 _write({kept: texts["partial"]})

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,13 @@ def publish(row: Row, tree: Tree, page: str, record: str | None, made: Mapping[s
     try:
         notebook = nbformat.reads(page, as_version=4)
         notebook.metadata["pruning_lib"].update(made)
-        nbformat.write(notebook, work / f"{row.name}.ipynb")
         finished = {work / f"{row.name}.ipynb": tree.pages}
         if record is not None:
-            (work / f"{row.name}.json").write_text(record)
-            finished = {work / f"{row.name}.json": tree.records, **finished}
+            path = work / f"{row.name}.json"
+            path.write_text(record)
+            notebook.metadata["pruning_lib"]["record"] = results.contents(path).get("checksum")
+            finished = {path: tree.records, **finished}
+        nbformat.write(notebook, work / f"{row.name}.ipynb")
         _publish(finished)
         (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
     finally:
@@ -93,11 +96,9 @@ def publish(row: Row, tree: Tree, page: str, record: str | None, made: Mapping[s
 
 def sweep(row: Row, tree: Tree) -> None:
     """Delete what a killed run of a row left half-done, unless somebody is running it again."""
-    try:
+    with suppress(locks.Held, OSError):  # OSError: on a full disk not even the lock can be written
         with locks.lock(tree.lock(row), wait=False):
             shutil.rmtree(tree.work(row), ignore_errors=True)
-    except locks.Held:
-        pass
 
 
 def _make(row: Row, tree: Tree, work: Path) -> None:

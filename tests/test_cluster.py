@@ -4,21 +4,30 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 
+import dask
 import nbformat
 import pytest
+import torch
 import trees
-from distributed import LocalCluster
+from conftest import build
+from distributed import Client, LocalCluster
+from test_amp import padded
 from trees import alive, began, left_over, published, until
 
-from pruning_lib import cli, cluster, rows
-from pruning_lib.rows import Row
+from pruning_lib import amp, cli, cluster, families, rows
+from pruning_lib.experiments import verdict
+from pruning_lib.rows import Row, Tree
 
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Of the scheduler of two workers, each in a process of its own, one row at a time, one (pretended) GPU."""
-    with pytest.MonkeyPatch.context() as patch:
+    """Of the scheduler of two workers, each in a process of its own, one row at a time, one (pretended) GPU.
+
+    A row may kill one worker and is given up at the second; Dask's own number is three.
+    """
+    with pytest.MonkeyPatch.context() as patch, dask.config.set({"distributed.scheduler.allowed-failures": 1}):
         patch.setenv("PYTHONPATH", trees.HERE["PYTHONPATH"])
         with LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None,
                           resources={"GPU": 1}, local_directory=str(tmp_path_factory.mktemp("dask"))) as local:
@@ -45,19 +54,81 @@ def test_rows_run_on_both_workers_and_the_client_writes_what_a_local_run_would_h
                        up_to_date=lambda row: not cli._why(row, tree)) == []
     assert sum("up to date" in line for line in said) == 3
     assert [len(began(tmp_path, name)) for name in "ab"] == [1, 1]
+    assert not [row.name for row in rows.rows(tree).values() if verdict(row, tree).why]  # page and record are a pair
+
+
+def test_a_row_waits_for_a_worker_with_what_it_wants_and_says_so(tmp_path, address):
+    tree = trees.make(tmp_path, {"a": {"resources": {"TPU": 2}}})
+    comes = [sys.executable, "-m", "distributed.cli.dask_worker", address, "--nthreads", "1", "--no-nanny",
+             "--no-dashboard", "--resources", "TPU=2", "--local-directory", str(tmp_path / "dask")]
+    said, late = [], []
+
+    def say(text):
+        said.append(text)
+        if "waits" in text:
+            assert not began(tmp_path, "a")
+            late.append(subprocess.Popen(comes, env=trees.HERE, stderr=subprocess.DEVNULL))
+
+    try:
+        assert not cluster.run([rows.rows(tree)["a"]], tree, address, say=say)
+        assert "a: waits for a worker with TPU=2; none has that much now" in said[1] and len(late) == 1
+        ran_under = began(tmp_path, "a")[0]["runner"]
+    finally:
+        for process in late:
+            process.kill()
+            process.wait()
+    assert not alive(ran_under)
+
+
+def test_the_importance_of_prompts_is_shared_by_workers_and_merged_bit_for_bit(address, prompts):
+    model = build(families.tiny("llama", width=48, vocabulary=128))
+    batches = [padded([prompt]) for prompt in prompts]
+    whole = amp.importance(model, batches, progress=False)
+    with Client(address, set_as_default=False) as client:
+        workers = list(client.nthreads())
+        parts = [client.submit(amp.sums, model, batches[i::2], progress=False, workers=[workers[i]], pure=False)
+                 for i in range(2)]
+        merged = amp.merge(client.gather(parts))
+        assert len({who for part in parts for who in client.who_has(part)[part.key]}) == 2
+    assert torch.equal(merged.heads, whole.heads) and torch.equal(merged.neurons, whole.neurons)
 
 
 def test_a_killed_worker_a_row_that_raises_and_one_that_takes_too_much_cost_no_other_row(tmp_path, address):
     tree = trees.make(tmp_path, {"killed": {"act": "kill grandparent"}, "bad": {"act": "raise"},
-                                 "big": {"act": "fill memory", "memory_gb": 0.9}, "good": {}})
-    failed, said = run(tree, address, "killed", "bad", "big", "good")
+                                 "big": {"act": "fill memory", "memory_gb": 0.9}, "good": {},
+                                 "rubbish": {"act": "write rubbish"}, "kernel": {"act": "kill kernel"}})
+    failed, said = run(tree, address, "killed", "bad", "big", "good", "rubbish", "kernel")
     assert sorted(failed) == ["bad", "big"]
+    assert "kernel: once more" in said and len(began(tmp_path, "kernel")) == 2
     assert "row bad failed in cell" in said and f"the partial page is {tree.failed / 'bad.ipynb'}" in said
     assert "row big was stopped: it took" in said and "its limit is 0.9 GB" in said
-    assert published(tree) == ["good.ipynb", "good.json", "killed.ipynb", "killed.json"]
+    assert published(tree) == [f"{name}.{kind}" for name in ("good", "kernel", "killed", "rubbish")
+                               for kind in ("ipynb", "json")]
+    assert verdict(rows.rows(tree)["rubbish"], tree).why == "the record cannot be read"
     assert left_over(tree) == ["bad.ipynb"]
     assert len(began(tmp_path, "killed")) == 2 and len(began(tmp_path, "bad")) == 1
     assert not alive(began(tmp_path, "killed")[0]["kernel"]) and not alive(began(tmp_path, "big")[0]["kernel"])
+
+
+def test_a_row_that_kills_every_worker_it_is_given_to_is_reported(tmp_path, address):
+    tree = trees.make(tmp_path, {"a": {"act": "kill every grandparent"}})
+    failed, said = run(tree, address, "a")
+    assert failed == ["a"] and "row a failed: KilledWorker: Attempted to run task" in said
+    assert len(began(tmp_path, "a")) == 2 and not published(tree) and not left_over(tree)
+
+
+def test_on_a_full_disk_rows_are_reported_and_run_when_there_is_room_again(tmp_path, address, small_disk):
+    trees.make(tmp_path / "root", {"a": {}, "b": {"act": "fill disk"}})
+    tree, filler = Tree.at(tmp_path / "root", small_disk / "own"), small_disk / "filler"
+    failed, said = run(tree, address, "b")
+    assert failed == ["b"] and "row b failed: [Errno 28] No space left on device" in said and not published(tree)
+    with suppress(OSError), filler.open("wb", buffering=0) as file:
+        while file.write(bytes(4096)):
+            pass
+    failed, said = run(tree, address, "a")  # there is not even room for its lock
+    assert failed == ["a"] and "row a failed: [Errno 28] No space left on device" in said and not left_over(tree)
+    filler.unlink()
+    assert not run(tree, address, "a")[0] and published(tree) == ["a.ipynb", "a.json"] and not left_over(tree)
 
 
 def test_after_the_client_is_killed_only_what_it_did_not_write_is_run_by_the_next(tmp_path, address):

@@ -32,7 +32,7 @@ if act == "kill runner" and not times:
     time.sleep(90)
 if act == "kill kernel" and not times:
     os.kill(os.getpid(), signal.SIGKILL)
-if act == "kill grandparent" and not times:
+if act == "kill grandparent" and not times or act == "kill every grandparent":
     parent = pathlib.Path(f"/proc/{os.getppid()}/stat").read_text().rpartition(")")[2].split()[1]
     os.kill(int(parent), signal.SIGKILL)
     time.sleep(90)
@@ -47,7 +47,8 @@ RECORDS = '''from pruning_lib.results import checksum
 results = pathlib.Path(os.environ["PRUNING_RESULTS"])
 results.mkdir(parents=True, exist_ok=True)
 record = {"run": run, "values": {"times": times}}
-(results / f"{run}.json").write_text(json.dumps({**record, "checksum": checksum(record)}))
+written = json.dumps({**record, "checksum": checksum(record)})
+(results / f"{run}.json").write_text(written[:9] if act == "write rubbish" else written)
 (marks / f"{run}.ended").write_text(str(time.monotonic()))'''
 READS = '''import os, pathlib
 sorted(path.stem for path in pathlib.Path(os.environ["PRUNING_RESULTS"]).glob("*.json"))'''
