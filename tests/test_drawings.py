@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 BOOK = ROOT / "book"
@@ -23,7 +24,7 @@ def script(path):
     return module
 
 
-head_map, methods = (script(BOOK / "drawings" / f"{name}.py") for name in ("head_map", "methods"))
+head_map, methods, growth = (script(BOOK / "drawings" / f"{name}.py") for name in ("head_map", "methods", "growth"))
 addresses, alt_text = (script(BOOK / "extensions" / f"{name}.py") for name in ("addresses", "alt_text"))
 MAP = json.loads((BOOK / "drawings" / "head_map.json").read_text())
 
@@ -51,6 +52,30 @@ def test_the_plans_of_the_map_take_the_least_important_parts():
 def test_the_picture_of_a_method_is_what_its_script_draws_and_stands_in_its_chapter(name):
     assert (BOOK / "drawings" / f"{name}.html").read_text() == methods.draw(name)
     assert f"../drawings/{name}.html" in (BOOK / "chapters" / f"{name}.md").read_text()
+
+
+# --- how cost grows ---------------------------------------------------------------------------------------------------
+
+
+def test_words_and_curves_of_how_cost_grows_are_those_of_the_table_that_was_measured():
+    points, conditions = growth.read()
+    assert growth.WORDS.read_text() == growth.words(points, conditions)
+    assert Image.open(growth.CURVES).text["Description"] == growth.digest()
+    assert {"tokens", "blocks", "prompts", "width"} <= set(points) <= set(growth.KINDS)
+    missing = [name for kind, name in growth.KINDS.items() if kind not in points]
+    assert growth.WORDS.read_text().count("Not measured here yet") == bool(missing)
+
+
+def test_a_bend_is_told_from_noise_and_named_with_its_place_and_direction():
+    square = [(n, 0.1 + (n / 100) ** 2, 0.0) for n in (1, 10, 100, 1000)]
+    noisy = [(n, n * noise, n * 2.0) for n, noise in ((1, 1.0), (2, 1.05), (4, 1.0), (8, 1.05))]
+    cores = [(1, 80.0, 500.0), (2, 40.0, 1000.0), (4, 40.0, 2000.0)]
+    assert [number for number, *_ in growth.bends(square)] == [10, 100] and not growth.bends(noisy)
+    assert growth.exponents(cores) == pytest.approx([-1, 0])
+    said = growth.words({"prompts": noisy, "workers": cores}, "measured on a machine").splitlines()
+    assert "| prompts | 1 to 8 | 1.02 | 1.07, 0.93, 1.07 | none | 2 to 16 MB, power 1.00 |" in said
+    assert "| workers, rows at a time | 1 to 4 | -0.50 | -1.00, 0.00 | up at 2 | 500 to 2000 MB, power 1.00 |" in said
+    assert said[-1] == "Not measured here yet: tokens of a prompt; blocks; parameters, by width."
 
 
 # --- links ------------------------------------------------------------------------------------------------------------

@@ -3,15 +3,18 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate import infer_auto_device_map
+from accelerate.utils import get_balanced_memory
 from safetensors.torch import save_file
 from test_amp import padded
-from transformers import AutoModelForCausalLM, LlamaConfig
+from transformers import AutoModelForCausalLM
 
-from pruning_lib import amp, checkpoints, families, offload, surgery
+from pruning_lib import amp, checkpoints, families, offload, shapes, surgery
 from pruning_lib.block_plans import BlockPlan
 
 WAITS = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",
@@ -198,15 +201,31 @@ def test_a_checkpoint_larger_than_the_memory_is_pruned_and_saved(large, tmp_path
     assert torch.equal(*logits)
 
 
+def fullest(network, memory):
+    """(GB on the device that gets most, GB that do not fit on any) as accelerate would spread the blocks."""
+    names = [part for part in network._no_split_modules]
+    room = get_balanced_memory(network, memory, no_split_module_classes=names, dtype=torch.bfloat16)
+    places = infer_auto_device_map(network, room, no_split_module_classes=names, dtype=torch.bfloat16)
+    taken = Counter()
+    for name, parameter in network.named_parameters():
+        where = next(place for part, place in places.items() if f"{name}.".startswith(f"{part}."))
+        taken[where] += 2 * parameter.numel() / 1e9
+    waits = taken.pop("cpu", 0) + taken.pop("disk", 0)
+    return max(taken.values()), waits
+
+
 def test_the_memory_worked_out_in_the_book_is_that_of_the_model():
-    config = LlamaConfig(vocab_size=32000, hidden_size=8192, num_hidden_layers=80, num_attention_heads=64,
-                         num_key_value_heads=8, intermediate_size=28672, tie_word_embeddings=False)
-    with torch.device("meta"):
-        s = families.sizes(AutoModelForCausalLM.from_config(config))
+    network = shapes.network("meta-llama/Llama-3.1-70B")
+    s = families.sizes(network)
     text = (Path(families.__file__).parents[1] / "book" / "chapters" / "scale.md").read_text()
-    size, T = 2 * s.parameters, 1024
-    for figure in (f"{s.parameters / 1e9:.1f} billion parameters, {size / 1e9:.0f} GB", f"eight | {size / 8e9:.1f} GB",
-                   f"two | {size / 2e9:.1f} GB", f"1024 x 28672 | {2 * T * s.neurons / 1e6:.0f} MB",
-                   f"1024 x 8192 | {2 * T * s.width / 1e6:.0f} MB",
-                   f"float64 | {8 * s.blocks * (s.heads + s.neurons) / 1e6:.0f} MB"):
+    size, T, largest = 2 * s.parameters, 1024, max(2 * p.numel() for p in network.parameters())
+    (two, none), (eight, no_more), (_, some) = (fullest(network, {**dict.fromkeys(range(n), room), "cpu": "100GB"})
+                                                for n, room in ((2, "75GB"), (8, "22GB"), (2, "70GB")))
+    assert none == no_more == 0 and 'memory={0: "75GB", 1: "75GB", "cpu": "100GB"}' in text
+    for figure in (f"{s.parameters / 1e9:.1f} billion parameters, {size / 1e9:.0f} GB",
+                   f"of two, of 75 GB each | {two:.1f} GB", f"of eight, of 22 GB each | {eight:.1f} GB",
+                   f"with 70 GB each, {some:.1f} GB would have to wait",
+                   f"1024 x 28672 | {2 * T * s.neurons / 1e6:.0f} MB", f"1024 x 8192 | {2 * T * s.width / 1e6:.0f} MB",
+                   f"float64 | {8 * s.blocks * (s.heads + s.neurons) / 1e6:.0f} MB",
+                   f"while the checkpoint is compared | {largest / 1e9:.1f} GB"):
         assert figure in text, figure

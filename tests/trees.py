@@ -39,8 +39,10 @@ if act == "kill grandparent" and not times or act == "kill every grandparent":
 if act == "fill memory":
     filled = bytearray(b"x" * 1_500_000_000)
     time.sleep(90)
-if act == "wait":
-    time.sleep(2)
+if act == "compute":
+    end = time.process_time() + 3
+    while time.process_time() < end:
+        pass
 if act == "fill disk":
     print("x" * 4_000_000)'''
 RECORDS = '''from pruning_lib.results import checksum

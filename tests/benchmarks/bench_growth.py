@@ -1,21 +1,26 @@
-"""How time and memory of pruning grow, on toy LLaMAs: with tokens, blocks, prompts, parameters, and rows at a time.
+"""How time and memory of pruning grow, on toy LLaMAs: with tokens, blocks, prompts, parameters, and workers.
 
-Each point is one pass of importance after a warm-up: CPU seconds (they hardly depend on who else uses the machine), and
-how far the resident memory rose.  With ``--rows`` also rows at a time: seconds by the clock for four rows that compute
-nothing, so what the runner itself costs; that wants an idle machine.  ``--write`` puts the table into the book.
+Each point is one pass of importance after a warm-up: the median CPU seconds of five (they hardly depend on who else
+uses the machine), and how far the resident memory rose at most.  With ``--rows`` also workers: seconds by the clock and
+memory of all processes together for eight rows that compute for three seconds each, run so many at a time; that wants
+an idle machine.  ``--write`` puts table, curves and words into the book.  About five minutes with both.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import importlib.util
 import os
 import platform
+import statistics
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 
+import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
@@ -24,8 +29,16 @@ from pruning_lib import amp, families
 BASE = {"tokens": 64, "blocks": 4, "prompts": 8, "width": 128}
 GROWS = {"tokens": (64, 128, 256, 512, 1024), "blocks": (4, 8, 16, 32), "prompts": (8, 16, 32, 64),
          "width": (64, 128, 256, 512)}
-ROWS = (1, 2, 4)
-TABLE = Path(__file__).parents[2] / "book" / "_static" / "growth.csv"
+WORKERS, ROWS, REPEATS = (1, 2, 4, 8), "abcdefgh", 5
+DRAWING = Path(__file__).parents[2] / "book" / "drawings" / "growth.py"
+
+
+def drawing():
+    """The script that makes words and curves of the table."""
+    spec = importlib.util.spec_from_file_location("growth", DRAWING)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def high_water_mb():
@@ -41,29 +54,51 @@ def point(tokens, blocks, prompts, width):
     ids = torch.randint(3, 256, (1, tokens), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     amp.sums(model, [{k: v[:, :8] for k, v in batch.items()}], progress=False)
+    seconds, memory = zip(*(one_pass(model, batch, prompts) for _ in range(REPEATS)), strict=True)
+    return {"parameters": sum(p.numel() for p in model.parameters()), "seconds": round(statistics.median(seconds), 3),
+            "memory_mb": round(max(memory), 1)}
+
+
+def one_pass(model, batch, prompts):
+    """(CPU seconds, MB that the memory rose by)."""
     Path("/proc/self/clear_refs").write_text("5")
     before, start = high_water_mb(), time.process_time()
     amp.sums(model, (batch for _ in range(prompts)), progress=False)
-    seconds = time.process_time() - start
-    return {"parameters": sum(p.numel() for p in model.parameters()), "seconds": round(seconds, 3),
-            "memory_mb": round(high_water_mb() - before, 1)}
+    return time.process_time() - start, high_water_mb() - before
 
 
 def rows_at_a_time(jobs):
-    """Seconds by the clock for four rows that wait two seconds each."""
+    """Seconds by the clock, and the most memory at once, of eight rows that compute for three seconds each."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import trees
 
     from pruning_lib import rows, runner
 
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        tree = trees.make(root, {name: {"act": "wait"} for name in "abcd"})
+        tree = trees.make(Path(folder), {name: {"act": "compute"} for name in ROWS})
         chosen = [row for row in rows.rows(tree).values() if not row.reading]
+        most, done = [0.0], threading.Event()
+        watch = threading.Thread(target=sample, args=(most, done))
+        watch.start()
         start = time.monotonic()
         failed = runner.run(chosen, tree, runner.Machine(jobs, 1, 1000), say=lambda text: None)
+        seconds = time.monotonic() - start
+        done.set()
+        watch.join()
         assert not failed
-        return {"parameters": "", "seconds": round(time.monotonic() - start, 1), "memory_mb": ""}
+        return {"parameters": "", "seconds": round(seconds, 1), "memory_mb": round(most[0])}
+
+
+def sample(most, done):
+    """Keep in ``most`` how many MB the processes of the rows took together at most, as the runner counts them."""
+    while not done.wait(0.2):
+        total = 0
+        for process in psutil.Process().children(recursive=True):
+            try:
+                total += process.memory_info().rss
+            except psutil.Error:  # it ended meanwhile
+                pass
+        most[0] = max(most[0], total / 1e6)
 
 
 def conditions():
@@ -74,21 +109,24 @@ def conditions():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help=f"the table into {TABLE.name} of the book")
-    parser.add_argument("--rows", action="store_true", help="also rows at a time, by the clock")
+    parser.add_argument("--write", action="store_true", help="table, curves and words into the book")
+    parser.add_argument("--rows", action="store_true", help="also workers, by the clock")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
+    measured_on = conditions()  # the load of others, not of this
     lines = [["what grows", "to", "parameters", "seconds", "memory, MB"]]
-    for kind, numbers in {**GROWS, **({"rows at a time": ROWS} if arguments.rows else {})}.items():
+    for kind, numbers in {**GROWS, **({"workers": WORKERS} if arguments.rows else {})}.items():
         for number in numbers:
             found = point(**{**BASE, kind: number}) if kind in BASE else rows_at_a_time(number)
             lines.append([kind, number, found["parameters"], found["seconds"], found["memory_mb"]])
             print("{:16}{:>6}{:>12}{:>10}{:>10}".format(*map(str, lines[-1])), flush=True)
-    lines.append([f"measured on {conditions()}", "", "", "", ""])
+    lines.append([f"measured on {measured_on}", "", "", "", ""])
     print(lines[-1][0])
     if arguments.write:
-        with TABLE.open("w", newline="") as file:
+        growth = drawing()
+        with growth.TABLE.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(lines)
+        growth.write()
 
 
 if __name__ == "__main__":
