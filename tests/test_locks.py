@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -64,16 +65,31 @@ def test_a_holder_that_is_killed_blocks_nobody(path, holder):
 
 
 def test_who_waits_is_told_once_for_whom_and_gets_it_afterwards(path, holder):
-    said = []
-
-    def say(who):
-        said.append(who)
-        os.kill(holder.pid, signal.SIGKILL)
-
-    began = time.monotonic()
-    with locks.lock(path, say=say):
+    said, began = [], time.monotonic()
+    threading.Timer(3.5 * locks.POLL_S, holder.kill).start()
+    with locks.lock(path, say=said.append):
         pass
-    assert len(said) == 1 and str(holder.pid) in said[0] and time.monotonic() - began < 20
+    assert len(said) == 1 and str(holder.pid) in said[0] and 3 * locks.POLL_S < time.monotonic() - began < 20
+
+
+def test_nothing_stays_open_and_nothing_of_an_earlier_holder_stays_in_the_file(path):
+    assert locks.held(path) == ""
+    path.parent.mkdir()
+    path.write_text("process 1 on another machine, whose name is a long one, since the beginning of all times\n")
+    before = os.listdir("/proc/self/fd")
+    with locks.lock(path):
+        assert path.read_text().startswith(f"process {os.getpid()} on ") and path.read_text().count("\n") == 1
+        os.truncate(path, 0)  # as it is for a moment
+        assert locks.held(path) == "a process that is just starting"
+    assert os.listdir("/proc/self/fd") == before
+
+
+def test_on_a_full_disk_nobody_has_it(small_disk):
+    (small_disk / "filler").write_bytes(bytes(2 * 1024 * 1024))  # the file finds room, what is in it does not
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"), locks.lock(small_disk / "row.lock", wait=False):
+            raise AssertionError("who has it could not be said")
+        assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
 def test_it_is_free_after_an_error(path):

@@ -95,6 +95,27 @@ def test_code_it_reaches_is_named_when_it_changes(package, file, old, new, names
     assert changed(before, digests(ALL, package)) == names
 
 
+def test_what_a_module_does_when_it_is_imported_counts_for_all_in_it(package):
+    (package / "side.py").write_text("import random\nrandom.seed(1)\n\ndef draw():\n    return random.random()\n")
+    cells = ["from net import side as here\nhere.draw()"]
+    before = digests(cells, package)
+    assert list(before) == ["side.draw", "side.random.seed(1)"]
+    edit(package, "side.py", "seed(1)", "seed(2)")
+    assert changed(before, digests(cells, package)) == ["side.random.seed(1)"]
+
+
+@pytest.mark.parametrize("cell", ["import net.low as other\nother.total([1])", "from net import low as other\nother.total([1])",
+                                  "from net.low import total as other\nother([1])"])
+def test_other_names_for_what_is_imported_lead_to_the_same(package, cell):
+    assert list(digests([cell], package)) == ["low.total"]
+
+
+def test_what_is_filled_in_place_belongs_to_what_is_filled(package):
+    (package / "fills.py").write_text("table = {}\ntable['a'] = 1\ntable.size = 1\n\ndef get():\n    return table\n")
+    found = digests(["from net.fills import get\nget()"], package)
+    assert list(found) == ["fills.get", "fills.table", "fills.table.size", "fills.table['a']"]
+
+
 def test_the_notebooks_of_the_book_reach_what_they_run_and_not_what_they_do_not():
     tree = Tree.at(PACKAGE.parent)
     cells = [cell.source for cell in nbformat.read(tree.notebooks / "amp_scores.ipynb", as_version=4).cells

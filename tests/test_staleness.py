@@ -64,10 +64,17 @@ def test_a_row_whose_inputs_changed_is_stale_and_says_which(tree, monkeypatch):
     assert why(tree) == "inputs changed: c4 in PRUNING_DATA"
 
 
-@pytest.mark.parametrize("damaged", ["", "{", "[1]", "\x00", "1" * 5000])
-def test_a_record_that_cannot_be_read_makes_its_row_stale(tree, damaged):
-    (tree.records / "small.json").write_text(damaged)
+@pytest.mark.parametrize("damaged", [b"", b"{", b"[1]", b"\x00", b"1" * 5000, b"[" * 100_000, b"\xff\xfe"])
+def test_a_record_that_cannot_be_read_makes_its_row_stale_and_the_readings(tree, damaged):
+    (tree.records / "small.json").write_bytes(damaged)
     assert why(tree) == "the record cannot be read"
+    assert why(tree, "look") == "notebook or a record changed"
+
+
+def test_a_checksum_that_was_taken_out_of_a_record_is_missed(tree):
+    path = tree.records / "small.json"
+    path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"}))
+    assert why(tree) == "the record was edited after it was written"
 
 
 @pytest.mark.parametrize("change", [
@@ -96,6 +103,8 @@ def test_a_page_and_a_record_of_different_runs_are_noticed(tree):
 
 
 def test_a_page_that_cannot_be_read_makes_its_row_stale(tree):
+    edit(tree.pages / "small.ipynb", lambda page: page.metadata.update(pruning_lib="something"))
+    assert "the page cannot be read" in why(tree)
     (tree.pages / "small.ipynb").write_text('{"cells": [')
     assert "the page cannot be read" in why(tree)
 
