@@ -54,12 +54,12 @@ class Machine:
         return cls(jobs, threads, memory_gb or _free_gb(), {"GPU": _gpus()})
 
 
-def _free_gb() -> float:
+def _free_gb(container: Path = Path("/sys/fs/cgroup")) -> float:
     """Memory that is free, within the limit of the container if there is one."""
     free = psutil.virtual_memory().available
     try:
-        limit = int(Path("/sys/fs/cgroup/memory.max").read_text())
-        free = min(free, limit - int(Path("/sys/fs/cgroup/memory.current").read_text()))
+        limit = int((container / "memory.max").read_text())
+        free = min(free, limit - int((container / "memory.current").read_text()))
     except (OSError, ValueError):  # no container, or no limit ("max")
         pass
     return free / 1e9
@@ -127,7 +127,7 @@ class Waiting:
 
     def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, retries: int,
                  say: Callable[[str], None]) -> None:
-        self.rows = sorted(rows, key=lambda row: row.reading)
+        self.rows = list(rows)
         self.progress = Progress(self.rows, tree, max(1, min(at_a_time, len(rows))), say)
         self.published = {row.name: tree.published_ns(row) for row in rows}
         self.say = say

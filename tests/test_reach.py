@@ -67,6 +67,16 @@ def test_definitions_are_followed_through_modules_tables_and_constants(package):
     assert list(digests(["import os"], package)) == []
 
 
+def test_a_cell_that_is_no_python_leads_nowhere(package):
+    assert list(digests(["what is this?", "from net import low\nlow.total([1])"], package)) == ["low.total"]
+
+
+def test_a_module_may_name_its_neighbours_from_where_it_is(package):
+    (package / "beside.py").write_text(
+        "from . import low\nfrom .measure import SCALE\n\ndef f():\n    return low.total([SCALE])\n")
+    assert list(digests(["from net import beside\nbeside.f()"], package)) == ["beside.f", "low.total", "measure.SCALE"]
+
+
 def test_a_module_that_is_handed_on_counts_as_a_whole(package):
     assert {"low.total", "low.other"} <= set(digests(["from net import low\nprint(low)"], package))
     assert {"low.total", "low.other"} <= set(digests(
@@ -104,8 +114,9 @@ def test_what_a_module_does_when_it_is_imported_counts_for_all_in_it(package):
     assert changed(before, digests(cells, package)) == ["side.random.seed(1)"]
 
 
-@pytest.mark.parametrize("cell", ["import net.low as other\nother.total([1])", "from net import low as other\nother.total([1])",
-                                  "from net.low import total as other\nother([1])"])
+@pytest.mark.parametrize("cell", [
+    "import net.low as other\nother.total([1])", "from net import low as other\nother.total([1])",
+    "from net.low import total as other\nother([1])"])
 def test_other_names_for_what_is_imported_lead_to_the_same(package, cell):
     assert list(digests([cell], package)) == ["low.total"]
 

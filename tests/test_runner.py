@@ -28,7 +28,7 @@ def run(tree, *names, machine=PAIR, **options):
 
 def test_rows_run_side_by_side_with_their_share_of_cores_and_a_reading_after_the_runs_it_reads(tmp_path):
     tree = trees.make(tmp_path, {"a": {"wait_for": "b.began0"}, "b": {"wait_for": "a.began0"}})
-    failed, said = run(tree, machine=Machine(jobs=2, threads=3, memory_gb=100))
+    failed, said = run(tree, machine=Machine(jobs=3, threads=3, memory_gb=100))  # there is room for all three
     assert not failed and [line.split()[0] for line in said.splitlines()] == ["[1/3]", "[2/3]", "[3/3]"]
     assert "min left" in said.splitlines()[1] and "min left" not in said.splitlines()[2]
     assert began(tmp_path, "a")[0]["threads"] == "3"
@@ -162,6 +162,41 @@ def test_a_machine_offers_what_it_has_and_never_more_threads_than_cores(monkeypa
     assert Machine.here(1).threads == cores and Machine.here(1, 7.5).memory_gb == 7.5
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert Machine.here(1).threads == 1  # who asked for fewer gets fewer
+
+
+def test_the_memory_of_a_container_is_what_its_limit_leaves(tmp_path):
+    assert 0 < runner._free_gb(tmp_path) < 1e5  # no container
+    (tmp_path / "memory.current").write_text("30000000\n")
+    for limit, free in (("50000000\n", 0.02), ("1" + "0" * 30, runner.psutil.virtual_memory().available / 1e9),
+                        ("max\n", runner.psutil.virtual_memory().available / 1e9)):
+        (tmp_path / "memory.max").write_text(limit)
+        assert runner._free_gb(tmp_path) == pytest.approx(free, rel=0.2)
+
+
+def test_a_row_of_another_runner_is_tried_again_after_a_while_and_said_once_and_readings_wait_for_it(
+        tmp_path, monkeypatch):
+    tree, said = trees.make(tmp_path, {"a": {}}), []
+    table = rows.rows(tree)
+    waiting = runner.Waiting(list(table.values()), tree, 1, 1, said.append)
+    assert waiting.ready([]) == [table["a"]]
+    monkeypatch.setattr(runner, "HELD_S", 0.3)
+    for _ in range(2):
+        waiting.leave(table["a"], "process 7")
+    assert waiting.ready([]) == [] and said == ["a: left to process 7, which runs it"]
+    until(lambda: waiting.ready([]) == [table["a"]], 5)
+    waiting.rows.remove(table["a"])
+    assert waiting.ready([table["a"]]) == [] and waiting.ready([]) == [table["look"]]
+    lost = runner.Answer("lost", "it died")
+    assert [waiting.once_more(table["a"], answer) for answer in (runner.Answer("failed"), lost, lost)] == [
+        False, True, False]
+
+
+def test_what_nobody_had_to_run_says_nothing_about_how_long_a_row_takes(tmp_path):
+    tree, said = trees.make(tmp_path, {"a": {}, "b": {}, "c": {}}), []
+    progress = runner.Progress([rows.rows(tree)[name] for name in "abc"], tree, 1, said.append)
+    progress.finished(rows.rows(tree)["a"], runner.Answer("done"), 10)
+    progress.finished(rows.rows(tree)["b"], runner.Answer("done", "up to date"), 0)
+    assert said[1] == "[2/3] b: up to date; about 10 min left"
 
 
 def test_the_time_left_is_that_of_the_earlier_records(tmp_path):
