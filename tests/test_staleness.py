@@ -78,7 +78,8 @@ def test_a_checksum_that_was_taken_out_of_a_record_is_missed(tree):
 
 
 @pytest.mark.parametrize("change", [
-    {"values": {"twice": 3}}, {"parameters": {}}, {"checksum": "0" * 16}, {"checksum": None}, {"note": "mine"}])
+    {"values": {"twice": 3}}, {"values": {"twice": float("nan")}}, {"parameters": {}}, {"checksum": "0" * 16},
+    {"checksum": None}, {"note": "mine"}])
 def test_a_record_edited_by_hand_is_noticed_here_and_by_whoever_reads_it(tree, change, monkeypatch):
     path = tree.records / "small.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
