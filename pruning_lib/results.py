@@ -143,7 +143,8 @@ def recipe(parameters: Mapping[str, Any]) -> str:
     said = {"method": "none", "criterion": "none", "compensation": "none", "recovery_pairs": 0, **parameters}
     parts = [said["method"]] if said["method"] != "none" else []
     parts += [f"{said['criterion']} blocks"] if said["criterion"] != "none" else []
-    parts += {"none": [], "one_pass": ["compensation in one pass"], "sequential": ["compensation"]}[said["compensation"]]
+    parts += {"none": [], "one_pass": ["compensation in one pass"],
+              "sequential": ["compensation"]}[said["compensation"]]
     parts += ["LoRA"] if said["recovery_pairs"] else []
     return " + ".join(parts).replace("_", " ")
 

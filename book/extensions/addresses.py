@@ -45,9 +45,9 @@ def made_from(app, pagename):
 
 
 def name_rows(app, pagename, context):
-    """Runs of one notebook have one heading; the title of a page and the links to its neighbours say which row it is."""
+    """Runs of one notebook share a heading; the title of a page and the links to its neighbours tell the row."""
     places = (context, pagename), *zip((context.get("prev"), context.get("next")),
-                                       app.builder.relations.get(pagename, [])[1:])
+                                       app.builder.relations.get(pagename, [])[1:], strict=False)
     for place, name in places:
         row, notebook = name and made_from(app, name) or (None, None)
         if place and row != notebook:
