@@ -11,6 +11,7 @@ References
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -99,24 +100,37 @@ def scores(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | 
     ----------
     inputs : as in ``representations``
     labels : (N,) class of each input; metrics that compare classes need it
-    metrics : keys of ``similarity.METRICS``; by default all, or without labels all that need none
+    metrics : keys of ``similarity.METRICS``; by default all that these inputs allow: those that compare classes need
+        labels, ``linear_shape_0`` more samples than features (there is a warning where it is left out)
 
     Raises
     ------
     ValueError
         for an unknown metric, a metric that needs labels where there are none, or a network without removable blocks.
     """
-    if metrics is None:
-        metrics = [name for name, m in similarity.METRICS.items() if labels is not None or not m.needs_labels]
-    missing = [name for name in metrics if similarity.METRICS[name].needs_labels and labels is None]
+    usable = [name for name, metric in similarity.METRICS.items() if labels is not None or not metric.needs_labels]
+    chosen = usable if metrics is None else list(metrics)
+    missing = [name for name in chosen if similarity.METRICS[name].needs_labels and labels is None]
     if missing:
         raise ValueError(f"{', '.join(missing)} compare classes: give labels, or leave these metrics out")
     names = [b.name for b in families.residual_blocks(model) if b.removable]
     if not names:
         raise ValueError("no block of this network keeps the shape of its input, so none can be left out")
     whole, without = representations(model, inputs, names, images_per_batch=images_per_batch, progress=progress)
-    found = similarity.distances(whole, without, labels, metrics=metrics)
-    return pd.DataFrame({name: found[name].numpy() for name in metrics}, index=pd.Index(names, name="block"))
+    if metrics is None:
+        chosen = _possible(chosen, *whole.shape)
+    found = similarity.distances(whole, without, labels, metrics=chosen)
+    return pd.DataFrame({name: found[name].numpy() for name in chosen}, index=pd.Index(names, name="block"))
+
+
+def _possible(metrics: list[str], samples: int, features: int) -> list[str]:
+    """Those of ``metrics`` that say something about so many samples of so many features."""
+    fine = [name for name in metrics if samples > features + 1 or not similarity.METRICS[name].needs_samples]
+    if fine != metrics:
+        left = ", ".join(name for name in metrics if name not in fine)
+        warnings.warn(f"{left} left out: {samples} samples of {features} features; give more than {features + 1} samples "
+                      f"to have all metrics", stacklevel=3)
+    return fine
 
 
 def ranks(table: pd.DataFrame) -> pd.DataFrame:

@@ -195,6 +195,7 @@ class Metric:
     invariances : what may be done to one side without a change: permutation (of features), rotation (any orthogonal
         map), linear (any invertible map), scale (a positive factor), translation (of all samples alike)
     of_sides : the same from two prepared sides; entries without it are computed pair by pair
+    needs_samples : whether it says nothing unless there are more samples than features
     """
 
     about: str
@@ -204,17 +205,18 @@ class Metric:
     triangle: bool = True
     invariances: tuple[str, ...] = ()
     of_sides: Callable[[_Side, _Side], float] | None = None
+    needs_samples: bool = False
 
 
 def _entry(about: str, compare: Callable[..., float], *invariances: str, triangle: bool = True,
-           needs_labels: bool = False, **fixed: float) -> Metric:
+           needs_labels: bool = False, needs_samples: bool = False, **fixed: float) -> Metric:
     def of_sides(one: _Side, other: _Side) -> float:
         return compare(one, other, **fixed)
 
     def distance(x: Tensor, y: Tensor, labels: Tensor | None = None) -> float:
         return of_sides(*_sides(x, y, labels if needs_labels else None))
 
-    return Metric(about, distance, needs_labels, True, triangle, invariances, of_sides)
+    return Metric(about, distance, needs_labels, True, triangle, invariances, of_sides, needs_samples)
 
 
 def _cka(x: _Side, y: _Side) -> float:
@@ -498,7 +500,7 @@ METRICS["permutation"] = _entry(
     "angle after matching features one to one", _permutation, "permutation", "scale", "translation")
 METRICS["linear_shape_0"] = _entry(
     "angle after whitening: is the same information there, however written?", _linear_shape,
-    "permutation", "rotation", "linear", "scale", "translation", alpha=0.0)
+    "permutation", "rotation", "linear", "scale", "translation", needs_samples=True, alpha=0.0)
 METRICS["linear_shape_1"] = _entry(
     "angle after the best rotation (Procrustes)", _linear_shape,
     "permutation", "rotation", "scale", "translation", alpha=1.0)

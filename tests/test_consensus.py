@@ -191,6 +191,17 @@ def test_without_labels_the_metrics_that_need_none_remain(scored):
         consensus.scores(model, data, metrics=["cca"])
 
 
+def test_a_metric_that_too_few_images_say_nothing_to_is_left_out_with_a_warning_unless_asked_for():
+    model, (images, labels) = network(), labelled_images()
+    few = consensus.representations(model, images[:1])[0].shape[1] + 1
+    with pytest.warns(UserWarning, match=f"linear_shape_0 left out: {few} samples of {few - 1} features"):
+        table = consensus.scores(model, images[:few], labels[:few])
+    assert list(table) == [name for name in METRICS if name != "linear_shape_0"]
+    assert "linear_shape_0" in consensus.scores(model, images[:few + 1], labels[:few + 1])
+    with pytest.raises(ValueError, match="more samples"):
+        consensus.scores(model, images[:20], labels[:20], metrics=["linear_shape_0"])
+
+
 def test_the_order_of_the_images_does_not_matter(scored):
     model, table = scored
     data, labels = labelled_images()
