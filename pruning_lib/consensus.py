@@ -128,8 +128,8 @@ def _possible(metrics: list[str], samples: int, features: int) -> list[str]:
     fine = [name for name in metrics if samples > features + 1 or not similarity.METRICS[name].needs_samples]
     if fine != metrics:
         left = ", ".join(name for name in metrics if name not in fine)
-        warnings.warn(f"{left} left out: {samples} samples of {features} features; give more than {features + 1} samples "
-                      f"to have all metrics", stacklevel=3)
+        warnings.warn(f"{left} left out: {samples} samples of {features} features; give more than {features + 1} "
+                      f"samples to have all metrics", stacklevel=3)
     return fine
 
 
