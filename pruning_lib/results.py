@@ -138,9 +138,10 @@ def gather(notebook: str) -> pd.DataFrame:
 def recipe(parameters: Mapping[str, Any]) -> str:
     """What a run did to a language model, in the words of tables and figures: ``"amp + compensation + LoRA"``.
 
-    ``parameters`` are those of ``recipe`` or ``zero_shot``, or a line of their table.
+    ``parameters`` are those of ``recipe`` or ``zero_shot``, or a line of their table, where NaN stands for none.
     """
-    said = {"method": "none", "criterion": "none", "compensation": "none", "recovery_pairs": 0, **parameters}
+    said = {"method": "none", "criterion": "none", "compensation": "none", "recovery_pairs": 0,
+            **{key: value for key, value in parameters.items() if value == value}}
     parts = [said["method"]] if said["method"] != "none" else []
     parts += [f"{said['criterion']} blocks"] if said["criterion"] != "none" else []
     parts += {"none": [], "one_pass": ["compensation in one pass"],
