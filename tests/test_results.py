@@ -171,7 +171,9 @@ def test_a_table_has_a_line_per_record_or_per_row_of_it_and_a_rows_own_win(monke
 
 
 @pytest.mark.parametrize("words, parameters", [
-    ("dense", {"method": "dense"}), ("random", {"method": "random", "criterion": math.nan, "recovery_pairs": math.nan}), ("activation norm", {"method": "activation_norm", "criterion": "none"}),
+    ("dense", {"method": "dense"}),
+    ("random", {"method": "random", "criterion": math.nan, "recovery_pairs": math.nan}),
+    ("activation norm", {"method": "activation_norm", "criterion": "none"}),
     ("block influence blocks", {"method": "none", "criterion": "block_influence"}),
     ("amp + consensus blocks + LoRA", {"method": "amp", "criterion": "consensus", "recovery_pairs": 9}),
     ("repair + compensation", {"method": "repair", "compensation": "sequential", "recovery_pairs": 0}),
