@@ -44,7 +44,8 @@ def test_rows_run_on_both_workers_and_the_client_writes_what_a_local_run_would_h
     wants = {"resources": {"GPU": 1}}
     tree = trees.make(tmp_path, {"a": {"wait_for": "b.began0", **wants}, "b": {"wait_for": "a.began0", **wants}})
     failed, said = run(tree, address)
-    assert not failed and said.splitlines()[0] == "3 row(s), 2 at a time on 2 worker(s)"
+    assert not failed, said
+    assert said.splitlines()[0] == "3 row(s), 2 at a time on 2 worker(s)"
     assert said.splitlines()[-1].startswith("[3/3] look: done in ")
     assert published(tree) == ["a.ipynb", "a.json", "b.ipynb", "b.json", "look.ipynb"] and not left_over(tree)
     page = nbformat.read(tree.pages / "look.ipynb", as_version=4)
