@@ -18,7 +18,7 @@ from pruning_lib import baselines, compensate, consensus, families, surgery
 from pruning_lib.criteria import CRITERIA
 from pruning_lib.plans import Importance, Plan, choose
 
-COMPENSATIONS = ("none", "one_pass", "sequential")
+COMPENSATIONS = ("none", *compensate.MODES)
 
 
 @dataclass(frozen=True)
@@ -54,8 +54,8 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
     criterion : key of ``criteria.CRITERIA``, or ``"none"`` for width alone
     blocks_removed : with both a method and a criterion, how many blocks go after the width was cut; alone 0 takes the
         number of blocks nearest to the fraction
-    compensation : ``"none"``, or re-solve the closing projections after the width was cut, ``"one_pass"`` on the dense
-        model's activations or ``"sequential"`` (see ``compensate.remove``)
+    compensation : ``"none"``, or re-solve the closing projections after the width was cut, in one of the modes of
+        ``compensate.remove``: ``"one_pass"``, ``"sequential"``, ``"asymmetric"``
     ridge : for compensation; of several the best on held-out batches
     text : what compensation is solved on, and what methods look at that need long text; by default ``batches``
 
@@ -85,7 +85,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
         network = surgery.remove(model, plan)
     else:
         network, repairs = compensate.remove(model, plan, text or batches, ridge=ridge,
-                                             sequential=compensation == "sequential")
+                                             mode=compensation)
         seconds["compensation_s"] = time.perf_counter() - start
     steps: tuple[str, ...] = (f"{method}: {plan}",)
     if blocks_removed:

@@ -145,7 +145,7 @@ def recipe(parameters: Mapping[str, Any]) -> str:
     parts = [said["method"]] if said["method"] != "none" else []
     parts += [f"{said['criterion']} blocks"] if said["criterion"] != "none" else []
     parts += {"none": [], "one_pass": ["compensation in one pass"],
-              "sequential": ["compensation"]}[said["compensation"]]
+              "sequential": ["compensation"], "asymmetric": ["asymmetric compensation"]}[said["compensation"]]
     parts += ["LoRA"] if said["recovery_pairs"] else []
     return " + ".join(parts).replace("_", " ")
 

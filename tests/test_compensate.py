@@ -46,21 +46,37 @@ def lost_columns(plan, i, heads):
     return [h * D + j for h in plan.removed_heads[i].tolist() for j in range(D)] if heads else plan.neurons[i].tolist()
 
 
-def slow(model, plan, batches, *, ridge, sequential):
+def behind(model, i, heads, batches):
+    """The residual stream behind the heads or the neurons of block i, (tokens, channels), padding left out; plainly."""
+    family, block = families.of(model), families.blocks(model)[i]
+    added = []
+    with block.get_submodule(family.heads_out).register_forward_hook(lambda _, args, y: added.append(y[0])):
+        stream = inputs(model, block, batches)
+    if heads:
+        return stream + torch.cat(added)
+    left = []
+    with block.register_forward_hook(lambda _, args, y: left.append(y[0])):
+        inputs(model, block, batches)
+    return torch.cat(left)
+
+
+def slow(model, plan, batches, *, ridge, mode):
     """A masked copy, each projection solved by lstsq on its stacked inputs, the pull written as extra equations."""
     work = copy.deepcopy(model)
     for (i, heads, layer), (_, _, whole) in zip(layers(work), layers(model), strict=True):
         columns = lost_columns(plan, i, heads)
         if columns:
-            x = inputs(work, layer, batches) if sequential else inputs(model, whole, batches)
+            x = inputs(model, whole, batches) if mode == "one_pass" else inputs(work, layer, batches)
+            y = layer(x).detach()
+            if mode == "asymmetric":
+                y += behind(model, i, heads, batches) - behind(work, i, heads, batches)
             stays = [j for j in range(x.shape[1]) if j not in columns]
-            y, kept, w = layer(x).detach(), x[:, stays], layer.weight.detach()[:, stays]
+            kept, w, mean = x[:, stays], layer.weight.detach()[:, stays], y.mean(0)
             if layer.bias is not None:
                 y, kept = y - y.mean(0), kept - kept.mean(0)
             pull = (ridge * kept.pow(2).sum(0).mean()).sqrt()
             left = torch.cat([kept, pull * torch.eye(len(stays), dtype=x.dtype)])
             solved = torch.linalg.lstsq(left, torch.cat([y, pull * w.T]), driver="gelsd").solution.T
-            mean = layer(x).detach().mean(0)
             layer.weight.data.zero_()[:, stays] = solved
             if layer.bias is not None:
                 layer.bias.data = mean - x.mean(0) @ layer.weight.data.T
@@ -69,12 +85,12 @@ def slow(model, plan, batches, *, ridge, sequential):
 
 @pytest.mark.parametrize("cut", GROUPED)
 @pytest.mark.parametrize("ridge", [0.0, 0.03])
-@pytest.mark.parametrize("sequential", [True, False])
-def test_equals_least_squares_on_the_stacked_activations(family, tiny, batches, cut, ridge, sequential):
+@pytest.mark.parametrize("mode", compensate.MODES)
+def test_equals_least_squares_on_the_stacked_activations(family, tiny, batches, cut, ridge, mode):
     model = tiny(family, heads=6, groups=3, dtype=torch.float64)
     plan = random_plan(model, cut, units=1, neurons=9)
-    pruned, repairs = compensate.remove(model, plan, batches, ridge=ridge, sequential=sequential, progress=False)
-    expected = surgery.remove(slow(model, plan, batches, ridge=ridge, sequential=sequential), plan)
+    pruned, repairs = compensate.remove(model, plan, batches, ridge=ridge, mode=mode, progress=False)
+    expected = surgery.remove(slow(model, plan, batches, ridge=ridge, mode=mode), plan)
     for (_, _, found), (_, _, wanted) in zip(layers(pruned), layers(expected), strict=True):
         torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-6, atol=1e-8)
@@ -82,23 +98,24 @@ def test_equals_least_squares_on_the_stacked_activations(family, tiny, batches, 
         families.of(model).heads_out, families.of(model).neurons_out)]
 
 
-def test_a_llama_with_biases_is_solved_around_the_mean(tiny, batches):
+@pytest.mark.parametrize("mode", compensate.MODES)
+def test_a_llama_with_biases_is_solved_around_the_mean(tiny, batches, mode):
     model = tiny("llama", heads=6, groups=6, n_blocks=3, dtype=torch.float64,
                  fields={"attention_bias": True, "mlp_bias": True})
     plan = random_plan(model, "whole_groups", units=2, neurons=9)
-    pruned, _ = compensate.remove(model, plan, batches, ridge=0.1, progress=False)
-    expected = surgery.remove(slow(model, plan, batches, ridge=0.1, sequential=True), plan)
+    pruned, _ = compensate.remove(model, plan, batches, ridge=0.1, mode=mode, progress=False)
+    expected = surgery.remove(slow(model, plan, batches, ridge=0.1, mode=mode), plan)
     for (_, _, found), (_, _, wanted) in zip(layers(pruned), layers(expected), strict=True):
         torch.testing.assert_close((found.weight, found.bias), (wanted.weight, wanted.bias), rtol=1e-6, atol=1e-8)
 
 
-@pytest.mark.parametrize("sequential", [True, False])
-def test_without_a_pull_the_error_on_the_calibration_text_never_grows(family, tiny, batches, sequential):
+@pytest.mark.parametrize("mode", compensate.MODES)
+def test_without_a_pull_the_error_on_the_calibration_text_never_grows(family, tiny, batches, mode):
     model = tiny(family, heads=6, groups=3, dtype=torch.float64)
     plan = random_plan(model, "equal_queries", units=1, neurons=9)
-    _, repairs = compensate.remove(model, plan, batches, ridge=0.0, sequential=sequential, progress=False)
+    _, repairs = compensate.remove(model, plan, batches, ridge=0.0, mode=mode, progress=False)
     assert all(0 < r.error < r.cut_error for r in repairs)
-    _, pulled = compensate.remove(model, plan, batches, ridge=1e9, sequential=sequential, progress=False)
+    _, pulled = compensate.remove(model, plan, batches, ridge=1e9, mode=mode, progress=False)
     for (_, _, layer), r in zip(layers(model), pulled, strict=True):  # held fast: a plain cut, but for biases
         assert (r.error < r.cut_error) if layer.bias is not None else r.error == pytest.approx(r.cut_error, rel=1e-6)
 
@@ -106,7 +123,7 @@ def test_without_a_pull_the_error_on_the_calibration_text_never_grows(family, ti
 def test_the_errors_are_shares_of_the_output_in_sums_of_squares(tiny, batches):
     model = tiny("phi", heads=6, groups=3, dtype=torch.float64)
     plan = random_plan(model, "whole_groups", units=1, neurons=9)
-    pruned, repairs = compensate.remove(model, plan, batches, ridge=0.1, sequential=False, progress=False)
+    pruned, repairs = compensate.remove(model, plan, batches, ridge=0.1, mode="one_pass", progress=False)
     for (i, heads, layer), (_, _, now), repair in zip(layers(model), layers(pruned), repairs, strict=True):
         x = inputs(model, layer, batches)
         stays = [j for j in range(x.shape[1]) if j not in lost_columns(plan, i, heads)]
@@ -114,6 +131,31 @@ def test_the_errors_are_shares_of_the_output_in_sums_of_squares(tiny, batches):
         lost = x @ layer.weight.T - x[:, stays] @ layer.weight[:, stays].T
         assert repair.cut_error == pytest.approx((lost.pow(2).sum() / whole).item(), rel=1e-8)
         assert repair.error == pytest.approx(((layer(x) - now(x[:, stays])).pow(2).sum() / whole).item(), rel=1e-8)
+
+
+def test_aiming_at_the_dense_stream_comes_closer_to_it_than_any_other_mode(family, tiny, batches):
+    model = tiny(family, heads=6, groups=3, n_blocks=4, dtype=torch.float64)
+    plan = random_plan(model, "whole_groups", units=1, neurons=9)
+    wanted, last = behind(model, 3, False, batches), {}
+    for mode in compensate.MODES:
+        pruned, repairs = compensate.remove(model, plan, batches, ridge=1e-6, mode=mode, progress=False)
+        found = behind(pruned, 3, False, batches)
+        last[mode] = (found - wanted).pow(2).sum().item()
+    assert last["asymmetric"] < min(last["one_pass"], last["sequential"])
+    _, _, down = layers(pruned)[-1]
+    whole = (inputs(model, layers(model)[-1][2], batches) @ layers(model)[-1][2].weight.T).pow(2).sum().item()
+    assert repairs[-1].layer.endswith(families.of(model).neurons_out) and down.in_features < 64
+    assert repairs[-1].error == pytest.approx(last["asymmetric"] / whole, rel=0.5)  # shares of the output of then
+
+
+def test_a_block_that_scales_what_it_adds_is_not_aimed_at(tiny, batches):
+    model = tiny("llama")
+    plan = random_plan(model, "whole_groups", units=1, neurons=5)
+    for block in model.model.layers:
+        block.self_attn.register_forward_hook(lambda _, args, y: (0.2 * y[0], *y[1:]))
+    with pytest.raises(ValueError, match="use 'sequential'"):
+        compensate.remove(model, plan, batches, mode="asymmetric", progress=False)
+    compensate.remove(model, plan, batches, progress=False)
 
 
 def duplicated(model, *, heads, neurons):
@@ -150,8 +192,8 @@ def test_a_ridge_is_chosen_per_projection_on_text_that_is_not_fitted(tiny, batch
     model = tiny("llama", heads=6, groups=3, neurons=60, dtype=torch.float64)
     plan, ridges = random_plan(model, "whole_groups", units=1, neurons=30), (0.0, 0.01, 0.1, 1.0, 10.0)
     fit, held = [batches[0], batches[2]], [batches[1]]
-    pruned, repairs = compensate.remove(model, plan, batches, ridge=ridges, sequential=False, progress=False)
-    tried = {r: compensate.remove(model, plan, fit, ridge=r, sequential=False, progress=False)[0] for r in ridges}
+    pruned, repairs = compensate.remove(model, plan, batches, ridge=ridges, mode="one_pass", progress=False)
+    tried = {r: compensate.remove(model, plan, fit, ridge=r, mode="one_pass", progress=False)[0] for r in ridges}
     for n, ((i, heads, layer), repair) in enumerate(zip(layers(model), repairs, strict=True)):
         x = inputs(model, layer, held)
         stays = [j for j in range(x.shape[1]) if j not in lost_columns(plan, i, heads)]
@@ -234,7 +276,8 @@ def test_of_two_neurons_that_can_stand_in_for_each_other_one_stays(tiny, batches
 
 
 @pytest.mark.parametrize(("change", "message"), [
-    ({"ridge": -1.0}, "0 or larger"), ({"ridge": ()}, "one or more"), ({"batches": []}, "0 batches.*at least 1"),
+    ({"mode": "twice"}, "allowed: one_pass, sequential, asymmetric"), ({"ridge": -1.0}, "0 or larger"),
+    ({"ridge": ()}, "one or more"), ({"batches": []}, "0 batches.*at least 1"),
     ({"batches": 1, "ridge": (0.1, 1.0)}, "1 batches.*at least 2.*held out"),
 ])
 def test_what_cannot_be_solved_is_refused(tiny, batches, change, message):
@@ -253,8 +296,8 @@ def test_activations_that_are_not_finite_are_refused(tiny, batches):
     model = tiny("llama")
     plan = random_plan(model, "whole_groups", units=1, neurons=5)
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
-    for sequential in (True, False):
+    for mode in compensate.MODES:
         with pytest.raises(ValueError, match="not finite"):
-            compensate.remove(model, plan, batches, sequential=sequential, progress=False)
+            compensate.remove(model, plan, batches, mode=mode, progress=False)
     with pytest.raises(ValueError, match="not finite"):
         compensate.importance(model, batches, progress=False)

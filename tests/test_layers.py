@@ -10,7 +10,7 @@ import pytest
 import pruning_lib
 
 LEVELS = {
-    "registry": 0, "resnets": 0, "downloads": 0, "locks": 0, "reach": 0, "slides": 0,
+    "registry": 0, "resnets": 0, "least_squares": 0, "downloads": 0, "locks": 0, "reach": 0, "slides": 0,
     "families": 1, "data": 1, "results": 1, "similarity": 1, "images": 1, "shapes": 1, "fused": 1, "corruptions": 1,
     "shortcuts": 1,
     "plans": 2, "block_plans": 2, "activations": 2, "offload": 2, "rows": 2,

@@ -31,14 +31,13 @@ def test_width_alone_is_the_plan_of_the_method_carried_out(family, tiny, batches
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize("compensation", ["one_pass", "sequential"])
+@pytest.mark.parametrize("compensation", compensate.MODES)
 def test_compensation_is_solved_on_the_text_that_is_given(tiny, batches, compensation):
     model = tiny("llama", heads=6, groups=3, neurons=60)
     prompts, text = batches[:2], batches[1:]
     found = recipes.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation, text=text)
     plan = amp.choose(amp.importance(model, prompts), model, removed_fraction=0.2, heads_removed=2)
-    expected, repairs = compensate.remove(model, plan, text, ridge=compensate.RIDGES,
-                                          sequential=compensation == "sequential")
+    expected, repairs = compensate.remove(model, plan, text, ridge=compensate.RIDGES, mode=compensation)
     assert torch.equal(logits(found.network), logits(expected)) and found.repairs == tuple(repairs)
     without = recipes.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation)
     assert without.repairs != found.repairs
@@ -79,7 +78,7 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"method": "largest"}, "unknown method 'largest'"), ({"criterion": "size"}, "unknown criterion 'size'"),
-    ({"method": "none"}, "both 'none'"), ({"compensation": "yes"}, "allowed: none, one_pass, sequential"),
+    ({"method": "none"}, "both 'none'"), ({"compensation": "yes"}, "allowed: none, one_pass, sequential, asymmetric"),
     ({"method": "none", "criterion": "cka", "compensation": "one_pass"}, "re-solves what a width method cut"),
     ({"criterion": "cka"}, "give both"), ({"blocks_removed": 1}, "give both"),
     ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "at most 0 fit"),

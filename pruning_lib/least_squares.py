@@ -1,0 +1,148 @@
+"""Ridge least squares from sums over tokens: what of a linear layer stays is re-solved for what goes.
+
+A layer of C outputs and F inputs sees tokens x; all that the solution depends on are the Gram matrix of the x, their
+sum, and, where the layer is to make up for more than its own columns, how x goes together with what is missing.
+References as in ``compensate``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Drift:
+    """What else a layer's output lacks, d (C,) per token, as far as least squares has to know it: sums over tokens."""
+
+    cross: Tensor  # (F, C) of x d^T
+    total: Tensor  # (C,) of d
+    size: float  # of the squared norm of d
+
+
+@dataclass(frozen=True)
+class Gram:
+    """What least squares has to know of the inputs x (F,) of one layer: sums over tokens."""
+
+    square: Tensor  # (F, F) of x x^T
+    total: Tensor  # (F,) of x
+    tokens: int
+    drift: Drift | None = None
+
+    def double(self) -> Gram:
+        """In float64."""
+        drift = self.drift and Drift(self.drift.cross.double(), self.drift.total, self.drift.size)
+        return Gram(self.square.double(), self.total, self.tokens, drift)
+
+    def centred(self) -> Tensor:
+        """(F, F) around the mean of x."""
+        return self.square - torch.outer(self.total, self.total) / self.tokens
+
+    def size(self, weight: Tensor, bias: Tensor) -> float:
+        """Sum over tokens of the squared norm of ``weight x + bias``; weight (C, F), bias (C,)."""
+        return float(((weight @ self.square) * weight).sum() + 2 * bias @ (weight @ self.total)
+                     + self.tokens * bias.pow(2).sum())
+
+    def error(self, weight: Tensor, bias: Tensor) -> float:
+        """The same of ``weight x + bias - d``."""
+        if self.drift is None:
+            return self.size(weight, bias)
+        both = (weight * self.drift.cross.T).sum() + bias @ self.drift.total
+        return self.size(weight, bias) - 2 * float(both) + self.drift.size
+
+
+class Sums:
+    """A ``Gram`` while it is summed up, batch by batch."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        weight, C, F = layer.weight, layer.out_features, layer.in_features
+        self.kind = torch.promote_types(weight.dtype, torch.float32)
+        self.square = weight.new_zeros(F, F, dtype=self.kind)
+        self.total, self.drift_total, self.drift_size = (weight.new_zeros(n, dtype=torch.float64) for n in (F, C, 1))
+        self.tokens = 0
+        self.cross: Tensor | None = None
+
+    def add(self, x: Tensor, d: Tensor | None = None) -> None:
+        """Tokens x (T, F), and what the output lacks besides, d (T, C)."""
+        x = x.to(self.kind)
+        self.tokens += len(x)
+        self.square.addmm_(x.T, x)
+        self.total += x.sum(0, dtype=torch.float64)
+        if d is not None:
+            d = d.to(self.kind)
+            self.cross = x.T @ d if self.cross is None else self.cross.addmm_(x.T, d)
+            self.drift_total += d.sum(0, dtype=torch.float64)
+            self.drift_size += d.pow(2).sum(dtype=torch.float64)
+
+    def gram(self) -> Gram:
+        """What was summed up; ValueError for activations that are not finite."""
+        if not torch.isfinite(self.square).all():
+            raise ValueError("activations are not finite; load the model in float32 or bfloat16, not float16")
+        drift = None if self.cross is None else Drift(self.cross, self.drift_total, float(self.drift_size))
+        return Gram(self.square, self.total, self.tokens, drift)
+
+
+def solve(layer: nn.Linear, columns: Tensor, gram: Gram, ridge: float) -> tuple[Tensor, Tensor]:
+    """Weight (C, F) with ``columns`` at zero, and bias (C,), that change the output least; float64."""
+    weight, bias = affine(layer)
+    stays = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+    stays[columns] = False
+    G = gram.square if layer.bias is None else gram.centred()
+    right = G[stays][:, ~stays] @ weight[:, ~stays].T
+    if gram.drift is not None:
+        means = 0 if layer.bias is None else torch.outer(gram.total, gram.drift.total) / gram.tokens
+        right += (gram.drift.cross - means)[stays]
+    new = torch.zeros_like(weight)
+    new[:, stays] = weight[:, stays] + _ridge(G[stays][:, stays], right, ridge).T
+    if layer.bias is not None:  # the mean output stays what it was, or gets what it lacked
+        bias = bias + ((weight - new) @ gram.total + (0 if gram.drift is None else gram.drift.total)) / gram.tokens
+    return new, bias
+
+
+def _ridge(G: Tensor, right: Tensor, ridge: float) -> Tensor:
+    """``inverse(G + ridge) right``; without a ridge the smallest of all solutions, as G may have no inverse."""
+    if ridge == 0:
+        return torch.linalg.lstsq(G.cpu(), right.cpu(), driver="gelsd").solution.to(G.device)
+    return torch.cholesky_solve(right, torch.linalg.cholesky(damped(G, ridge)))
+
+
+def damped(G: Tensor, ridge: float) -> Tensor:
+    """G with ``ridge`` times its mean diagonal added to the diagonal."""
+    pulled = G.clone()
+    pulled.diagonal().add_(ridge * G.diagonal().mean() + torch.finfo(G.dtype).tiny)  # a layer that is silent has G = 0
+    return pulled
+
+
+def elimination(G: Tensor, weight: Tensor, width: int, rounds: int) -> Tensor:
+    """What it costs (F / width,) when a unit goes: all rounds before its own, and itself.
+
+    ``inverse(G)`` and the weights are brought up to date for what went, as in [2]_.
+    """
+    inverse, weight, spent = torch.cholesky_inverse(torch.linalg.cholesky(G)), weight.clone(), 0.0
+    units = torch.arange(len(G), device=G.device).view(-1, width)
+    left, score = torch.arange(len(units), device=G.device), G.new_zeros(len(units))
+    for part in left.chunk(rounds):
+        error, order = (spent + _errors(inverse, weight, units[left])).sort()
+        gone, left = left[order[:len(part)]], left[order[len(part):]]
+        score[gone] = error[:len(part)]
+        spent += float((error[:len(part)] - spent).sum())
+        columns = units[gone].flatten()
+        repair = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
+        weight -= weight[:, columns] @ repair
+        inverse -= inverse[:, columns] @ repair
+    return score
+
+
+def _errors(inverse: Tensor, weight: Tensor, units: Tensor) -> Tensor:
+    """Error (units,) of each unit alone, ``units`` (units, width) being its columns, once the rest is re-solved."""
+    if units.shape[1] == 1:
+        return weight[:, units[:, 0]].pow(2).sum(0) / inverse.diagonal()[units[:, 0]]
+    return torch.stack([(weight[:, u].T * torch.linalg.solve(inverse[u][:, u], weight[:, u].T)).sum() for u in units])
+
+
+def affine(layer: nn.Linear) -> tuple[Tensor, Tensor]:
+    """Copies of weight (C, F) and bias (C,) of a layer in float64; without a bias, zeros."""
+    weight = layer.weight.detach().clone().double()
+    return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().clone().double()
