@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ import papermill
 import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
+from traitlets.config import Config
 
 from pruning_lib import locks, results, slides
 from pruning_lib.rows import Row, Tree, checked, defaults, parameters_of, rows, source
@@ -121,13 +123,14 @@ def _make(row: Row, tree: Tree, work: Path) -> None:
 
 def _execute(row: Row, tree: Tree, page: Path) -> None:
     try:
-        papermill.execute_notebook(
-            str(source(row, tree)), str(page), parameters=dict(row.parameters), kernel_name="python3",
-            stderr_file=sys.stderr, progress_bar={"desc": row.name},  # in the current folder: parameters may be paths
-        )
+        with tempfile.TemporaryDirectory(prefix="kernel-") as sockets:
+            papermill.execute_notebook(
+                str(source(row, tree)), str(page), parameters=dict(row.parameters), kernel_name="python3",
+                stderr_file=sys.stderr, progress_bar={"desc": row.name}, config=_reached_through(sockets),
+            )  # in the current folder: parameters may be paths
     except (PapermillExecutionError, RuntimeError) as error:
         if not isinstance(error, (PapermillExecutionError, DeadKernelError)) and "ernel died" not in str(error):
-            raise  # a kernel that dies while it starts (two took the same port, say) is a plain RuntimeError
+            raise  # a kernel that dies while it starts is a plain RuntimeError
         kept = tree.failed / f"{row.name}.ipynb"
         shutil.copyfile(page, kept)
         kind: type[RowFailed] = RowLost
@@ -137,6 +140,12 @@ def _execute(row: Row, tree: Tree, page: Path) -> None:
             why = f"in cell {error.cell_index}: {error.ename}: {error.evalue}"
         raise kind(f"row {row.name} failed {why}\n"
                    f"the partial page is {kept}; published pages and records are as they were") from error
+
+
+def _reached_through(folder: str) -> Config:
+    """Kernels talk through files in ``folder``: of two that start at once, both may take the same TCP port."""
+    files = os.name == "posix" and len(folder) < 90  # the name of such a file has 107 bytes at most
+    return Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/at"}} if files else {})
 
 
 def _cleaned(notebook: Any, row: Row, made: Mapping[str, Any]) -> Any:

@@ -218,7 +218,7 @@ def _key(model: nn.Module, settings: Settings, examples: list[Example]) -> str:
     for name, p in sorted(model.named_parameters()):
         if not p.requires_grad:
             found.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-            found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+            found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +46,7 @@ class Ideal:
 
 
 def measure(models: Mapping[str, nn.Module], ids: Tensor, *, new_tokens: int = 16, repetitions: int = 9,
-            warmup: int = 2) -> dict[str, Speed]:
+            warmup: int = 2, graphs: bool = False) -> dict[str, Speed]:
     """Time of prefill and of greedy decoding for each model, on the device it is on.
 
     The models take turns within every repetition, so that what slows the machine down for a while slows all of them.
@@ -55,19 +55,25 @@ def measure(models: Mapping[str, nn.Module], ids: Tensor, *, new_tokens: int = 1
     ----------
     ids : prompts (B, T), integers, without padding
     new_tokens : how many are written after the prompt, at least 2; the first comes from the prefill
+    graphs : record what a model does for a prompt and for a token once, as CUDA graphs, and replay it.  On a fast GPU a
+        step of a small batch is over before Python has started its next operation; a graph leaves that wait out, as
+        servers of language models do
 
     Raises
     ------
     ValueError
-        for too few tokens or repetitions.
+        for too few tokens or repetitions, and for graphs without a GPU.
     """
+    if graphs and not ids.is_cuda:
+        raise ValueError("graphs=True needs a GPU and prompts that are on it; without one, measure without graphs")
     if new_tokens < 2 or repetitions < 6 or ids.numel() == 0:
         raise ValueError(f"new_tokens={new_tokens}, repetitions={repetitions}, ids of shape {tuple(ids.shape)}; "
                          f"wanted at least 2, 6 (fewer give no interval), and one token")
     seen: dict[str, list[tuple[float, float, int]]] = {name: [] for name in models}
+    recorded = {name: _Steps(model, ids, new_tokens) for name, model in models.items() if graphs}
     for i in range(warmup + repetitions):
         for name, model in models.items():
-            once = _once(model, ids, new_tokens)
+            once = _once(model, recorded[name].replay() if graphs else _steps(model, ids, new_tokens), new_tokens)
             if i >= warmup:
                 seen[name].append(once)
     return {name: Speed([p for p, _, _ in rows], [t for _, t, _ in rows], rows[0][2]) for name, rows in seen.items()}
@@ -128,10 +134,9 @@ def speedup(dense: Sequence[float], pruned: Sequence[float]) -> tuple[float, flo
     return median([one / other for one, other in zip(dense, pruned, strict=True)])
 
 
-def _once(model: nn.Module, ids: Tensor, new_tokens: int) -> tuple[float, float, int]:
+def _once(model: nn.Module, steps: Iterator[tuple[Tensor, Any]], new_tokens: int) -> tuple[float, float, int]:
     """Seconds of prefill, seconds per written token, bytes of the cache at the end."""
     with torch.inference_mode(), evaluating(model):
-        steps = _steps(model, ids, new_tokens)
         cost._finish()
         start = time.perf_counter()
         next(steps)
@@ -151,3 +156,51 @@ def _steps(model: nn.Module, ids: Tensor, new_tokens: int) -> Iterator[tuple[Ten
         out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
         ids, cache = out.logits[:, -1:].argmax(-1), out.past_key_values
         yield ids, cache
+
+
+class _Steps:
+    """Greedy decoding with a cache that has its full size from the start, so that every step does the same work.
+
+    On a GPU both kinds of steps, reading the prompts and writing a token, are recorded as graphs.
+    """
+
+    @torch.inference_mode()
+    def __init__(self, model: nn.Module, ids: Tensor, new_tokens: int) -> None:
+        from transformers import StaticCache
+
+        self.model, self.new_tokens = model, new_tokens
+        self.cache = StaticCache(config=model.config, max_cache_len=ids.shape[1] + new_tokens)  # type: ignore[arg-type]
+        self.token = ids.new_zeros(len(ids), 1)
+        with evaluating(model):
+            self._step(ids)  # here the cache gets its place
+            self.read, self.write = (self._recorded(given) for given in (ids.clone(), self.token))
+
+    def replay(self) -> Iterator[tuple[Tensor, Any]]:
+        """As ``_steps``, but the token is one tensor that every step overwrites."""
+        self.cache.reset()
+        return self._replayed()
+
+    def _replayed(self) -> Iterator[tuple[Tensor, Any]]:
+        for step in [self.read] + [self.write] * (self.new_tokens - 1):
+            step()
+            yield self.token, self.cache
+
+    def _step(self, ids: Tensor) -> None:
+        out = self.model(input_ids=ids, past_key_values=self.cache, use_cache=True, logits_to_keep=1)
+        self.token.copy_(out.logits[:, -1:].argmax(-1))
+
+    def _recorded(self, ids: Tensor) -> Callable[[], None]:
+        if not ids.is_cuda:
+            return lambda: self._step(ids)
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):  # libraries set themselves up beside the recording, not in it
+            for _ in range(2):
+                self.cache.reset()
+                self._step(ids)
+        torch.cuda.current_stream().wait_stream(stream)
+        self.cache.reset()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self._step(ids)
+        return graph.replay

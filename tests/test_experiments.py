@@ -182,6 +182,12 @@ def test_a_run_that_writes_no_record_is_refused_with_the_way_out(tree):
     assert not {"mute.ipynb", "mute.json"} & set(published(tree))
 
 
+def test_kernels_talk_through_files_for_two_may_take_the_same_port():
+    found = experiments._reached_through("/tmp/kernel-abc")
+    assert found.KernelManager.transport == "ipc" and found.KernelManager.ip.startswith("/tmp/kernel-abc/")
+    assert not experiments._reached_through(60 * "/tmp")  # the system would refuse the file's name: ports, then
+
+
 def test_a_kernel_that_dies_is_reported_and_publishes_nothing(tree):
     before = published(tree)
     with pytest.raises(RowFailed, match="row small failed because its kernel died"):

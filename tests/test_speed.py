@@ -34,6 +34,23 @@ def test_what_is_written_is_what_transformers_writes(cut):
     assert torch.equal(speed.generate(model, ids, 12), theirs[:, 9:])
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="no GPU"))])
+def test_recorded_steps_write_the_same_again_and_again(device):
+    model, ids = without_heads(toy()).to(device), prompts(3, 9).to(device)
+    wanted = speed.generate(model, ids, 12)
+    steps = speed._Steps(model, ids, 12)
+    for _ in range(2):
+        with torch.inference_mode():
+            found = [token.clone() for token, _ in steps.replay()]
+        assert torch.equal(torch.cat(found, dim=1), wanted)
+
+
+def test_graphs_without_a_gpu_are_refused():
+    with pytest.raises(ValueError, match="needs a GPU"):
+        speed.measure({"one": toy()}, prompts(1, 4), graphs=True)
+
+
 def test_a_model_that_does_more_takes_longer_and_models_take_turns():
     class Slow(torch.nn.Module):
         """A model that works twice for everything it is asked, and notes that it was."""
