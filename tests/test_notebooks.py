@@ -20,6 +20,7 @@ from pruning_lib import (
     models,
     plans,
     recipes,
+    shapes,
     shortcuts,
 )
 from pruning_lib.experiments import Tree
@@ -191,6 +192,8 @@ def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
     values = {**experiments.parameters_of(experiments.source(row, TREE)), **row.parameters}
     if row.not_run:  # its model is not at hand; tests/test_shapes.py plans it on the model's shape
         values.pop("model")
+    elif values.get("random_weights"):
+        assert values.pop("model") in shapes.SHAPES
     assert not {key: values[key] for key, table in KEYS.items() if key in values and values[key] not in table}
     assert all(word in table for key, table in LISTS.items() for word in values.get(key, "").split())
     assert 0 <= values.get("removed_fraction", 0) < 1
