@@ -70,6 +70,8 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument("--heads-removed", type=int, default=0,
                         help="query heads per block; -1 gives heads and neurons the same share, as in the paper")
     parser.add_argument("--grouped-query", default="whole_groups", choices=plans.GROUPED, help="how heads go")
+    parser.add_argument("--multiple-of", type=int, default=1,
+                        help="neurons kept in a block: the nearest multiple; 8 or 64 for a GPU")
     parser.add_argument("--criterion", default="none", choices=["none", *CRITERIA], help="which blocks")
     parser.add_argument("--blocks-removed", type=int, default=0, help="blocks that go after the width was cut")
     parser.add_argument("--compensate", default="none", choices=recipes.COMPENSATIONS,
@@ -201,7 +203,7 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     found = recipes.prune(
         model, amp.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
         heads_removed=None if a.heads_removed < 0 else a.heads_removed, grouped_query=a.grouped_query,
-        criterion=a.criterion, blocks_removed=a.blocks_removed, compensation=a.compensate,
+        criterion=a.criterion, blocks_removed=a.blocks_removed, compensation=a.compensate, multiple_of=a.multiple_of,
         text=amp.batches(more, tokenizer) if more else (), seed=a.seed)
     measured = {"dense": measure(model, tokenizer, a), "pruned": measure(found.network, tokenizer, a)}
     steps = [*found.steps]

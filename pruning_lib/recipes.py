@@ -43,14 +43,14 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
           removed_fraction: float, heads_removed: int | None = None, grouped_query: str = "whole_groups",
           criterion: str = "none", blocks_removed: int = 0, compensation: str = "none",
           ridge: float | Sequence[float] = compensate.RIDGES, text: Iterable[Mapping[str, Tensor]] = (),
-          seed: int = 0) -> Pruned:
+          multiple_of: int = 1, seed: int = 0) -> Pruned:
     """Remove ``removed_fraction`` of all parameters; ``model`` itself stays as it is.
 
     Parameters
     ----------
     batches : calibration prompts, as ``amp.batches`` makes them; what methods and criteria look at
     method : key of ``baselines.METHODS``, or ``"none"`` for depth alone
-    heads_removed, grouped_query, seed : as in ``plans.choose``
+    heads_removed, grouped_query, multiple_of, seed : as in ``plans.choose``
     criterion : key of ``criteria.CRITERIA``, or ``"none"`` for width alone
     blocks_removed : with both a method and a criterion, how many blocks go after the width was cut; alone 0 takes the
         number of blocks nearest to the fraction
@@ -72,7 +72,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
 
     def plan_of(scores: Importance) -> Plan:
         return choose(scores, model, removed_fraction=width_fraction, rule=baselines.METHODS[method].rule,
-                      heads_removed=heads_removed, grouped_query=grouped_query, seed=seed)
+                      heads_removed=heads_removed, grouped_query=grouped_query, multiple_of=multiple_of, seed=seed)
 
     plan_of(baselines.nothing(model))  # what cannot be reached is refused before anything is measured
     start = time.perf_counter()

@@ -175,6 +175,7 @@ class _Steps:
             self._step(ids)  # here the cache gets its place
             self.read, self.write = (self._recorded(given) for given in (ids.clone(), self.token))
 
+    @torch.inference_mode()  # the cache was made in it
     def replay(self) -> Iterator[tuple[Tensor, Any]]:
         """As ``_steps``, but the token is one tensor that every step overwrites."""
         self.cache.reset()

@@ -128,6 +128,27 @@ def test_heads_can_be_fixed_and_the_neurons_take_up_the_rest(tiny, random_import
         choose(random_importance(model), model, removed_fraction=0.2, heads_removed=2, scope="neurons")
 
 
+@pytest.mark.parametrize("multiple_of", [1, 2, 7, 8, 40])
+def test_the_neurons_kept_are_the_multiple_nearest_to_the_fraction(tiny, random_importance, multiple_of):
+    model = tiny("llama", heads=6, groups=3, neurons=40)
+    importance = random_importance(model)
+    multiples = range(multiple_of, 41, multiple_of)
+    for fraction in [0.0, *torch.linspace(0.01, 0.5, 30).tolist()]:
+        exact = choose(importance, model, removed_fraction=fraction)
+        plan = choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of)
+        assert torch.equal(plan.heads, exact.heads)
+        wanted, kept = exact.kept["neurons"], plan.kept["neurons"]
+        assert kept == 40 if wanted == 40 else abs(kept - wanted) == min(abs(m - wanted) for m in multiples)
+        assert plan.removed_parameters == count(model) - count(surgery.remove(model, plan))
+
+
+@pytest.mark.parametrize("multiple_of", [0, -8, 41])
+def test_a_multiple_that_no_number_of_neurons_can_be_is_refused(tiny, random_importance, multiple_of):
+    model = tiny("llama", neurons=40)
+    with pytest.raises(ValueError, match=f"multiple_of={multiple_of};.* 40 neurons.*8 or 64"):
+        choose(random_importance(model), model, removed_fraction=0.1, multiple_of=multiple_of)
+
+
 @pytest.mark.parametrize(("argument", "value", "allowed"), [
     ("removed_fraction", math.nan, "0 <= fraction < 1"), ("removed_fraction", -0.1, "0 <= fraction < 1"),
     ("removed_fraction", 1.0, "0 <= fraction < 1"), ("removed_fraction", 25, "0 <= fraction < 1"),

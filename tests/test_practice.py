@@ -77,6 +77,14 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     assert "| evaluated 3 |" in (out / "README.md").read_text()
 
 
+def test_a_gpu_gets_sizes_that_suit_it(dense, capsys, tmp_path):
+    for multiple_of, neurons in ((1, 46), (8, 48)):
+        out = tmp_path / str(multiple_of)
+        assert run(capsys, "prune", "--model", dense, "--removed-fraction", "0.1", "--multiple-of", multiple_of, "--out", out,
+                   *SMALL)[0] == 0
+        assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == neurons
+
+
 def test_compare_puts_two_models_side_by_side_on_the_same_text(dense, capsys, tmp_path):
     out = tmp_path / "small"
     assert run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--out", out, *SMALL)[0] == 0

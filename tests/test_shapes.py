@@ -7,6 +7,7 @@ from test_notebooks import ROWS, TREE
 from pruning_lib import baselines, checkpoints, experiments, plans, shapes, surgery
 
 NOT_RUN = {name: row for name, row in ROWS.items() if row.not_run}
+TOO_LARGE = {name: row for name, row in NOT_RUN.items() if row.parameters.get("model") in shapes.SHAPES}
 
 
 @pytest.mark.parametrize("name", shapes.SHAPES)
@@ -24,13 +25,13 @@ def test_random_weights_are_those_of_the_seed_and_leave_the_generator_alone(monk
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("name", NOT_RUN)
+@pytest.mark.parametrize("name", TOO_LARGE)
 def test_a_row_that_was_not_run_can_be_carried_out_on_its_models_shape(name):
     """Everything but the data: the plan can be reached, cut, and stored in a config that transformers accepts."""
-    row = NOT_RUN[name]
+    row = TOO_LARGE[name]
     given = {**experiments.parameters_of(experiments.source(row, TREE)), **row.parameters}
     dense = shapes.network(given["model"])
-    asked = given.get("removed_fractions", str(given.get("removed_fraction")))
+    asked = given.get("removed_fractions", str(given.get("removed_fraction", "")))  # what scoring costs removes nothing
     for fraction in map(float, asked.split()):
         plan = plans.choose(baselines.nothing(dense), dense, removed_fraction=fraction, seed=0,
                             heads_removed=None if given["heads_removed"] < 0 else given["heads_removed"])
@@ -43,11 +44,12 @@ def test_a_row_that_was_not_run_can_be_carried_out_on_its_models_shape(name):
 
 
 def test_rows_that_were_not_run_say_what_they_need():
-    assert NOT_RUN and all(len(row.not_run.split()) > 3 for row in NOT_RUN.values())
+    assert TOO_LARGE and all(len(row.not_run.split()) > 3 for row in NOT_RUN.values())
 
 
 def test_the_book_lists_the_rows_that_were_not_run():
     chapter = (TREE.pages.parent / "chapters" / "records.md").read_text()
     for name, row in NOT_RUN.items():
-        assert f"| `{name}` | {row.parameters['model']} | {row.not_run} |" in chapter
-    assert chapter.count("| needs a ") == len(NOT_RUN)
+        model = f" {row.parameters['model']} |" if name in TOO_LARGE else ""
+        assert f"| `{name}` |{model} {row.not_run} |" in chapter
+    assert chapter.count("| needs a ") + chapter.count("| wants ") == len(NOT_RUN)
