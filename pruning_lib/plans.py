@@ -216,8 +216,8 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
 def _rounded(s: Sizes, removed: int, multiple_of: int) -> int:
     """As many neurons to remove as leave the nearest multiple; none where none were to go."""
     if not 1 <= multiple_of <= s.neurons:
-        raise ValueError(f"multiple_of={multiple_of}; a block of this model has {s.neurons} neurons, give 1 (any number) "
-                         f"to {s.neurons}, for a GPU 8 or 64")
+        raise ValueError(f"multiple_of={multiple_of}; a block of this model has {s.neurons} neurons, "
+                         f"give 1 (any number) to {s.neurons}, for a GPU 8 or 64")
     kept = multiple_of * max(1, min(round((s.neurons - removed) / multiple_of), s.neurons // multiple_of))
     return s.neurons - kept if removed else 0
 

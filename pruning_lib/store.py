@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import sys
 import tempfile
@@ -80,17 +81,19 @@ def _alone(key: str) -> Iterator[None]:
 
 
 def find(key: str) -> Made:
-    """The network that ``made`` kept under ``key``, on the CPU, ready to evaluate.
+    """The network that ``made`` kept under ``key``, or that came with the records, on the CPU, ready to evaluate.
 
     Raises
     ------
     ValueError
         when there is none, or it cannot be read.
     """
-    folder = _folder(key)
-    if not re.fullmatch(r"[0-9a-f]{16}", key) or not folder.is_dir():  # a key from a record never leads elsewhere
-        raise ValueError(f"no network {key} in {folder.parent}; the run that names it makes it again: "
+    of_a_key = re.fullmatch(r"[0-9a-f]{16}", key)  # one from a record never leads elsewhere
+    places = [place for place in (_folder(key), _with_records(key)) if of_a_key and place.is_dir()]
+    if not places:
+        raise ValueError(f"no network {key} in {_folder(key).parent}; the run that names it makes it again: "
                          f"pruning-lib run ROW, with the row of the record you took the key from")
+    folder = places[0]
     try:
         return Made(networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
     except (OSError, json.JSONDecodeError) as error:
@@ -125,3 +128,7 @@ def _keep(network: nn.Module, texts: Mapping[str, str], folder: Path) -> None:
 
 def _folder(key: str) -> Path:
     return cache() / "made" / key
+
+
+def _with_records(key: str) -> Path:
+    return Path(os.environ.get("PRUNING_RECORDS") or "results").with_name("networks") / key

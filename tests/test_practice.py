@@ -80,8 +80,8 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
 def test_a_gpu_gets_sizes_that_suit_it(dense, capsys, tmp_path):
     for multiple_of, neurons in ((1, 46), (8, 48)):
         out = tmp_path / str(multiple_of)
-        assert run(capsys, "prune", "--model", dense, "--removed-fraction", "0.1", "--multiple-of", multiple_of, "--out", out,
-                   *SMALL)[0] == 0
+        given = ["--model", dense, "--removed-fraction", "0.1", "--multiple-of", multiple_of, "--out", out]
+        assert run(capsys, "prune", *given, *SMALL)[0] == 0
         assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == neurons
 
 

@@ -1,14 +1,16 @@
 """What was made once is read again, bit for bit; what was interrupted or damaged is made again or named."""
 
+import json
 import multiprocessing
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
 from conftest import image_network, pixels
 
-from pruning_lib import store
+from pruning_lib import cost, store
 
 
 @pytest.fixture(autouse=True)
@@ -140,3 +142,27 @@ def test_a_key_from_a_record_cannot_lead_out_of_the_cache(tmp_path, key):
     (tmp_path / "made").mkdir()
     with pytest.raises(ValueError, match="no network"):
         store.find(key)
+
+
+def test_a_network_may_come_with_the_records(tmp_path, monkeypatch):
+    made = store.made(make, seed=0)
+    (tmp_path / "networks").mkdir()
+    (tmp_path / "made" / made.key).rename(tmp_path / "networks" / made.key)
+    with pytest.raises(ValueError, match="no network"):
+        store.find(made.key)
+    monkeypatch.setenv("PRUNING_RECORDS", str(tmp_path / "results"))
+    assert store.digest(store.find(made.key).network) == store.digest(made.network)
+
+
+ROOT = Path(__file__).parents[1]
+COME_WITH = sorted(p.name for p in (ROOT / "data" / "networks").glob("*"))
+
+
+@pytest.mark.parametrize("key", COME_WITH)
+def test_networks_that_come_with_the_book_are_of_the_size_their_records_say(key, monkeypatch):
+    monkeypatch.setenv("PRUNING_RECORDS", str(ROOT / "data" / "results"))
+    network = store.find(key).network
+    named = [row for path in (ROOT / "data" / "results").glob("consensus-*.json")
+             for row in json.loads(path.read_text())["rows"] if row.get("key") == key]
+    assert {(row["macs"], row["parameters"]) for row in named} == {
+        (cost.macs(network, torch.zeros(1, 3, 32, 32)), cost.parameters(network))}
