@@ -30,7 +30,7 @@ MADE_WITH = {"commit": r"[0-9a-f]{7,40}(\+changes)?", "torch": r"\d+\.\d+.*", "t
              "minutes": r"\d+(\.\d+)?", "data": r"\{.*\}"}
 VERDICTS = {"reproduced", "partly", "not at this scale", "contradicted", "not run"}
 PARTS = {"robustness": ("test",), "shortcut": ("tuned", "test"), "emissions": ("test",)}
-NO_DATA = {"block_costs", "by_hand", "inference_speed", "metrics_forgive", "scoring_cost"}  # random weights, numbers said
+NO_DATA = {"block_costs", "by_hand", "inference_speed", "metrics_forgive", "scoring_cost"}  # random weights, numbers
 OF_A_MACHINE = r"(?<![\w.~)/-])/(?:work|tmp|home|root|Users|mnt|scratch|opt|usr|var|data)(?:/|\b)|[A-Z]:\\\\?Users|file://"
 HOSTS = {"arxiv.org", "doi.org", "github.com", "huggingface.co", "www.w3.org"}  # where a reader may be sent
 
