@@ -69,7 +69,7 @@ def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: flo
     ----------
     batches : calibration text, dicts of ``input_ids`` and ``attention_mask``, each (B, T); every token weighs the same
     ridge : pull towards the weights as they were, relative to the mean diagonal of the Gram matrix; of several, each
-        projection takes the one with the least error on every fifth batch, which is held out for the choice only
+        projection takes the one with the least error on every fifth batch, which is held out for the choice only.
         Text is what matters most: with a few thousand tokens a small ridge fits noise, and the error on other text can
         exceed that of the plain cut
     mode : ``"one_pass"`` collects all Gram matrices in one pass over the dense model.  ``"sequential"`` re-solves block
