@@ -70,11 +70,12 @@ def _row(points):
 def draw(points, path=CURVES):
     """Time and memory against each thing that grows, as multiples of the first point; places of bends are marked."""
     import matplotlib.pyplot as plt
+    from matplotlib.ticker import LogLocator, NullFormatter
 
     from pruning_lib import plots
 
     with plots.style():
-        fig, axes = plt.subplots(1, 2, figsize=(9, 4))
+        fig, axes = plt.subplots(2, 1, figsize=(6, 8.4))
         for kind, found in points.items():
             first, turns = found[0], {number for number, *_ in bends(found)}
             grown = [point[0] / first[0] for point in found]
@@ -85,6 +86,10 @@ def draw(points, path=CURVES):
                 axes[1].plot(grown, [point[2] / first[2] for point in found], marker="o", c=line.get_color())
         for ax, what in zip(axes, ("time", "memory"), strict=True):
             ax.set(xscale="log", yscale="log", xlabel="times as much", ylabel=f"{what}, times the first")
+            for axis in (ax.xaxis, ax.yaxis):
+                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+                axis.set_major_formatter("{x:g}")
+                axis.set_minor_formatter(NullFormatter())
         axes[0].legend(fontsize=9)
         fig.savefig(path, metadata={"Description": digest()})
         plt.close(fig)
