@@ -1,6 +1,6 @@
 """How time and memory of pruning grow, on toy LLaMAs: with tokens, blocks, prompts, parameters, and workers.
 
-Each point is one pass of importance after a warm-up: the median CPU seconds of five (they hardly depend on who else
+Each point is one pass of importance after a warm-up, the medians of five: CPU seconds (they hardly depend on who else
 uses the machine), and how far the resident memory rose at most.  With ``--rows`` also workers: seconds by the clock and
 memory of all processes together for eight rows that compute for three seconds each, run so many at a time; that wants
 an idle machine.  ``--write`` puts table, curves and words into the book.  About five minutes with both.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import ctypes
 import importlib.util
 import os
 import platform
@@ -26,9 +27,9 @@ from transformers import AutoModelForCausalLM
 
 from pruning_lib import amp, families
 
-BASE = {"tokens": 64, "blocks": 4, "prompts": 8, "width": 128}
-GROWS = {"tokens": (64, 128, 256, 512, 1024), "blocks": (4, 8, 16, 32), "prompts": (8, 16, 32, 64),
-         "width": (64, 128, 256, 512)}
+BASE = {"tokens": 512, "blocks": 4, "prompts": 8, "width": 256}  # large enough that memory can be seen to grow
+GROWS = {"tokens": (256, 512, 1024, 2048), "blocks": (4, 8, 16, 32), "prompts": (8, 16, 32, 64),
+         "width": (128, 256, 512, 768)}
 WORKERS, ROWS, REPEATS = (1, 2, 4, 8), "abcdefgh", 5
 DRAWING = Path(__file__).parents[2] / "book" / "drawings" / "growth.py"
 
@@ -56,11 +57,12 @@ def point(tokens, blocks, prompts, width):
     amp.sums(model, [{k: v[:, :8] for k, v in batch.items()}], progress=False)
     seconds, memory = zip(*(one_pass(model, batch, prompts) for _ in range(REPEATS)), strict=True)
     return {"parameters": sum(p.numel() for p in model.parameters()), "seconds": round(statistics.median(seconds), 3),
-            "memory_mb": round(max(memory), 1)}
+            "memory_mb": round(statistics.median(memory), 1)}
 
 
 def one_pass(model, batch, prompts):
     """(CPU seconds, MB that the memory rose by)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what was freed before counts as there already
     Path("/proc/self/clear_refs").write_text("5")
     before, start = high_water_mb(), time.process_time()
     amp.sums(model, (batch for _ in range(prompts)), progress=False)
