@@ -9,7 +9,7 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
 # Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
@@ -37,6 +37,15 @@ def style() -> Iterator[None]:
         yield
         interactive = mpl.is_interactive()
     mpl.interactive(interactive)  # a notebook's first figure switches this on; leaving the block must not undo it
+
+
+def log_ticks(ax: Axes, which: str = "x", *, leading: Sequence[int] = (1, 3)) -> None:
+    """Make axis ``"x"`` or ``"y"`` logarithmic, with plain numbers at ``leading`` times the powers of ten."""
+    ax.set(**{f"{which}scale": "log"})
+    axis = getattr(ax, f"{which}axis")
+    axis.set_major_locator(LogLocator(subs=leading))
+    axis.set_major_formatter("{x:,g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def importance_map(scores: Tensor, ax: Axes, *, parts: str) -> Axes:
@@ -107,7 +116,8 @@ def forest(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
     ax.set(xlabel=quality.replace("_", " "))
     ax.grid(axis="y", visible=False)
     ax.margins(y=0.1)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    if len(table):
+        ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
 

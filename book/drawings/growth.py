@@ -70,7 +70,6 @@ def _row(points):
 def draw(points, path=CURVES):
     """Time and memory against each thing that grows, as multiples of the first point; places of bends are marked."""
     import matplotlib.pyplot as plt
-    from matplotlib.ticker import LogLocator, NullFormatter
 
     from pruning_lib import plots
 
@@ -85,11 +84,9 @@ def draw(points, path=CURVES):
             if min(point[2] for point in found) >= SMALL_MB:
                 axes[1].plot(grown, [point[2] / first[2] for point in found], marker="o", c=line.get_color())
         for ax, what in zip(axes, ("time", "memory"), strict=True):
-            ax.set(xscale="log", yscale="log", xlabel="times as much", ylabel=f"{what}, times the first")
-            for axis in (ax.xaxis, ax.yaxis):
-                axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axis.set_major_formatter("{x:g}")
-                axis.set_minor_formatter(NullFormatter())
+            ax.set(xlabel="times as much", ylabel=f"{what}, times the first")
+            for axis in "xy":
+                plots.log_ticks(ax, axis, leading=(1, 2, 5))
         axes[0].legend(fontsize=9)
         fig.savefig(path, metadata={"Description": digest()})
         plt.close(fig)
