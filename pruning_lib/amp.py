@@ -57,7 +57,15 @@ def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1
     Returns
     -------
     list of dicts with ``input_ids`` and ``attention_mask``, each (B, T)
+
+    Raises
+    ------
+    ValueError
+        without a tokenizer, which image networks do not have; without prompts, or for one without tokens.
     """
+    if tokenizer is None:
+        raise ValueError("no tokenizer: text goes into language models; of an image network whole blocks can go, see "
+                         "consensus.prune and the notebook consensus_prune")
     if not prompts:
         raise ValueError("no prompts: give at least one text to calibrate on")
     encoded = [tokenizer(p, truncation=True, max_length=max_length)["input_ids"] for p in prompts]

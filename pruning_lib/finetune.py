@@ -70,8 +70,12 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, se
     Raises
     ------
     ValueError
-        when images and labels do not belong together, or the loss is no number any more (lower ``lr``).
+        for a language model; when images and labels do not belong together; when the loss is no number any more (lower
+        ``lr``).
     """
+    if hasattr(model, "get_input_embeddings"):
+        raise ValueError(f"{type(model).__name__} is a language model and cannot be tuned on images; recover.lora "
+                         f"tunes it on text, and the notebooks amp_prune and recipe prune it")
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
     if dtype not in DTYPES:

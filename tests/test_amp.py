@@ -140,3 +140,8 @@ def test_batches_hold_every_prompt_once_within_the_budget(tokenizer):
 def test_texts_without_tokens_are_refused(tokenizer, texts, message):
     with pytest.raises(ValueError, match=message):
         amp.batches(texts, tokenizer)
+
+
+def test_an_image_network_has_no_tokenizer_and_is_sent_to_consensus():
+    with pytest.raises(ValueError, match="no tokenizer.*see consensus.prune"):
+        amp.batches(["a"], None)

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from conftest import image_network, pixels
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from pruning_lib import evaluate
+from pruning_lib import evaluate, families
 from pruning_lib.finetune import recalibrate_batchnorm, shifted_and_flipped, train
 
 
@@ -232,6 +233,12 @@ def test_what_cannot_be_learnt_is_refused(change, message):
     with pytest.raises(ValueError, match=message):
         train(model, **{**asked, **change})
     assert model.training
+
+
+def test_a_language_model_is_not_trained_on_images():
+    model = AutoModelForCausalLM.from_config(families.tiny("llama"))
+    with pytest.raises(ValueError, match="LlamaForCausalLM is a language model.*recover.lora"):
+        train(model, images(), torch.arange(12) % 2, epochs=1, seed=0)
 
 
 @pytest.mark.parametrize("fails", [False, True])
