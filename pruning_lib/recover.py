@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ from pruning_lib.activations import evaluating
 from pruning_lib.finetune import dropout_seeded
 
 POOL = 128  # examples sorted by length together
+AT_ONCE = 512  # padded tokens whose activations are held at a time; the gradients of a step are added up over them
 Example = tuple[list[int], int]  # tokens of prompt and answer, and how many of them are the prompt
 
 
@@ -88,7 +90,7 @@ def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
         steps = tqdm(range(len(losses), len(batches)), initial=len(losses), total=len(batches), desc="recovery",
                      disable=not progress, leave=False)
         for step in steps:
-            losses.append(_step(model, teacher, _padded(batches[step]), optimizer, settings, step, len(batches)))
+            losses.append(_step(model, teacher, batches[step], optimizer, settings, step, len(batches)))
             steps.set_postfix(loss=f"{losses[-1]:.3f}")
             if saved and ((step + 1) % every_steps == 0 or step + 1 == len(batches)):
                 saved.keep(weights, optimizer, losses)
@@ -150,16 +152,16 @@ def _shuffled(examples: list[Example], settings: Settings, epoch: int) -> list[l
     """
     generator = torch.Generator().manual_seed(settings.seed * 1000 + epoch)
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
-    batches = [batch for start in range(0, len(order), POOL)
-               for batch in _filled(sorted(order[start:start + POOL], key=lambda e: len(e[0])), settings)]
+    pools = [sorted(order[start:start + POOL], key=lambda e: len(e[0])) for start in range(0, len(order), POOL)]
+    batches = [batch for pool in pools for batch in _filled(pool, settings.tokens_per_batch)]
     return [batches[i] for i in torch.randperm(len(batches), generator=generator).tolist()]
 
 
-def _filled(examples: list[Example], settings: Settings) -> Iterator[list[Example]]:
-    """The examples, the shortest first, in batches within the token budget; a single one may exceed it."""
+def _filled(examples: list[Example], tokens: int) -> Iterator[list[Example]]:
+    """The examples, the shortest first, in batches of at most ``tokens`` padded ones; a single one may exceed it."""
     batch: list[Example] = []
     for example in examples:
-        if batch and len(example[0]) * (len(batch) + 1) > settings.tokens_per_batch:
+        if batch and len(example[0]) * (len(batch) + 1) > tokens:
             yield batch
             batch = []
         batch.append(example)
@@ -177,27 +179,35 @@ def _padded(batch: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
     return ids, mask, predicts.bool()
 
 
-def _step(model: Any, teacher: Any, batch: tuple[Tensor, Tensor, Tensor], optimizer: torch.optim.Optimizer,
-          settings: Settings, step: int, steps: int) -> float:
+def _step(model: Any, teacher: Any, batch: list[Example], optimizer: torch.optim.Optimizer, settings: Settings,
+          step: int, steps: int) -> float:
     """One step of AdamW; returns the loss before it."""
-    ids, mask, predicts = (t.to(model.device) for t in batch)
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * _warmth(step, steps, settings.warmup_fraction)
+    optimizer.zero_grad()
+    answers, loss = sum(len(tokens) - question for tokens, question in batch), 0.0
     with dropout_seeded(settings.seed * 1_000_003 + step + 1, model.device):
-        logits = _predictions(model, ids, mask, predicts)
-    loss = F.cross_entropy(logits, ids[:, 1:][predicts[:, :-1]])
-    if settings.distil_weight:
+        for part in _filled(batch, AT_ONCE):
+            added = _loss(model, teacher, part, settings.distil_weight) / answers
+            added.backward()
+            loss += added.item()
+    if not math.isfinite(loss):
+        raise ValueError(f"the loss is {loss} in step {step + 1} of {steps}; try a learning rate below {settings.lr}")
+    optimizer.step()
+    return loss
+
+
+def _loss(model: Any, teacher: Any, part: list[Example], distil_weight: float) -> Tensor:
+    """Loss of a few examples, summed over the tokens of their answers."""
+    ids, mask, predicts = (t.to(model.device) for t in _padded(part))
+    logits = _predictions(model, ids, mask, predicts)
+    loss = F.cross_entropy(logits, ids[:, 1:][predicts[:, :-1]], reduction="sum")
+    if distil_weight:
         with torch.no_grad(), evaluating(teacher):
             wanted = _predictions(teacher, ids, mask, predicts).log_softmax(-1)
-        follow = F.kl_div(logits.log_softmax(-1), wanted, reduction="batchmean", log_target=True)
-        loss = (1 - settings.distil_weight) * loss + settings.distil_weight * follow
-    if not torch.isfinite(loss):
-        raise ValueError(f"the loss is {loss.item()} in step {step + 1} of {steps}; try a learning rate below "
-                         f"{settings.lr}")
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+        follow = F.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
+        loss = (1 - distil_weight) * loss + distil_weight * follow
+    return loss
 
 
 def _predictions(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> Tensor:

@@ -93,6 +93,22 @@ def test_the_first_loss_is_the_mean_over_answer_tokens_only(tiny, tokenizer):
     assert loss == pytest.approx(total / count, rel=1e-5)
 
 
+@pytest.mark.parametrize("distil_weight", [0.0, 0.5])
+def test_a_step_in_parts_is_the_step_on_all_at_once(tiny, tokenizer, monkeypatch, distil_weight):
+    """Parts only spare memory: every answer token weighs the same, however long the part that it is in."""
+    settings = Settings(epochs=2, tokens_per_batch=10_000, dropout=0.0, lr=0.01, distil_weight=distil_weight)
+    found = []
+    for tokens in (10_000, 60, 1):
+        monkeypatch.setattr(recover, "AT_ONCE", tokens)
+        model = tiny("llama")
+        losses = recover.lora(model, tokenizer, PAIRS, settings=settings, progress=False,
+                              teacher=tiny("llama", seed=1) if distil_weight else None)
+        found.append((losses, weights(model)))
+    for losses, after in found[1:]:
+        assert losses == pytest.approx(found[0][0], rel=1e-5)
+        assert all(torch.allclose(p, found[0][1][name], atol=1e-4) for name, p in after.items())
+
+
 def test_distillation_pulls_towards_the_teacher(tiny, tokenizer):
     teacher, student = tiny("llama", seed=1), tiny("llama")
     same = copy.deepcopy(teacher)
