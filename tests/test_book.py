@@ -142,6 +142,8 @@ def test_the_record_holds_a_fingerprint_of_every_data_set_the_run_read(name):
     if "image_set" in parameters(name):  # what examines networks of other runs scores nothing
         parts = PARTS.get(ROWS[name].notebook, ("scored", "test"))
         read |= {f"{parameters(name)['image_set']}-{part}" for part in parts}
+    if parameters(name).get("recovery_pairs"):
+        read.add("recovery")
     fingerprints = read_record(name)["made_with"]["data"]
     assert set(fingerprints) == read and bool(read) != (ROWS[name].notebook in NO_DATA)
     assert all(re.fullmatch(r"[0-9a-f]{16}", text) for text in fingerprints.values())

@@ -10,6 +10,7 @@ from conftest import hooks_of, image_network, pixels
 
 from pruning_lib import consensus, families, networks
 from pruning_lib.activations import bypassed, inputs_to
+from pruning_lib.finetune import recalibrate_batchnorm
 from pruning_lib.similarity import METRICS
 
 NETWORKS = {"cifar": ("cifar_resnet", {"depth": 14}),
@@ -68,14 +69,15 @@ def entering_the_classifier(model, *args, **named):
 
 @pytest.mark.parametrize("key", NETWORKS)
 def test_without_a_block_an_image_network_says_what_it_says_with_the_block_bypassed(key):
-    model, data = network(key), pixels()
+    data = pixels()
+    model = recalibrate_batchnorm(network(key), data)  # as drawn, blocks of MobileNetV2 add less than rounding
     whole, without = consensus.representations(model, data, progress=False)
     assert torch.equal(whole, entering_the_classifier(model, data))
     assert whole.dtype == torch.float32 and len(without) == len(removable(model)) > 3
     for name, found in zip(removable(model), without, strict=True):
         with bypassed(model, name):
             assert torch.equal(found, entering_the_classifier(model, data)), name
-        assert not torch.equal(found, whole)
+        assert (found - whole).abs().max() > 1e-3
 
 
 def test_without_a_block_a_language_model_says_what_it_says_with_the_block_bypassed(family, tiny, prompts):
