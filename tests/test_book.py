@@ -136,7 +136,7 @@ def test_the_record_says_what_it_was_made_with(name):
 @every_run
 def test_the_record_holds_a_fingerprint_of_every_data_set_the_run_read(name):
     keys = {"calibration", "text"}
-    if parameters(name).get("compensation", "none") != "none":
+    if parameters(name).get("compensation", "none") != "none" or parameters(name).get("method") == "repair":
         keys.add("compensation_text")
     read = {v for k, v in parameters(name).items() if k in keys and v in data.DATASETS}
     if "image_set" in parameters(name):  # what examines networks of other runs scores nothing
