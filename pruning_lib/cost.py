@@ -50,10 +50,10 @@ def latency(model: nn.Module, inputs: Tensor | Mapping[str, Tensor], *, repetiti
     seconds = []
     with torch.inference_mode(), evaluating(model):
         for i in range(warmup + repetitions):
-            _finish()
+            synchronize()
             start = time.perf_counter()
             _forward(model, inputs)
-            _finish()
+            synchronize()
             if i >= warmup:
                 seconds.append(time.perf_counter() - start)
     low, median, high = np.quantile(seconds, [0.25, 0.5, 0.75]).tolist()
@@ -69,7 +69,7 @@ def peak_bytes(work: Callable[[], Any]) -> int | None:
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         work()
-        _finish()
+        synchronize()
         return torch.cuda.max_memory_allocated() - before
     level = _level()
     work()
@@ -146,7 +146,7 @@ def _tracking(country: str) -> Iterator[Callable[[Callable[[], Any], float], dic
             except Exception as error:  # whatever a machine or a driver answers, the work is done all the same
                 why = f"{type(error).__name__}: {error}"
             work()
-            _finish()
+            synchronize()
             seconds = time.perf_counter() - start
             if not why:
                 try:
@@ -207,7 +207,7 @@ def _forward(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> None:
     model(inputs) if isinstance(inputs, Tensor) else model(**inputs)
 
 
-def _finish() -> None:
-    """Wait for the GPU, which works beside the CPU."""
+def synchronize() -> None:
+    """Wait for the GPU, which works beside the CPU; without one there is nothing to wait for."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

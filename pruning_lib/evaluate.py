@@ -173,6 +173,11 @@ def mean_interval(items: dict[str, str]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+def questions(items: dict[str, str]) -> dict[str, int]:
+    """How many questions of each task packed ``items`` answer; models for ``paired`` must agree in this."""
+    return {task: int(packed.partition(":")[0]) for task, packed in items.items()}
+
+
 def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
     """Compare two models on the same items: mean over tasks of accuracy(first) - accuracy(second).
 

@@ -150,6 +150,11 @@ def recipe(parameters: Mapping[str, Any]) -> str:
     return " + ".join(parts).replace("_", " ")
 
 
+def bracketed(middle: float, low: float, high: float, form: str = ".3f") -> str:
+    """A number and its interval in the words of tables, ``"0.462 [0.448, 0.476]"``; ``form`` as in an f-string."""
+    return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
+
+
 def made_with(data: Mapping[str, str]) -> dict[str, Any]:
     """Commit, versions, device, threads, minutes since this module was imported, data fingerprints."""
     import torch

@@ -137,13 +137,13 @@ def speedup(dense: Sequence[float], pruned: Sequence[float]) -> tuple[float, flo
 def _once(model: nn.Module, steps: Iterator[tuple[Tensor, Any]], new_tokens: int) -> tuple[float, float, int]:
     """Seconds of prefill, seconds per written token, bytes of the cache at the end."""
     with torch.inference_mode(), evaluating(model):
-        cost._finish()
+        cost.synchronize()
         start = time.perf_counter()
         next(steps)
-        cost._finish()
+        cost.synchronize()
         read = time.perf_counter()
         *_, (_, cache) = steps
-        cost._finish()
+        cost.synchronize()
         end = time.perf_counter()
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     return read - start, (end - read) / (new_tokens - 1), held

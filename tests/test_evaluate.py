@@ -224,6 +224,7 @@ def test_the_interval_is_wilsons(right, of, low, high):
 
 def test_a_model_compared_with_itself_differs_by_nothing():
     items = {"a": evaluate.pack(np.arange(50) % 3 == 0), "b": evaluate.pack(np.arange(20) % 2 == 0)}
+    assert evaluate.questions(items) == {"a": 50, "b": 20}
     assert evaluate.paired(items, items) == {
         "difference_fraction": 0, "difference_low": 0, "difference_high": 0, "items": 70, "p_value": 1}
 

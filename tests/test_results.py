@@ -180,3 +180,8 @@ def test_a_table_has_a_line_per_record_or_per_row_of_it_and_a_rows_own_win(monke
     ("amp + compensation in one pass", {"method": "amp", "compensation": "one_pass"})])
 def test_a_recipe_is_named_by_what_was_done(words, parameters):
     assert results.recipe(parameters) == words
+
+
+def test_an_interval_in_words_follows_its_form():
+    assert results.bracketed(1234.56, 1200.0, 1300.04, ",.1f") == "1,234.6 [1,200.0, 1,300.0]"
+    assert results.bracketed(0.01, -0.002, 0.022, "+.3f") == "+0.010 [-0.002, +0.022]"
