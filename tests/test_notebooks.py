@@ -43,7 +43,7 @@ RUNS = [path for path in PATHS if path.stem not in READINGS]
 DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib.results", "pruning_lib.plots",
                   "pruning_lib.data",  # for figures of others, in data/inputs
                   "pruning_lib.evaluate"}  # for statistics over recorded items only
-STATISTICS = {"mean_interval", "paired"}
+STATISTICS = {"questions", "mean_interval", "paired"}
 
 
 def every(paths):
