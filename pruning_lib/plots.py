@@ -17,13 +17,14 @@ COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": 
           "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "repair": "#882255"}
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v",
           "wanda": "P", "flap": "X", "taylor": "d", "repair": "p"}
-# the same for criteria that rank blocks: colour and marker; variants of one metric share a colour, not the line
+# the same for criteria that rank blocks: colour and marker; variants of one metric share a colour and differ in LINE
 CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
              "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"),
              "block_influence": ("#117733", "p"), "cka": ("#009E73", "v"),
              "gaussian_0": ("#CC79A7", "<"), "gaussian_1": ("#CC79A7", ">"), "gaussian_2": ("#CC79A7", "x"),
              "linear_shape_0": ("#E69F00", "d"), "linear_shape_1": ("#E69F00", "D"), "permutation": ("#56B4E9", "P"),
              "wasserstein": ("#882255", "X")}
+LINE = {"gaussian_1": "--", "gaussian_2": ":", "linear_shape_1": "--"}  # of criteria; solid elsewhere
 
 
 @contextmanager
@@ -146,8 +147,8 @@ def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axe
         colour, marker = CRITERION[criterion]
         seeds = table[table.criterion == criterion].groupby("removed")[quality]
         mean = seeds.mean()
-        line = {"1": "--", "2": ":"}.get(criterion[-1], "-")  # gaussian_0, gaussian_1, gaussian_2
-        ax.plot(mean.index, mean, line, marker=marker, ms=5, color=colour, label=criterion.replace("_", " "))
+        ax.plot(mean.index, mean, LINE.get(criterion, "-"), marker=marker, ms=5, color=colour,
+                label=criterion.replace("_", " "))
         ax.fill_between(mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel="blocks removed", ylabel=quality.replace("_", " "))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
