@@ -8,6 +8,7 @@ Order of this file: how an attack is run · the attacks · what is left of an ac
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
@@ -25,7 +26,8 @@ ATTACKS: Table = Table("attack")
 BLOCK = 128  # images attacked together, by their place; some attacks draw or stop for all of them at once
 
 
-def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: bool = False) -> Callable:
+def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: bool = False, fixed: bool = False
+          ) -> Callable:
     """Decorator: enters ``f(model, images, labels, epsilon, seed, steps)`` in ``ATTACKS`` with these facts.
 
     Parameters
@@ -33,15 +35,16 @@ def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: 
     norm : of the budget, "Linf" or "L2"
     sees : what the attack may look at: "gradients" (white box) or "scores" (black box)
     steps : gradient steps, or questions asked, unless the caller says otherwise
-    smallest : the attack looks for the smallest change, whatever the budget; larger ones are then undone
+    smallest : the attack looks for the smallest change, from the image itself; changes beyond the budget are undone
+    fixed : the number of steps cannot be changed
     """
     def enter(f: Callable) -> Callable:
         @wraps(f)
         def attack(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, seed: int = 0,
                    steps: int | None = None) -> Tensor:
             check(images, labels, epsilon)
-            if steps is not None and (steps < 1 or usual == 1 != steps):
-                raise ValueError(f"steps={steps}; {name} takes {'1' if usual == 1 else 'at least 1'}")
+            if steps is not None and (steps < 1 or fixed and steps != usual):
+                raise ValueError(f"steps={steps}; {name} takes {usual if fixed else 'at least 1'}")
             return _in_blocks(f, model, images, labels, epsilon, seed, steps or usual, norm)
 
         del attack.__wrapped__  # its signature is the one above
@@ -52,13 +55,13 @@ def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: 
 
 
 def check(images: Tensor, labels: Tensor, epsilon: float) -> None:
-    """Raise ValueError for pixels that are not floats in [0, 1], a label missing, or a budget below 0."""
-    if not images.is_floating_point() or images.min() < 0 or images.max() > 1:
+    """Raise ValueError for pixels that are not floats in [0, 1], a label missing, or a budget that is none."""
+    if not images.is_floating_point() or not (images.min() >= 0 and images.max() <= 1):  # NaN is neither
         raise ValueError(f"pixels are {images.dtype} from {images.min()} to {images.max()}; give floats in [0, 1], "
                          f"such as finetune.pixels(images)")
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
-    if epsilon < 0:
+    if not 0 <= epsilon < math.inf:
         raise ValueError(f"epsilon={epsilon}; give a budget of 0 or more, in pixels: 1 / 255 is one grey level")
 
 
@@ -113,7 +116,7 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@entry("fgsm", norm="Linf", sees="gradients", steps=1, about="one step along the sign of the gradient")
+@entry("fgsm", norm="Linf", sees="gradients", steps=1, fixed=True, about="one step along the sign of the gradient")
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Goodfellow et al. 2015, arXiv:1412.6572."""
     return torchattacks.FGSM(model, eps=epsilon)(x, y)
@@ -127,12 +130,17 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps
 
 @entry("cw", norm="L2", sees="gradients", steps=50, smallest=True, about="the smallest change that fools")
 def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """Carlini and Wagner 2017, arXiv:1608.04644, with c = 1 throughout: torchattacks does not search for c.
+    """Carlini and Wagner 2017, arXiv:1608.04644, without their search for c, which torchattacks leaves out.
 
+    Learning rate and c go with the budget.  Adam moves a pixel by up to half the rate per step; all steps in one
+    direction lead to five times the budget (with a larger rate one step can be more than the budget, and no change that
+    fits in is ever seen).  With c a quarter of the squared budget, changes of that size weigh as much as a margin of
+    four; with a larger c an image, once fooled, stays far beyond the border.
     A pixel that is exactly 0 or 1 stays, as the change of variables is flat there: on digits, which are mostly black,
     the attack is weaker than it could be.  It stops for a whole block when the mean loss rises.
     """
-    return torchattacks.CW(model, c=1, kappa=0, steps=steps, lr=0.01)(x, y)
+    one_step = 0.5 * math.sqrt(x[0].numel())  # L2 norm of a step, for a rate of 1
+    return torchattacks.CW(model, c=epsilon ** 2 / 4, kappa=0, steps=steps, lr=5 * epsilon / steps / one_step)(x, y)
 
 
 @entry("square", norm="Linf", sees="scores", steps=200, about="random squares, kept where the margin shrinks")
@@ -144,19 +152,32 @@ def square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, st
 @entry("apgd_square", norm="Linf", sees="gradients", steps=10,
        about="two of AutoAttack's four: APGD on cross-entropy and on every other class, then a short Square")
 def apgd_square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """What of AutoAttack a CPU can do: without FAB, and with 10 questions per APGD step in place of 5,000."""
+    """What of AutoAttack a CPU can do: without FAB, and with 10 questions per APGD step in place of 5,000.
+
+    Raises
+    ------
+    ValueError
+        for fewer than four classes, which its loss cannot do with.
+    """
+    classes = _four_or_more(model, x)
     shared: dict[str, Any] = {"norm": "Linf", "eps": epsilon, "seed": _block_seed()}
     return torchattacks.MultiAttack([
         torchattacks.APGD(model, steps=steps, loss="ce", **shared),
-        torchattacks.APGDT(model, steps=steps, n_classes=_classes(model, x), **shared),
+        torchattacks.APGDT(model, steps=steps, n_classes=classes, **shared),
         torchattacks.Square(model, n_queries=10 * steps, **shared)])(x, y)
 
 
-@entry("autoattack", norm="Linf", sees="gradients", steps=10,
+@entry("autoattack", norm="Linf", sees="gradients", steps=10, fixed=True,
        about="AutoAttack's standard four: APGD twice, FAB, and Square with 5,000 questions; for a GPU")
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """Croce and Hein 2020, arXiv:2003.01690, as torchattacks has it, whose APGD takes 10 steps (the paper's 100)."""
-    return torchattacks.AutoAttack(model, eps=epsilon, n_classes=_classes(model, x), seed=_block_seed())(x, y)
+    """Croce and Hein 2020, arXiv:2003.01690, as torchattacks has it, whose APGD takes 10 steps (the paper's 100).
+
+    Raises
+    ------
+    ValueError
+        for fewer than four classes, as ``apgd_square``.
+    """
+    return torchattacks.AutoAttack(model, eps=epsilon, n_classes=_four_or_more(model, x), seed=_block_seed())(x, y)
 
 
 def _block_seed() -> int:
@@ -164,9 +185,13 @@ def _block_seed() -> int:
     return int(torch.randint(2 ** 31, (1,)))
 
 
-def _classes(model: nn.Module, x: Tensor) -> int:
+def _four_or_more(model: nn.Module, x: Tensor) -> int:
+    """How many classes there are; the loss of APGD compares the highest score with the third and the fourth one."""
     with torch.no_grad():
-        return model(x[:1]).shape[1]
+        classes = model(x[:1]).shape[1]
+    if classes < 4:
+        raise ValueError(f"{classes} classes; AutoAttack's loss needs at least 4. Use pgd and square")
+    return classes
 
 
 def answers(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float], seed: int = 0,
@@ -184,6 +209,8 @@ def answers(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsi
     attack = ATTACKS[name]
     facts = ATTACKS.facts[name]
     if facts["smallest"]:  # one attack answers for all budgets
+        if restarts > 1:
+            raise ValueError(f"restarts={restarts}; {name} starts from the image itself, and has one start")
         return _answers_of_smallest(attack, model, images, labels, epsilons, seed, steps, facts["norm"])
     found = []
     for epsilon in epsilons:

@@ -133,8 +133,8 @@ def glass_blur(x: np.ndarray, rng: Generator, strength: tuple[float, int, int]) 
 
 @_entry("blur", (6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))
 def motion_blur(x: np.ndarray, rng: Generator, strength: tuple[int, float]) -> np.ndarray:
-    """Along a line at up to 45 degrees from the horizontal, with ImageMagick's kernel."""
-    return _along(x, *strength, rng.uniform(-45, 45, len(x)))
+    """Along a line at up to 45 degrees from the horizontal, with ImageMagick's kernel; that rounds to whole levels."""
+    return np.round(_along(x, *strength, rng.uniform(-45, 45, len(x))) * 255) / 255
 
 
 @_entry("blur", 7, 12, 16, 21, 26)
@@ -163,7 +163,7 @@ def snow(x: np.ndarray, rng: Generator, strength: tuple[float, ...]) -> np.ndarr
 
 @_entry("weather", (1, .2), (1, .3), (.9, .4), (.85, .4), (.75, .45))
 def frost(x: np.ndarray, rng: Generator, strength: tuple[float, float]) -> np.ndarray:
-    """Image and frost, mixed.  The authors mix in crops of six photographs; ours is drawn, and not comparable.
+    """Image and frost, mixed.  The authors mix in crops of photographs; ours is drawn, and not comparable.
 
     The stand-in: the smallest distance to one of a few random lines gives needles, and coarse noise the hoar between.
     """

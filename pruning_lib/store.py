@@ -1,7 +1,7 @@
-"""Image networks made here, kept under a key of everything they depend on.
+"""Image networks made here, and what they answered, kept under a key of everything they depend on.
 
-Training takes minutes and a row of the report hours.  What was made once is read again: an interrupted run goes on
-where it stopped, and a later run measures the very networks an earlier one made.
+Training takes minutes, an attack up to an hour and a row of the report hours.  What was made once is read again: an
+interrupted run goes on where it stopped, and a later run measures the very networks an earlier one made.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ import re
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-from pruning_lib import locks, networks
+from pruning_lib import evaluate, locks, networks
 from pruning_lib.downloads import cache
 
 
@@ -98,6 +99,33 @@ def find(key: str) -> Made:
         return Made(networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} cannot be read ({error}); delete it, it will be made again") from error
+
+
+def answered(ask: Callable[[], Sequence[np.ndarray]], **settings: Any) -> list[np.ndarray]:
+    """What ``ask()`` gives, images answered right or not, (N,) booleans each; asked once for the same ``settings``.
+
+    Parameters
+    ----------
+    ask : only called where nothing is kept yet; interrupted, it leaves nothing behind
+    settings : everything the answers depend on; numbers, texts, and lists of them
+
+    Raises
+    ------
+    ValueError
+        when what is kept cannot be read, with the file to delete.
+    """
+    text = json.dumps(settings, sort_keys=True)
+    path = cache() / "answered" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if not path.exists():
+        found = {"answers": [evaluate.pack(right) for right in ask()], "settings": settings}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as work:
+            (Path(work) / path.name).write_text(json.dumps(found) + "\n")
+            (Path(work) / path.name).replace(path)
+    try:
+        return [evaluate.unpack(packed) for packed in json.loads(path.read_text())["answers"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it, it will be made again") from error
 
 
 def digest(network: nn.Module) -> str:

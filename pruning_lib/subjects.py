@@ -1,18 +1,23 @@
 """Networks to be examined: those that earlier runs of ``consensus_prune`` made, or small ones made here.
 
-Order of this file: what a subject is · subjects of recorded runs · small ones.
+Order of this file: what a subject is · subjects of recorded runs · small ones · their answers under attack.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+import torchattacks
+from torch import Tensor, nn
 
-from pruning_lib import consensus, criteria, evaluate, finetune, images, networks, results, store
+from pruning_lib import attacks, consensus, criteria, evaluate, finetune, images, networks, results, store
 
 SAME_ANSWERS = 0.98  # share of test images a network must answer as its record says; another machine rounds otherwise
 
@@ -54,8 +59,8 @@ def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check
     Raises
     ------
     ValueError
-        for a run without a record, on other images, from before networks were kept, without this stage, or a network
-        that answers otherwise.
+        for a run without a record, on other images, from before networks were kept, without this stage, a network
+        that answers otherwise, or two of the same criterion and stage.
     """
     found = []
     for run in runs:
@@ -74,6 +79,10 @@ def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check
             if check_on:
                 _check_answers(subject, record["items"][stage], image_set, check_on, run)
             found.append(subject)
+    twice = {subject.label for subject in found if [other.label for other in found].count(subject.label) > 1}
+    if twice:
+        raise ValueError(f"two networks are called {', '.join(sorted(twice))}; of each criterion give one run: seeds "
+                         f"are compared in rows of their own")
     return found
 
 
@@ -116,3 +125,28 @@ def small(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, e
     start = store.made(lambda: tuned(networks.build(config, seed=seed), epochs, 0.1, 0), **settings)
     made = {name: store.made(partial(pruned, name), **settings, criterion=name, rounds=rounds) for name in names}
     return [Subject(m.network, name, "final", rounds * (name != "none"), m.key) for name, m in made.items()]
+
+
+def answers(subject: Subject, attack: str, pixels: Tensor, labels: Tensor, *, epsilons: Sequence[float],
+            **settings: Any) -> list[np.ndarray]:
+    """``attacks.answers`` of a subject, kept budget by budget: a run that was cut short goes on where it stopped.
+
+    Parameters
+    ----------
+    attack : key of ``attacks.ATTACKS``
+    settings : seed, steps, restarts; as ``attacks.answers`` takes them
+    """
+    smallest = attacks.ATTACKS.facts[attack]["smallest"]  # asked once, for all budgets
+    about = {"attack": attack, "network": subject.key, "weights": store.digest(subject.network),
+             "images": _digest(pixels.numpy().tobytes() + labels.numpy().tobytes()),
+             "code": _digest(Path(attacks.__file__).read_bytes()), "torch": torch.__version__,
+             "torchattacks": torchattacks.__version__, "device": next(subject.network.parameters()).device.type}
+    found: list[np.ndarray] = []
+    for budgets in [list(epsilons)] if smallest else [[epsilon] for epsilon in epsilons]:
+        ask = partial(attacks.answers, attack, subject.network, pixels, labels, epsilons=budgets, **settings)
+        found += store.answered(ask, epsilons=budgets, **settings, **about)
+    return found
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
