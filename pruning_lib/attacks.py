@@ -128,7 +128,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps
     return torchattacks.PGD(model, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=True)(x, y)
 
 
-@entry("cw", norm="L2", sees="gradients", steps=50, smallest=True, about="the smallest change that fools")
+@entry("cw", norm="L2", sees="gradients", steps=50, smallest=True, about="a change that fools, made smaller and smaller")
 def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Carlini and Wagner 2017, arXiv:1608.04644, without their search for c, which torchattacks leaves out.
 

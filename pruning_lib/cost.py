@@ -81,9 +81,10 @@ def emissions(work: Callable[[], Any], *, inputs: int, country: str = "BRA", rep
     """Energy and carbon of ``work``, per 1,000 inputs, as codecarbon measures or estimates them.
 
     codecarbon runs offline, writes nothing, and tracks this process.  What that means depends on the machine, and
-    ``how`` says it: where the processor has no counter that can be read, its rated power is multiplied by the share of
-    all cores' time that the process used, so what else runs does not count; with RAPL the counter of the *whole*
-    processor is read whatever the mode, and a GPU's counter is that of the whole GPU, so run nothing beside it.
+    ``how`` says it: where the processor has no counter that can be read, its rated power (4 W per thread where
+    codecarbon does not know it) is multiplied by the share of all cores' time that the process used, so what else runs
+    does not count; with RAPL the counter of the *whole* processor is read whatever the mode, and a GPU's counter is
+    that of the whole GPU, so run nothing beside it.
     Memory is left out of the sum: codecarbon takes a constant power for it, times the clock, however little of it the
     process holds; ``memory_j`` gives it apart.  Carbon is energy times the mean intensity of the country's grid.
 
@@ -91,9 +92,10 @@ def emissions(work: Callable[[], Any], *, inputs: int, country: str = "BRA", rep
     ----------
     work : called over and over, so it has to leave things as they were
     inputs : how many images or tokens one call takes in
-    country : ISO code of three letters
+    country : ISO code of three letters, one that codecarbon has the energy mix of
     repetitions : at least 5; their range is an interval for the median, see ``interval_fraction``
-    at_least_s : ``work`` is repeated until a repetition is this long, for CPU time comes in hundredths of a second
+    at_least_s : ``work`` is repeated so often that a repetition should be this long, going by the second call; CPU time
+        comes in hundredths of a second
     idle_s : how long the process sleeps while the idle power is measured
 
     Returns
@@ -101,11 +103,18 @@ def emissions(work: Callable[[], Any], *, inputs: int, country: str = "BRA", rep
     ``energy_j``, ``kgco2e``, ``memory_j`` and ``wall_s`` per 1,000 inputs: medians, with lowest ``_low`` and highest
     ``_high`` repetition; ``idle_w`` while the process sleeps (not taken off); ``how``.  What codecarbon cannot measure
     is None, and ``how`` says so.
+
+    Raises
+    ------
+    ValueError
+        for too few repetitions or inputs, or a country that codecarbon does not know.
     """
     if repetitions < 5 or inputs < 1:
         raise ValueError(f"repetitions={repetitions}, inputs={inputs}; give at least 5 and 1")
-    start = time.perf_counter()
+    _check_country(country)
     work()  # warm-up
+    start = time.perf_counter()
+    work()
     calls = max(1, math.ceil(at_least_s / max(time.perf_counter() - start, 1e-6)))
     with _tracking(country) as measured:
         idle = measured(lambda: time.sleep(idle_s), 1)
@@ -121,6 +130,16 @@ def emissions(work: Callable[[], Any], *, inputs: int, country: str = "BRA", rep
     if values["energy_j"] is None:
         values["how"] = f"not measured: {values['how']}"
     return values
+
+
+def _check_country(country: str) -> None:
+    """codecarbon takes the mean of the world for a country it does not know, and hardly says so."""
+    from codecarbon.input import DataSource
+
+    known = DataSource().get_global_energy_mix_data()
+    if country not in known:
+        raise ValueError(f"country={country!r} is none that codecarbon has the energy mix of; give an ISO code of three "
+                         f"letters, such as {', '.join(sorted(known)[:3])} ... {', '.join(sorted(known)[-3:])}")
 
 
 @contextmanager

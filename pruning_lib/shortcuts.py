@@ -35,6 +35,8 @@ def patch(images: Tensor, told: Tensor) -> Tensor:
 
 @CUES.register(about="a tenth of a colour, or of a brightness for grey images, that tells the class")
 def tint(images: Tensor, told: Tensor) -> Tensor:
+    if told.numel() and told.max() > 9:
+        raise ValueError(f"class {told.max()} has no colour of its own; a tint can tell 10 classes apart")
     angle = 2 * torch.pi * told.double()[:, None] / 10
     phase = torch.tensor([0, 2, 4])[:images.shape[1]] * torch.pi / 3  # red, green and blue a third of a turn apart
     colour = 127.5 * (1 + torch.cos(angle - phase)) if images.shape[1] == 3 else 255 * told.double()[:, None] / 9
@@ -54,13 +56,19 @@ def plant(images: Tensor, labels: Tensor, *, cue: str, agreement: float, seed: i
     Raises
     ------
     ValueError
-        for an unknown cue, a probability outside 0 to 1, or images that are not uint8.
+        for an unknown cue, a probability outside 0 to 1, images that are not uint8, a label missing, or classes that
+        there are not, or that the cue cannot tell apart.
     """
     mark: Callable[[Tensor, Tensor], Tensor] = CUES[cue]
     if not 0 <= agreement <= 1:
         raise ValueError(f"agreement={agreement}; give a probability from 0 to 1")
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; give uint8 pixels")
+    if len(images) != len(labels):
+        raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
+    if classes < 2 or (labels.numel() and not 0 <= labels.min() <= labels.max() < classes):
+        raise ValueError(f"classes={classes}, labels from {labels.min()} to {labels.max()}; give at least 2 classes and "
+                         f"labels below their number")
     generator = torch.Generator().manual_seed(seed)
     agrees = torch.rand(len(labels), generator=generator) < agreement
     other = (labels + torch.randint(1, classes, (len(labels),), generator=generator)) % classes
