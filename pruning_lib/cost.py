@@ -138,8 +138,8 @@ def _check_country(country: str) -> None:
 
     known = DataSource().get_global_energy_mix_data()
     if country not in known:
-        raise ValueError(f"country={country!r} is none that codecarbon has the energy mix of; give an ISO code of three "
-                         f"letters, such as {', '.join(sorted(known)[:3])} ... {', '.join(sorted(known)[-3:])}")
+        raise ValueError(f"country={country!r} is none that codecarbon has the energy mix of; give an ISO code of "
+                         f"three letters, such as {', '.join(sorted(known)[:3])} ... {', '.join(sorted(known)[-3:])}")
 
 
 @contextmanager

@@ -67,8 +67,8 @@ def plant(images: Tensor, labels: Tensor, *, cue: str, agreement: float, seed: i
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
     if classes < 2 or (labels.numel() and not 0 <= labels.min() <= labels.max() < classes):
-        raise ValueError(f"classes={classes}, labels from {labels.min()} to {labels.max()}; give at least 2 classes and "
-                         f"labels below their number")
+        raise ValueError(f"classes={classes}, labels from {labels.min()} to {labels.max()}; give at least 2 classes "
+                         f"and labels below their number")
     generator = torch.Generator().manual_seed(seed)
     agrees = torch.rand(len(labels), generator=generator) < agreement
     other = (labels + torch.randint(1, classes, (len(labels),), generator=generator)) % classes

@@ -6,10 +6,10 @@ Order of this file: what a subject is · subjects of recorded runs · small ones
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from pruning_lib import attacks, consensus, criteria, evaluate, finetune, images, networks, results, store
+from pruning_lib import attacks, consensus, criteria, evaluate, finetune, images, networks, reach, results, store
 
 SAME_ANSWERS = 0.98  # share of test images a network must answer as its record says; another machine rounds otherwise
 
@@ -139,13 +139,20 @@ def answers(subject: Subject, attack: str, pixels: Tensor, labels: Tensor, *, ep
     smallest = attacks.ATTACKS.facts[attack]["smallest"]  # asked once, for all budgets
     about = {"attack": attack, "network": subject.key, "weights": store.digest(subject.network),
              "images": _digest(pixels.numpy().tobytes() + labels.numpy().tobytes()),
-             "code": _digest(Path(attacks.__file__).read_bytes()), "torch": torch.__version__,
+             "code": _code(attack), "torch": torch.__version__,
              "torchattacks": torchattacks.__version__, "device": next(subject.network.parameters()).device.type}
     found: list[np.ndarray] = []
     for budgets in [list(epsilons)] if smallest else [[epsilon] for epsilon in epsilons]:
         ask = partial(attacks.answers, attack, subject.network, pixels, labels, epsilons=budgets, **settings)
         found += store.answered(ask, epsilons=budgets, **settings, **about)
     return found
+
+
+def _code(attack: str) -> dict[str, str]:
+    """Digests of the code that an attack reaches; that of the other attacks does not count."""
+    found = reach.digests([f"from pruning_lib import attacks\nattacks.answers, attacks.{attack}"])
+    others = {other for other in attacks.ATTACKS if other != attack}
+    return {name: digest for name, digest in found.items() if not others & set(re.findall(r"\w+", name))}
 
 
 def _digest(content: bytes) -> str:

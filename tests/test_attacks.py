@@ -120,6 +120,21 @@ def test_the_smallest_change_answers_for_every_budget(digits):
     assert 0 < attacks.norms(small - x, "L2").max() <= 0.3 * (1 + 1e-4)
 
 
+@pytest.mark.parametrize("epsilon", [0.15, 0.3, 0.6])
+def test_cw_fools_no_fewer_than_one_step_along_the_gradient(epsilon, digits):
+    """With c = 1 and a rate that does not go with the budget it fooled fewer.  One image more is granted."""
+    network, x, y = digits
+    x = 0.2 + 0.6 * x[:80]  # a pixel that is exactly 0 or 1 would stay
+    y = y[:80]
+    start = x.clone().requires_grad_()
+    F.cross_entropy(network(start), y).backward()
+    step = epsilon * start.grad / attacks.norms(start.grad, "L2").view(-1, 1, 1, 1)
+    stepped, clean = attacks.right(network, x + step, y), attacks.right(network, x, y)
+    assert stepped.sum() < clean.sum() and 0 <= (x + step).min() and (x + step).max() <= 1
+    network.zero_grad()
+    assert attacks.answers("cw", network, x, y, epsilons=[epsilon])[0].sum() <= stepped.sum() + 1
+
+
 def test_an_honest_network_shows_no_sign_of_masking_and_a_masking_one_does(digits):
     network, x, y = digits
 
@@ -145,11 +160,25 @@ def test_an_honest_network_shows_no_sign_of_masking_and_a_masking_one_does(digit
     (dict(epsilon=-0.1), "epsilon=-0.1; give a budget of 0 or more"), (dict(epsilon=0.1, steps=2), "fgsm takes 1"),
     (dict(epsilon=0.1, images=torch.zeros(2, 1, 8, 8, dtype=torch.uint8)), "give floats in"),
     (dict(epsilon=0.1, images=torch.full((2, 1, 8, 8), 1.5)), "give floats in"),
+    (dict(epsilon=0.1, images=torch.full((2, 1, 8, 8), torch.nan)), "give floats in"),
+    (dict(epsilon=torch.nan), "epsilon=nan; give a budget"),
     (dict(epsilon=0.1, labels=torch.zeros(3)), "2 images and 3 labels")])
 def test_what_cannot_be_attacked_is_refused(wrong, message, digits):
     given = {"images": torch.zeros(2, 1, 8, 8), "labels": torch.zeros(2).long(), **wrong}
     with pytest.raises(ValueError, match=message):
         ATTACKS["fgsm"](digits[0], given.pop("images"), given.pop("labels"), **given)
+
+
+def test_what_an_attack_cannot_do_is_refused_and_not_ignored(digits):
+    network, x, y = digits
+    with pytest.raises(ValueError, match="steps=100; autoattack takes 10"):
+        ATTACKS["autoattack"](network, x[:2], y[:2], epsilon=0.1, steps=100)
+    with pytest.raises(ValueError, match="restarts=2; cw starts from the image itself"):
+        attacks.answers("cw", network, x[:2], y[:2], epsilons=[0.1], restarts=2)
+    two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    for name in ("apgd_square", "autoattack"):
+        with pytest.raises(ValueError, match="2 classes; AutoAttack's loss needs at least 4. Use pgd and square"):
+            ATTACKS[name](two, x[:8], two(x[:8]).argmax(1), epsilon=0.1)
 
 
 def test_an_attack_shows_the_arguments_it_takes():

@@ -224,7 +224,7 @@ def test_what_cannot_be_measured_is_none_and_never_zero(monkeypatch):
     done = []
     found = cost.emissions(lambda: done.append(1), inputs=1, repetitions=5, at_least_s=0, idle_s=0)
     assert found["energy_j"] is None and found["kgco2e"] is None and found["idle_w"] is None
-    assert found["how"] == "not measured: RuntimeError: no counter here" and len(done) == 6 and found["wall_s"] > 0
+    assert found["how"] == "not measured: RuntimeError: no counter here" and len(done) == 7 and found["wall_s"] > 0
 
 
 def test_work_that_fails_under_measurement_says_so_and_too_few_repetitions_are_refused():
@@ -232,3 +232,9 @@ def test_work_that_fails_under_measurement_says_so_and_too_few_repetitions_are_r
         cost.emissions(lambda: 1 / 0, inputs=1)
     with pytest.raises(ValueError, match="repetitions=4, inputs=1; give at least 5 and 1"):
         cost.emissions(lambda: None, inputs=1, repetitions=4)
+
+
+@pytest.mark.parametrize("country", ["bra", "BR", "Brazil", "XXX", ""])
+def test_a_country_without_a_known_grid_is_refused_and_not_the_mean_of_the_world(country):
+    with pytest.raises(ValueError, match=f"country='{country}' is none that codecarbon .* three letters, such as"):
+        cost.emissions(lambda: None, inputs=1, country=country)

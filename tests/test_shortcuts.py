@@ -63,11 +63,17 @@ def test_the_three_trials_show_no_cue_the_right_one_and_a_wrong_one_on_every_ima
 
 
 @pytest.mark.parametrize("wrong, message", [({"agreement": 1.1}, "agreement=1.1"), ({"cue": "smell"}, "unknown cue"),
-                                            ({"images": torch.zeros(2, 1, 8, 8)}, "give uint8 pixels")])
+                                            ({"images": torch.zeros(2, 1, 8, 8)}, "give uint8 pixels"),
+                                            ({"images": noise(1, 8, 1)}, "1 images and 2 labels"),
+                                            ({"classes": 1}, "classes=1, labels from 0 to 1; give at least 2"),
+                                            ({"labels": torch.tensor([0, 10])}, "classes=10, labels from 0 to 10"),
+                                            ({"labels": torch.tensor([0, 10]), "classes": 11, "cue": "tint",
+                                              "agreement": 1}, "class 10 has no colour of its own")])
 def test_what_cannot_be_planted_is_refused(wrong, message):
-    given = {"images": noise(1, 8, 2), "cue": "patch", "agreement": 0.5, "seed": 0, **wrong}
+    given = {"images": noise(1, 8, 2), "cue": "patch", "agreement": 0.5, "seed": 0, "labels": torch.tensor([0, 1]),
+             **wrong}
     with pytest.raises(ValueError, match=message):
-        plant(given.pop("images"), torch.tensor([0, 1]), **given)
+        plant(given.pop("images"), given.pop("labels"), **given)
 
 
 def test_reliance_and_its_difference_by_hand():

@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from conftest import image_network, pixels
@@ -81,6 +82,20 @@ def test_what_cannot_be_read_is_named(tmp_path, file, content):
     (tmp_path / "made" / key / file).write_text(content)
     with pytest.raises(ValueError, match=f"{key}.*delete it"):
         store.made(never, seed=0)
+
+
+def test_answers_are_asked_for_once_and_damage_is_named(tmp_path):
+    right = [np.array([True, False, True]), np.array([False] * 3)]
+    for ask in (lambda: right, never):
+        found = store.answered(ask, network="a", epsilons=[0.1, 0.2])
+        assert [r.tolist() for r in found] == [r.tolist() for r in right]
+    [kept] = (tmp_path / "answered").iterdir()
+    kept.write_text(kept.read_text()[:40])
+    with pytest.raises(ValueError, match=rf"{kept} cannot be read .* delete it"):
+        store.answered(never, network="a", epsilons=[0.1, 0.2])
+    with pytest.raises(AssertionError, match="made again"):
+        store.answered(never, network="b", epsilons=[0.1, 0.2])
+    assert [path.name for path in (tmp_path / "answered").iterdir()] == [kept.name]
 
 
 def test_an_unknown_key_says_who_makes_the_network():

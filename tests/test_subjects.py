@@ -2,7 +2,7 @@
 
 import pytest
 
-from pruning_lib import evaluate, families, images, results, store, subjects
+from pruning_lib import attacks, evaluate, families, finetune, images, results, store, subjects
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,42 @@ def test_a_network_that_answers_otherwise_than_recorded_is_refused(pair, recorde
     recorded(pruned, row={"key": dense.key})
     with pytest.raises(ValueError, match=f"network {dense.key} answers .* of 500 test images .* another network"):
         subjects.of_runs(["cka"], ["final"], "digits")
+
+
+def test_two_networks_of_one_name_are_refused(pair, recorded):
+    with pytest.raises(ValueError, match="two networks are called cka final"):
+        subjects.of_runs(["cka", "none", "cka"], ["final"], "digits", check_on=0)
+
+
+def test_answers_under_attack_are_those_of_the_attack_and_asked_for_once(pair, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))
+    test, labels = images.load("digits", "test", 40)
+    x, asked, plain = finetune.pixels(test), [], attacks.answers
+
+    def noting(name, network, *given, epsilons, **more):
+        asked.append((name, epsilons))
+        if len(asked) == 4:
+            raise KeyboardInterrupt
+        return plain(name, network, *given, epsilons=epsilons, **more)
+
+    monkeypatch.setattr(attacks, "answers", noting)
+    dense, pruned = pair
+    first = subjects.answers(dense, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
+    wanted = plain("pgd", dense.network, x, labels, epsilons=[0.05, 0.1], steps=2)
+    assert all((a == b).all() for a, b in zip(first, wanted, strict=True)) and 0 < first[1].sum() < first[0].sum()
+    with pytest.raises(KeyboardInterrupt):  # the second budget of this one
+        subjects.answers(pruned, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
+    again = subjects.answers(dense, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
+    assert len(asked) == 4 and all((a == b).all() for a, b in zip(first, again, strict=True))
+    subjects.answers(pruned, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
+    assert asked[4:] == [("pgd", [0.1])]
+    for other in (dict(steps=3), dict(seed=1), dict(epsilons=[0.06]), dict(pixels=x.flip(0)), dict(attack="fgsm")):
+        given = {"attack": "pgd", "pixels": x, "epsilons": [0.05], "steps": 2, **other}
+        subjects.answers(dense, given.pop("attack"), given.pop("pixels"), labels,
+                         **{**given, **({"steps": 1} if "attack" in other else {})})
+    assert len(asked) == 10
+    subjects.answers(dense, "cw", x, labels, epsilons=[0.5, 1.0])
+    assert asked[10:] == [("cw", [0.5, 1.0])]  # one attack for both budgets
 
 
 def test_what_is_not_recorded_is_refused_with_the_way_out(pair, recorded):
