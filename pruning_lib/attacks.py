@@ -128,6 +128,15 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps
     return torchattacks.PGD(model, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=True)(x, y)
 
 
+@entry("pgd_l2", norm="L2", sees="gradients", steps=20, about="many small steps of one length from a random start")
+def pgd_l2(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
+    """As ``pgd``, with steps along the gradient itself, in a ball and not in a box."""
+    # torchattacks takes views of images and gradients that lie pixel after pixel; the detour lays gradients out so
+    laid_out = nn.Sequential(nn.Flatten(), nn.Unflatten(1, x.shape[1:]), model).eval()
+    attack = torchattacks.PGDL2(laid_out, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=True)
+    return attack(x.contiguous(), y)
+
+
 @entry("cw", norm="L2", sees="gradients", steps=50, smallest=True, about="a change that fools, made smaller from there")
 def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Carlini and Wagner 2017, arXiv:1608.04644, for two values of c; of two changes that fool, the smaller one counts.

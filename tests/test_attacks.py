@@ -26,7 +26,8 @@ def digits():
 
 def some(name, digits):
     network, x, y = digits
-    return (network, x[:12], y[:12], 0.4) if name == "autoattack" else (network, x, y, 3.0 if name == "cw" else 0.1)
+    epsilon = 0.1 if ATTACKS.facts[name]["norm"] == "Linf" else 3.0
+    return (network, x[:12], y[:12], 0.4) if name == "autoattack" else (network, x, y, epsilon)
 
 
 @pytest.mark.parametrize("name", ATTACKS)
@@ -121,18 +122,30 @@ def test_the_smallest_change_answers_for_every_budget(digits):
 
 
 @pytest.mark.parametrize("epsilon", [0.15, 0.3])
-def test_cw_fools_no_fewer_than_one_step_along_the_gradient(epsilon, digits):
+@pytest.mark.parametrize("name", ["cw", "pgd_l2"])
+def test_in_l2_an_attack_fools_no_fewer_than_one_step_along_the_gradient(name, epsilon, digits):
     """With c = 1 and a rate that does not go with the budget it fooled fewer.  One image more is granted."""
     network, x, y = digits
-    x = 0.2 + 0.6 * x[:80]  # a pixel that is exactly 0 or 1 would stay
-    y = y[:80]
+    x, y = 0.2 + 0.6 * x[:80], y[:80]  # a pixel that is exactly 0 or 1 would stay
     start = x.clone().requires_grad_()
     F.cross_entropy(network(start), y).backward()
     step = epsilon * start.grad / attacks.norms(start.grad, "L2").view(-1, 1, 1, 1)
     stepped, clean = attacks.right(network, x + step, y), attacks.right(network, x, y)
     assert stepped.sum() < clean.sum() and 0 <= (x + step).min() and (x + step).max() <= 1
     network.zero_grad()
-    assert attacks.answers("cw", network, x, y, epsilons=[epsilon])[0].sum() <= stepped.sum() + 1
+    assert attacks.answers(name, network, x, y, epsilons=[epsilon])[0].sum() <= stepped.sum() + 1
+
+
+@pytest.mark.parametrize("name", [name for name in ATTACKS if name != "autoattack"])
+def test_colour_pictures_are_attacked_too_in_a_network_laid_out_channel_by_channel(name):
+    """Some of torchattacks takes views that such a layout does not have."""
+    network = networks.build(networks.ImageConfig("cifar_resnet", {"depth": 8}, (0.5,) * 3, (0.25,) * 3), seed=0)
+    network.eval().to(memory_format=torch.channels_last)
+    x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    y = network(x).argmax(1)
+    epsilon = 0.3 if ATTACKS.facts[name]["norm"] == "Linf" else 8.0
+    sizes = attacks.norms(ATTACKS[name](network, x, y, epsilon=epsilon) - x, ATTACKS.facts[name]["norm"])
+    assert 0 < sizes.max() <= epsilon * (1 + 1e-4)
 
 
 def test_an_honest_network_shows_no_sign_of_masking_and_a_masking_one_does(digits):
