@@ -14,7 +14,7 @@ export PRUNING_CACHE ?= $(CURDIR)/data/cache
 .DELETE_ON_ERROR:
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 reproduce: $(READY)
 	$(BIN)/pruning-lib run --defaults --out build/reproduce
