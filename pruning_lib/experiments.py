@@ -231,9 +231,6 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:
         raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
     html = book / "_build" / "html"
-    for font in (html / "_static").rglob("*.ttf"):
-        if font.with_suffix(".woff2").is_file():  # which every browser takes first
-            font.unlink()
     if (book / "slides.yml").is_file():
         slides.build(html, book / "slides.yml")
     return html / "index.html"
