@@ -110,37 +110,35 @@ def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: flo
     return surgery.remove(work, plan, inplace=True), repairs
 
 
-def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1, rounds: int = 64,
-               progress: bool = True) -> Importance:
+def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1, progress: bool = True
+               ) -> Importance:
     """What least squares could not repair if a head or neuron went; larger means keep.
 
     A head's score is the error of its projection, per token, once the other columns are re-solved:
-    ``trace(W_h inverse(G)_hh^-1 W_h^T) / tokens``.  Neurons go in ``rounds`` of equal size, the cheapest first, and the
-    rest is re-solved in between, so that of two that can stand in for each other one stays; their score is what all
-    rounds before theirs have cost, and they themselves.
+    ``trace(W_h inverse(G)_hh^-1 W_h^T) / tokens``.  Neurons go one after the other, the cheapest first, and the rest is
+    re-solved in between, so that of two that can stand in for each other one stays; a neuron's score is what it has
+    cost in all when it has gone.
 
     Parameters
     ----------
     batches : as in ``remove``
     ridge : as in ``remove``
-    rounds : 1 asks every neuron alone, as for heads; 0 < rounds
 
     Returns
     -------
     Importance with heads (L, H) and neurons (L, M), sums of squares of the residual stream
     """
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}; give at least 1")
     scores: dict[bool, list[Tensor]] = {True: [], False: []}
     with torch.no_grad(), evaluating(model):
         for closing, gram, _ in _all_at_once(model, _closing(model), list(batches), [], progress):
             gram = gram.double()
             G = least_squares.damped(gram.square if closing.layer.bias is None else gram.centred(), ridge)
-            found = least_squares.elimination(G, closing.layer.weight.double(), closing.width,
-                                              1 if closing.heads else rounds)
+            weight = closing.layer.weight.double()
+            found = (least_squares.alone(G, weight, closing.width) if closing.heads
+                     else least_squares.elimination(G, weight))
             scores[closing.heads].append(found / gram.tokens)
     return Importance(torch.stack(scores[True]).float().cpu(), torch.stack(scores[False]).float().cpu(),
-                      {"method": "repair", "ridge": ridge, "rounds": rounds, "tokens": gram.tokens})
+                      {"method": "repair", "ridge": ridge, "tokens": gram.tokens})
 
 
 @dataclass(frozen=True)
