@@ -208,8 +208,8 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     measured = {"dense": measure(model, tokenizer, a), "pruned": measure(found.network, tokenizer, a)}
     steps = [*found.steps]
     if more:
-        used[a.compensation_text] = data.fingerprint(more)
-        steps.append(f"compensation: {a.compensate}; {len(more)} texts of {a.compensation_text}")
+        used[f"{a.compensation_text} (long)"] = data.fingerprint(more)
+        steps.append(f"compensation: {a.compensate}; long text: {len(more)} texts of {a.compensation_text}")
     if pairs:
         losses = recover.lora(found.network, tokenizer, pairs, folder=a.resume,
                               settings=recover.Settings(epochs=a.epochs, seed=a.seed))
@@ -220,10 +220,21 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     checkpoints.save(found.network, tokenizer, a.out)
     facts = {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
              "parameters": cost.parameters(found.network), "steps": steps, "measured": measured,
-             "made_with": results.made_with(used)}
+             "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(a).items()
+                           if not callable(value)},
+             "removed": _removed(found), "made_with": results.made_with(used)}
     write_card(a.out, facts)
     lines = [*steps, *(f"{name:9} {_line(values)}" for name, values in measured.items()), f"saved in {a.out}"]
     return facts, "\n".join(lines)
+
+
+def _removed(found: recipes.Pruned) -> dict[str, Any]:
+    """Heads and neurons that went, a line of numbers per block, and the ridges of compensation."""
+    if found.plan is None:
+        return {}
+    parts = {"heads": found.plan.removed_heads, "neurons": found.plan.neurons}
+    return {**{part: [" ".join(map(str, sorted(row.tolist()))) for row in rows] for part, rows in parts.items()},
+            "ridges": {repair.layer: repair.ridge for repair in found.repairs}}
 
 
 def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -287,7 +298,9 @@ def card(facts: dict[str, Any]) -> str:
         "---", "library_name: transformers", "tags: [pruned]", "---", f"# {facts['model']}, pruned", "",
         f"{facts['parameters']:,} parameters: {facts['reached_fraction']:.2%} of all parameters of `{facts['model']}` "
         f"were removed. The licence of the original model applies.", "", "## What was done", "",
-        *(f"- {step}" for step in facts["steps"]), "", "## Calibration and recovery data", "", used, "",
+        *(f"- {step}" for step in facts["steps"]), "",
+        *(["`pruning.json` names every head and neuron that went.", ""] if facts.get("removed") else []),
+        "## Calibration and recovery data", "", used, "",
         "## Measured", "",
         "| model | perplexity and 95 % interval | on | zero-shot, mean |", "| --- | --- | --- | --- |",
         *rows, "", "## Load it", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",

@@ -30,6 +30,8 @@ class Pruned:
     reached_fraction : of all parameters of the model pruning began with
     steps : what was removed, one sentence per step
     repairs : what compensation did, one entry per closing projection
+    seconds : what took how long
+    plan : which heads and neurons went; None for depth alone
     """
 
     network: nn.Module
@@ -37,6 +39,7 @@ class Pruned:
     steps: tuple[str, ...]
     repairs: tuple[compensate.Repair, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    plan: Plan | None = None
 
 
 def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: str = "amp",
@@ -91,7 +94,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
     if blocks_removed:
         network, found = _without_blocks(network, batches, criterion, blocks_removed, seed)
         steps += found
-    return Pruned(network, _reached(model, network), steps, tuple(repairs), seconds)
+    return Pruned(network, _reached(model, network), steps, tuple(repairs), seconds, plan)
 
 
 def _check(method: str, criterion: str, blocks_removed: int, compensation: str) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruning_lib import cli, families, models, plans, practice
+from pruning_lib import amp, cli, data, families, models, plans, practice
 
 
 @pytest.fixture
@@ -67,7 +67,14 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
     assert facts == json.loads((out / "pruning.json").read_text())
     assert list(facts["measured"]) == ["dense", "pruned", "recovered"]
-    assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text", "mini_prompts (recovery)"}
+    assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text (long)",
+                                               "mini_prompts (recovery)"}
+    whole, tokenizer = models.load(str(dense))
+    plan = plans.choose(amp.importance(whole, amp.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
+                        removed_fraction=facts["arguments"]["removed_fraction"], heads_removed=2)
+    assert facts["removed"]["heads"] == [" ".join(map(str, row)) for row in plan.removed_heads.sort().values.tolist()]
+    assert facts["removed"]["neurons"] == [" ".join(map(str, row)) for row in plan.neurons.sort().values.tolist()]
+    assert len(facts["removed"]["ridges"]) == 6
     card = (out / "README.md").read_text()
     for word in ("AutoModelForCausalLM.from_pretrained", "each of 3 blocks keeps 4 of 6 heads", "compensation", "LoRA",
                  f"{facts['measured']['recovered']['perplexity']:.2f}", facts["made_with"]["data"]["mini_prompts"]):
