@@ -1,8 +1,9 @@
 """Win a pruned language model's quality back: low-rank adapters on every projection, merged before anything is saved.
 
 LoRA [1]_ through peft, with the settings of AMP's published code: rank 8, alpha 16, dropout 0.05, learning rate 3e-4,
-two epochs, the loss on answers only.  A checkpoint can be left every few steps; going on from one gives bit for bit
-what a run without interruption gives, since dropout and order are drawn anew from seed and step.
+two epochs, the loss on answers only.  Ours are the size of a batch, and a warm-up in place of clipped gradients.
+A checkpoint can be left every few steps; going on from one gives bit for bit what a run without interruption gives,
+since dropout and order are drawn anew from seed and step.
 Order of this file: settings · lora · examples · one step · checkpoints.
 
 References
@@ -38,7 +39,7 @@ Example = tuple[list[int], int]  # tokens of prompt and answer, and how many of 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to tune; the defaults are those of AMP's published code, but for the size of a batch and the warm-up."""
+    """How to tune; the defaults are those of AMP's published code, but for batches and warm-up."""
 
     rank: int = 8
     alpha: int = 16
