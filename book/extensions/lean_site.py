@@ -1,7 +1,7 @@
 """What no page of the site asks for is not published.
 
-Maps for debugging scripts, other builds of MathJax and what only they load, its rules for reading formulas aloud in languages that the book is
-not written in, and fonts of an older format beside the same font of a newer one.
+Maps for debugging scripts, other builds of MathJax and what only they load, its rules for reading formulas aloud in
+languages that the book is not written in, and fonts of an older format beside the same font of a newer one.
 """
 
 import shutil
