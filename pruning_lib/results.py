@@ -135,6 +135,45 @@ def gather(notebook: str) -> pd.DataFrame:
     return pd.DataFrame(lines)
 
 
+def recipes(*, every_format: bool = False) -> pd.DataFrame:
+    """All records of ``recipe`` and ``zero_shot`` as one table: every pruned language model, under one name.
+
+    Columns beside those of `gather`: ``notebook``; ``label``, what was done; ``recipe``, the same before any tuning;
+    ``split``, how that departs from the heads that most recipes of this size take ("" where it does not), which is in
+    ``label`` and ``recipe`` too; ``text_used``, what was re-solved on.  What was computed in several number formats is
+    there once, in bfloat16 if it was that, unless ``every_format`` asks for all.
+    """
+    import pandas as pd
+
+    wanted = {"method": "none", "criterion": "none", "compensation": "none", "tasks": "none", "recovery_pairs": 0}
+    table = pd.concat([gather(name).assign(notebook=name) for name in ("recipe", "zero_shot")], ignore_index=True)
+    table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_RECIPE_COLUMNS, *wanted]))).fillna(wanted)
+    usual = table[~table.method.isin({"none", "dense"})].groupby(["model", "removed_fraction"]).heads_removed
+    usual = usual.agg(lambda heads: heads.mode().max()).to_dict()
+    lines = table.to_dict("records")
+    table["split"] = [_split(line, usual) for line in lines]
+    table["label"] = [recipe(line) + _split(line, usual) for line in lines]
+    table["recipe"] = [recipe({**line, "recovery_pairs": 0}) + _split(line, usual) for line in lines]
+    table["text_used"] = ["" if line["compensation"] == "none" else
+                          f"{line['compensation_samples']:.0f} texts of {line['compensation_text']}" for line in lines]
+    table = table.sort_values(["dtype", "run"], ignore_index=True)
+    return table if every_format else table.drop_duplicates(SAME_RECIPE, ignore_index=True)
+
+
+SAME_RECIPE = ["notebook", "model", "label", "removed_fraction", "text_used", "recovery_pairs", "seed"]
+_RECIPE_COLUMNS = ("run", "dtype", "seed", "model", "removed_fraction", "reached_fraction", "heads_removed",
+                   "perplexity", "perplexity_low", "perplexity_high", "text", "compensation_samples",
+                   "compensation_text", "first_loss", "last_loss")
+
+
+def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int]) -> str:
+    """How many heads a recipe takes, where most of its model and size take another number."""
+    heads = line["heads_removed"]
+    if line["method"] in {"none", "dense"} or heads == usual.get((line["model"], line["removed_fraction"])):
+        return ""
+    return {0: ", neurons only", -1: ", heads as chosen"}.get(heads, f", {heads:.0f} heads a block")
+
+
 def recipe(parameters: Mapping[str, Any]) -> str:
     """What a run did to a language model, in the words of tables and figures: ``"amp + compensation + LoRA"``.
 

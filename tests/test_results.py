@@ -182,6 +182,29 @@ def test_a_recipe_is_named_by_what_was_done(words, parameters):
     assert results.recipe(parameters) == words
 
 
+def test_recipes_are_named_by_what_departs_from_most_and_are_there_once(monkeypatch):
+    asked = {"model": "toy", "method": "amp", "removed_fraction": 0.3, "heads_removed": 3}
+    usual = {**asked, "seed": 0, "dtype": "bfloat16", "recovery_pairs": 0,
+             "compensation": "none", "compensation_samples": 200, "compensation_text": "c4"}
+    runs = {"amp": {}, "amp-float32": {"dtype": "float32"}, "wanda": {"method": "wanda"}, "six": {"heads_removed": 6},
+            "dense": {"method": "dense", "heads_removed": 0}, "solved": {"compensation": "sequential"},
+            "solved-12": {"compensation": "sequential", "compensation_samples": 12},
+            "tuned": {"heads_removed": 0, "recovery_pairs": 9, "dtype": "float32"}}
+    assert results.recipes().empty
+    for run, changed in runs.items():
+        monkeypatch.setenv("PRUNING_RUN", run)
+        write("recipe", parameters={**usual, **changed}, values={"perplexity": 7.0})
+    monkeypatch.setenv("PRUNING_RUN", "asked")
+    write("zero_shot", parameters=asked, values={})
+    table = results.recipes().set_index("run")
+    assert dict(table.label) == {
+        "amp": "amp", "asked": "amp", "wanda": "wanda", "dense": "dense", "tuned": "amp + LoRA, neurons only",
+        "solved": "amp + compensation", "solved-12": "amp + compensation", "six": "amp, 6 heads a block"}
+    assert table.recipe["tuned"] == "amp, neurons only" and table.split["tuned"] == ", neurons only"
+    assert table.text_used["solved-12"] == "12 texts of c4" and table.text_used["amp"] == ""
+    assert set(results.recipes(every_format=True).run) == set(table.index) | {"amp-float32"}
+
+
 def test_an_interval_in_words_follows_its_form():
     assert results.bracketed(1234.56, 1200.0, 1300.04, ",.1f") == "1,234.6 [1,200.0, 1,300.0]"
     assert results.bracketed(0.01, -0.002, 0.022, "+.3f") == "+0.010 [-0.002, +0.022]"

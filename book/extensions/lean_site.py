@@ -1,13 +1,14 @@
 """What no page of the site asks for is not published.
 
-Maps for debugging scripts, other builds of MathJax, its rules for reading formulas aloud in languages that the book is
-not written in, and fonts of an older format beside the same font of a newer one.
+Maps for debugging scripts, other builds of MathJax and what only they load, its rules for reading formulas aloud in
+languages that the book is not written in, and fonts of an older format beside the same font of a newer one.
 """
 
 import shutil
 
 NOT_ASKED_FOR = ["_static/**/*.map", "_static/mathjax/*-svg*.js", "_static/mathjax/*mml-*.js",
-                 "_static/mathjax/tex-chtml-*.js", "_static/mathjax/node-main.js", "_static/mathjax/output/svg*"]
+                 "_static/mathjax/tex-chtml-*.js", "_static/mathjax/node-main.js", "_static/mathjax/output/svg*",
+                 "_static/mathjax/input/tex-full.js", "_static/mathjax/input/mml/extensions/mml3*"]
 READ_ALOUD = {"base", "en", "nemeth"}  # the last one for Braille
 
 
