@@ -1,6 +1,7 @@
 """The commands do what a practitioner asks for, end in a folder that loads plainly, and refuse the rest at once."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -99,6 +100,15 @@ def test_compare_puts_two_models_side_by_side_on_the_same_text(dense, capsys, tm
     assert facts["parameters_ratio"] == pytest.approx(0.8, abs=0.01)
     assert facts["perplexity_ratio"] == facts["first"]["perplexity"] / facts["second"]["perplexity"]
     assert "paired" not in facts and facts["first"]["tokens"] == facts["second"]["tokens"] == 297
+
+
+def test_perplexities_of_other_tokens_are_not_divided(dense, capsys, tmp_path):
+    other = shutil.copytree(dense, tmp_path / "other")
+    words = models.load(str(dense))[1]
+    words.add_tokens(["pruned"])
+    words.save_pretrained(other)
+    assert json.loads(run(capsys, "compare", dense, other, "--json", *SMALL[4:])[1])["perplexity_ratio"] is None
+    assert "vocabularies differ, so give --tasks" in run(capsys, "compare", dense, other, *SMALL[4:])[1]
 
 
 def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, capsys, tmp_path):

@@ -166,7 +166,7 @@ def test_every_link_inside_the_book_leads_to_a_page_and_to_a_place_on_it(seen, a
 def test_pages_and_site_stay_small_and_quick(seen, html):
     assert not [path.name for path in (html / "executed").glob("*.html") if path.stat().st_size > 1e6]
     files = [path for path in html.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 40e6
+    assert sum(path.stat().st_size for path in files) < 32e6
     assert sorted(page["seconds"] for page in seen.values())[len(seen) // 2] < 3
 
 

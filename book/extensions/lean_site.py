@@ -1,10 +1,18 @@
-"""What no page of the site asks for is not published.
+"""What no page of the site asks for is not published, and figures are stored in 256 colours.
 
-Maps for debugging scripts, other builds of MathJax and what only they load, its rules for reading formulas aloud in
-languages that the book is not written in, and fonts of an older format beside the same font of a newer one.
+Not published are maps for debugging scripts, other builds of MathJax and what only they load, its rules for reading
+formulas aloud in languages that the book is not written in, and fonts of an older format beside the same font of a
+newer one.  Figures come in full colour, three times the size for no difference that an eye sees; they are there twice,
+in the pages and in the notebooks to download.
 """
 
+import base64
+import functools
+import io
+import json
 import shutil
+
+from PIL import Image
 
 NOT_ASKED_FOR = ["_static/**/*.map", "_static/mathjax/*-svg*.js", "_static/mathjax/*mml-*.js",
                  "_static/mathjax/tex-chtml-*.js", "_static/mathjax/node-main.js", "_static/mathjax/output/svg*",
@@ -24,6 +32,32 @@ def trim(app, failed):
     for font in list(app.outdir.glob("_static/**/*.ttf")):
         if font.with_suffix(".woff2").is_file():  # which every browser takes first
             font.unlink()
+    for figure in app.outdir.glob("_images/*.png"):
+        figure.write_bytes(few_colours(figure.read_bytes()))
+    for notebook in app.outdir.glob("_sources/**/*.ipynb"):
+        notebook.write_text(with_small_figures(notebook.read_text()))
+
+
+@functools.cache
+def few_colours(png):
+    """The same picture in 256 colours, where that is smaller and nothing is transparent."""
+    with Image.open(io.BytesIO(png)) as image:
+        if image.mode == "P" or image.convert("RGBA").getextrema()[3][0] < 255:
+            return png
+        beside = io.BytesIO()
+        image.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(beside, "PNG", optimize=True)
+    return min(png, beside.getvalue(), key=len)
+
+
+def with_small_figures(notebook):
+    """A notebook's text with its figures in few colours; cells, tables and prints as they are."""
+    found = json.loads(notebook)
+    for cell in found["cells"]:
+        for output in cell.get("outputs", []):
+            if "image/png" in output.get("data", {}):
+                png = base64.b64decode("".join(output["data"]["image/png"]))
+                output["data"]["image/png"] = base64.b64encode(few_colours(png)).decode()
+    return json.dumps(found, indent=1, ensure_ascii=False) + "\n"
 
 
 def setup(app):
