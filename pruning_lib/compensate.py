@@ -212,19 +212,20 @@ class _Stream:
     """The residual stream of one model, passed block by block; what enters the next block is kept per batch."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model, self.factor = model, families.stream_factor(model)
         self.layers = {(c.block, c.heads): c.layer for c in _closing(model)}
         self.kept: dict[int, Tensor] = {}  # (B, T, C)
 
     def points(self, name: str, batch: Batch) -> dict[bool, Tensor]:
         """The stream (B, T, C) in block ``name`` behind its heads, at True, and behind its neurons, at False."""
         before, heads, _, after = self._parts(name, batch)
-        return {True: before + heads, False: after}
+        return {True: before + self.factor * heads, False: after}
 
     def refuse_unless_added(self, name: str, batch: Batch) -> None:
-        """ValueError where something stands between the closing projections and the stream, as a norm or a factor."""
+        """ValueError where something not known stands between the closing projections and the stream, as a norm."""
         before, heads, neurons, after = (part.float() for part in self._parts(name, batch))
-        if (before + heads + neurons - after).norm() > 0.05 * (heads + neurons).norm():
+        added = self.factor * (heads + neurons)
+        if (before + added - after).norm() > 0.05 * added.norm():
             raise ValueError("this family norms or scales what heads and neurons give before it is added to the "
                              "residual stream, so mode='asymmetric' cannot aim at the stream; use 'sequential'")
 
@@ -247,7 +248,8 @@ def _gram(now: _Stream, closing: _Closing, batches: list[Batch], targets: dict[i
             points = now.points(closing.block, batch)
         x = seen.pop()
         mask = batch["attention_mask"].bool().to(x.device)
-        sums.add(x[mask], (targets[id(batch)][closing.heads] - points[closing.heads])[mask] if targets else None)
+        lacking = targets[id(batch)][closing.heads] - points[closing.heads] if targets else None
+        sums.add(x[mask], None if lacking is None else lacking[mask] / now.factor)
     return sums.gram()
 
 

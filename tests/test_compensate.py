@@ -53,7 +53,7 @@ def behind(model, i, heads, batches):
     with block.get_submodule(family.heads_out).register_forward_hook(lambda _, args, y: added.append(y[0])):
         stream = inputs(model, block, batches)
     if heads:
-        return stream + torch.cat(added)
+        return stream + getattr(model.config, "residual_multiplier", 1.0) * torch.cat(added)
     left = []
     with block.register_forward_hook(lambda _, args, y: left.append(y[0])):
         inputs(model, block, batches)
@@ -69,7 +69,8 @@ def slow(model, plan, batches, *, ridge, mode):
             x = inputs(model, whole, batches) if mode == "one_pass" else inputs(work, layer, batches)
             y = layer(x).detach()
             if mode == "asymmetric":
-                y += behind(model, i, heads, batches) - behind(work, i, heads, batches)
+                lacking = behind(model, i, heads, batches) - behind(work, i, heads, batches)
+                y += lacking / getattr(model.config, "residual_multiplier", 1.0)
             stays = [j for j in range(x.shape[1]) if j not in columns]
             kept, w, mean = x[:, stays], layer.weight.detach()[:, stays], y.mean(0)
             if layer.bias is not None:
@@ -143,7 +144,8 @@ def test_aiming_at_the_dense_stream_comes_closer_to_it_than_any_other_mode(famil
         last[mode] = (found - wanted).pow(2).sum().item()
     assert last["asymmetric"] < min(last["one_pass"], last["sequential"])
     _, _, down = layers(pruned)[-1]
-    whole = (inputs(model, layers(model)[-1][2], batches) @ layers(model)[-1][2].weight.T).pow(2).sum().item()
+    said = inputs(model, layers(model)[-1][2], batches) @ layers(model)[-1][2].weight.T
+    whole = (getattr(model.config, "residual_multiplier", 1.0) * said).pow(2).sum().item()
     assert repairs[-1].layer.endswith(families.of(model).neurons_out) and down.in_features < 64
     assert repairs[-1].error == pytest.approx(last["asymmetric"] / whole, rel=0.5)  # shares of the output of then
 
