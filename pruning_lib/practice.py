@@ -262,20 +262,20 @@ def evaluate_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def compare_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Measure two models on the same text and items."""
-    found, lines, vocabularies = {}, [], []
+    found, lines, tokens = {}, [], []
     for name in (arguments.first, arguments.second):
         model, tokenizer = language_model(name, arguments)
-        vocabularies.append(tokenizer.get_vocab())
+        tokens.append([tokenizer(text)["input_ids"] for text in data.texts(arguments.text, split="test")])
         found[name] = {"parameters": cost.parameters(model), **measure(model, tokenizer, arguments)}
         lines.append(f"{name}: {found[name]['parameters']:,} parameters, {_line(found[name])}")
     first, second = (found[name] for name in (arguments.first, arguments.second))
-    alike = vocabularies[0] == vocabularies[1]  # else a token is not a token, and perplexity is per token
+    alike = tokens[0] == tokens[1]  # perplexity is per token
     facts: dict[str, Any] = {"first": first, "second": second,
                              "perplexity_ratio": first["perplexity"] / second["perplexity"] if alike else None,
                              "parameters_ratio": first["parameters"] / second["parameters"]}
     lines.append(f"first / second: parameters {facts['parameters_ratio']:.4f}, perplexity "
                  + (f"{facts['perplexity_ratio']:.3f}" if alike else
-                    "of other tokens: the vocabularies differ, so give --tasks to compare the two"))
+                    "not compared: the tokenizers cut this text into other tokens; --tasks compares the two"))
     if "items" in first:
         facts["paired"] = evaluate.paired(first["items"], second["items"])
         lines.append("first - second: mean accuracy {difference_fraction:+.3f} [{difference_low:+.3f}, "

@@ -139,28 +139,32 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     """All records of ``recipe`` and ``zero_shot`` as one table: every pruned language model, under one name.
 
     Columns beside those of `gather`: ``notebook``; ``label``, what was done; ``recipe``, the same before any tuning;
-    ``split``, how that departs from the heads that most recipes of this size take ("" where it does not), which is in
-    ``label`` and ``recipe`` too; ``text_used``, what was re-solved on.  What was computed in several number formats is
-    there once, in bfloat16 if it was that, unless ``every_format`` asks for all.
+    ``split``, how that departs from the heads that most recipes of this model and size take, and ``other_model``, the
+    model where most are of another one ("" where nothing departs; both are in ``label`` and ``recipe`` too);
+    ``text_used``, what was re-solved on.  What differs in the format of numbers only is there once, in bfloat16 if it
+    was computed in that, unless ``every_format`` asks for all.
     """
     import pandas as pd
 
     wanted = {"method": "none", "criterion": "none", "compensation": "none", "tasks": "none", "recovery_pairs": 0}
     table = pd.concat([gather(name).assign(notebook=name) for name in ("recipe", "zero_shot")], ignore_index=True)
+    asked = {name for run in table.get("run", ()) for name in read(run)["parameters"]} - {"dtype"}
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_RECIPE_COLUMNS, *wanted]))).fillna(wanted)
     usual = table[~table.method.isin({"none", "dense"})].groupby(["model", "removed_fraction"]).heads_removed
     usual = usual.agg(lambda heads: heads.mode().max()).to_dict()
+    model = next(iter(table.model.mode()), "")
     lines = table.to_dict("records")
-    table["split"] = [_split(line, usual) for line in lines]
-    table["label"] = [recipe(line) + _split(line, usual) for line in lines]
-    table["recipe"] = [recipe({**line, "recovery_pairs": 0}) + _split(line, usual) for line in lines]
+    table["split"] = splits = [_split(line, usual) for line in lines]
+    table["other_model"] = models = ["" if line["model"] == model else f" ({line['model']})" for line in lines]
+    ends = [split + other for split, other in zip(splits, models, strict=True)]
+    table["label"] = [recipe(line) + end for line, end in zip(lines, ends, strict=True)]
+    table["recipe"] = [recipe({**line, "recovery_pairs": 0}) + end for line, end in zip(lines, ends, strict=True)]
     table["text_used"] = ["" if line["compensation"] == "none" else
                           f"{line['compensation_samples']:.0f} texts of {line['compensation_text']}" for line in lines]
     table = table.sort_values(["dtype", "run"], ignore_index=True)
-    return table if every_format else table.drop_duplicates(SAME_RECIPE, ignore_index=True)
+    return table if every_format else table.drop_duplicates(["notebook", *sorted(asked)], ignore_index=True)
 
 
-SAME_RECIPE = ["notebook", "model", "label", "removed_fraction", "text_used", "recovery_pairs", "seed"]
 _RECIPE_COLUMNS = ("run", "dtype", "seed", "model", "removed_fraction", "reached_fraction", "heads_removed",
                    "perplexity", "perplexity_low", "perplexity_high", "text", "compensation_samples",
                    "compensation_text", "first_loss", "last_loss")
@@ -169,9 +173,9 @@ _RECIPE_COLUMNS = ("run", "dtype", "seed", "model", "removed_fraction", "reached
 def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int]) -> str:
     """How many heads a recipe takes, where most of its model and size take another number."""
     heads = line["heads_removed"]
-    if line["method"] in {"none", "dense"} or heads == usual.get((line["model"], line["removed_fraction"])):
+    if line["method"] in {"none", "dense"} or heads in (None, usual.get((line["model"], line["removed_fraction"]))):
         return ""
-    return {0: ", neurons only", -1: ", heads as chosen"}.get(heads, f", {heads:.0f} heads a block")
+    return {0: ", neurons only", -1: ", same share of heads"}.get(heads, f", {heads:.0f} heads a block")
 
 
 def recipe(parameters: Mapping[str, Any]) -> str:
@@ -179,13 +183,13 @@ def recipe(parameters: Mapping[str, Any]) -> str:
 
     ``parameters`` are those of ``recipe`` or ``zero_shot``, or a line of their table, where NaN stands for none.
     """
-    said = {"method": "none", "criterion": "none", "compensation": "none", "recovery_pairs": 0,
+    said = {"method": "none", "criterion": "none", "compensation": "none", "recovery_pairs": 0, "distil_weight": 0,
             **{key: value for key, value in parameters.items() if value == value}}
     parts = [said["method"]] if said["method"] != "none" else []
     parts += [f"{said['criterion']} blocks"] if said["criterion"] != "none" else []
     parts += {"none": [], "one_pass": ["compensation in one pass"],
               "sequential": ["compensation"], "asymmetric": ["asymmetric compensation"]}[said["compensation"]]
-    parts += ["LoRA"] if said["recovery_pairs"] else []
+    parts += ["distilled LoRA" if said["distil_weight"] else "LoRA"] if said["recovery_pairs"] else []
     return " + ".join(parts).replace("_", " ")
 
 

@@ -177,6 +177,7 @@ def test_a_table_has_a_line_per_record_or_per_row_of_it_and_a_rows_own_win(monke
     ("block influence blocks", {"method": "none", "criterion": "block_influence"}),
     ("amp + consensus blocks + LoRA", {"method": "amp", "criterion": "consensus", "recovery_pairs": 9}),
     ("repair + compensation", {"method": "repair", "compensation": "sequential", "recovery_pairs": 0}),
+    ("amp + distilled LoRA", {"method": "amp", "recovery_pairs": 9, "distil_weight": 0.5}),
     ("amp + compensation in one pass", {"method": "amp", "compensation": "one_pass"})])
 def test_a_recipe_is_named_by_what_was_done(words, parameters):
     assert results.recipe(parameters) == words
@@ -184,11 +185,12 @@ def test_a_recipe_is_named_by_what_was_done(words, parameters):
 
 def test_recipes_are_named_by_what_departs_from_most_and_are_there_once(monkeypatch):
     asked = {"model": "toy", "method": "amp", "removed_fraction": 0.3, "heads_removed": 3}
-    usual = {**asked, "seed": 0, "dtype": "bfloat16", "recovery_pairs": 0,
+    usual = {**asked, "distil_weight": 0.0, "prompts": 50, "seed": 0, "dtype": "bfloat16", "recovery_pairs": 0,
              "compensation": "none", "compensation_samples": 200, "compensation_text": "c4"}
-    runs = {"amp": {}, "amp-float32": {"dtype": "float32"}, "wanda": {"method": "wanda"}, "six": {"heads_removed": 6},
+    runs = {"amp": {}, "a-float32": {"dtype": "float32"}, "wanda": {"method": "wanda"}, "six": {"heads_removed": 6},
             "dense": {"method": "dense", "heads_removed": 0}, "solved": {"compensation": "sequential"},
-            "solved-12": {"compensation": "sequential", "compensation_samples": 12},
+            "solved-12": {"compensation": "sequential", "compensation_samples": 12}, "share": {"heads_removed": -1},
+            "distilled": {"recovery_pairs": 9, "distil_weight": 0.5}, "few": {"prompts": 9}, "big": {"model": "large"},
             "tuned": {"heads_removed": 0, "recovery_pairs": 9, "dtype": "float32"}}
     assert results.recipes().empty
     for run, changed in runs.items():
@@ -199,10 +201,11 @@ def test_recipes_are_named_by_what_departs_from_most_and_are_there_once(monkeypa
     table = results.recipes().set_index("run")
     assert dict(table.label) == {
         "amp": "amp", "asked": "amp", "wanda": "wanda", "dense": "dense", "tuned": "amp + LoRA, neurons only",
-        "solved": "amp + compensation", "solved-12": "amp + compensation", "six": "amp, 6 heads a block"}
+        "solved": "amp + compensation", "solved-12": "amp + compensation", "six": "amp, 6 heads a block",
+        "share": "amp, same share of heads", "distilled": "amp + distilled LoRA", "few": "amp", "big": "amp (large)"}
     assert table.recipe["tuned"] == "amp, neurons only" and table.split["tuned"] == ", neurons only"
     assert table.text_used["solved-12"] == "12 texts of c4" and table.text_used["amp"] == ""
-    assert set(results.recipes(every_format=True).run) == set(table.index) | {"amp-float32"}
+    assert set(results.recipes(every_format=True).run) == set(table.index) | {"a-float32"}
 
 
 def test_an_interval_in_words_follows_its_form():
