@@ -126,7 +126,7 @@ def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1
 
     Returns
     -------
-    Importance with heads (L, H) and neurons (L, M), sums of squares of the residual stream
+    Importance with heads (L, H) and neurons (L, M), sums of squares of what a projection gives, per token
     """
     scores: dict[bool, list[Tensor]] = {True: [], False: []}
     with torch.no_grad(), evaluating(model):
@@ -134,8 +134,8 @@ def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1
             gram = gram.double()
             G = least_squares.damped(gram.square if closing.layer.bias is None else gram.centred(), ridge)
             weight = closing.layer.weight.double()
-            found = (least_squares.alone(G, weight, closing.width) if closing.heads
-                     else least_squares.elimination(G, weight))
+            found = (least_squares.cost_alone(G, weight, closing.width) if closing.heads
+                     else least_squares.cost_in_turn(G, weight))
             scores[closing.heads].append(found / gram.tokens)
     return Importance(torch.stack(scores[True]).float().cpu(), torch.stack(scores[False]).float().cpu(),
                       {"method": "repair", "ridge": ridge, "tokens": gram.tokens})

@@ -115,14 +115,14 @@ def damped(G: Tensor, ridge: float) -> Tensor:
     return pulled
 
 
-def alone(G: Tensor, weight: Tensor, width: int) -> Tensor:
+def cost_alone(G: Tensor, weight: Tensor, width: int) -> Tensor:
     """What it costs (F / width,) when a unit goes, none but it, and the rest is re-solved."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
     units = torch.arange(len(G), device=G.device).view(-1, width)
     return torch.stack([(weight[:, u].T * torch.linalg.solve(inverse[u][:, u], weight[:, u].T)).sum() for u in units])
 
 
-def elimination(G: Tensor, weight: Tensor) -> Tensor:
+def cost_in_turn(G: Tensor, weight: Tensor) -> Tensor:
     """What it has cost (F,) in all when a column has gone, where each time the cheapest of those left goes.
 
     ``inverse(G)`` and the weights are brought up to date for every column that went, as in [2]_.

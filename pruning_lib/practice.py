@@ -221,7 +221,7 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     facts = {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
              "parameters": cost.parameters(found.network), "steps": steps, "measured": measured,
              "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(a).items()
-                           if not callable(value)},
+                           if key not in {"json", "out", "resume"} and not callable(value)},
              "removed": _removed(found), "made_with": results.made_with(used)}
     write_card(a.out, facts)
     lines = [*steps, *(f"{name:9} {_line(values)}" for name, values in measured.items()), f"saved in {a.out}"]
@@ -229,12 +229,13 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _removed(found: recipes.Pruned) -> dict[str, Any]:
-    """Heads and neurons that went, a line of numbers per block, and the ridges of compensation."""
+    """Heads and neurons that went, a line of numbers per block of the dense model; ridges; then whole blocks."""
+    blocks = {"blocks": list(found.blocks)} if found.blocks else {}
     if found.plan is None:
-        return {}
+        return blocks
     parts = {"heads": found.plan.removed_heads, "neurons": found.plan.neurons}
     return {**{part: [" ".join(map(str, sorted(row.tolist()))) for row in rows] for part, rows in parts.items()},
-            "ridges": {repair.layer: repair.ridge for repair in found.repairs}}
+            "ridges": {repair.layer: repair.ridge for repair in found.repairs}, **blocks}
 
 
 def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -302,7 +303,7 @@ def card(facts: dict[str, Any]) -> str:
         f"{facts['parameters']:,} parameters: {facts['reached_fraction']:.2%} of all parameters of `{facts['model']}` "
         f"were removed. The licence of the original model applies.", "", "## What was done", "",
         *(f"- {step}" for step in facts["steps"]), "",
-        *(["`pruning.json` names every head and neuron that went.", ""] if facts.get("removed") else []),
+        *(["`pruning.json` names every head, neuron and block that went.", ""] if facts.get("removed") else []),
         "## Calibration and recovery data", "", used, "",
         "## Measured", "",
         "| model | perplexity and 95 % interval | on | zero-shot, mean |", "| --- | --- | --- | --- |",

@@ -67,7 +67,8 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
                           removed_fraction=0.4, heads_removed=0)
     s = families.sizes(model)
     assert abs(found.reached_fraction - 0.4) * s.parameters <= s.blocks * s.neuron_parameters
-    assert families.sizes(found.network).blocks == 6 - blocks and len(found.steps) == 2
+    assert families.sizes(found.network).blocks == 6 - blocks == 6 - len(found.blocks) and len(found.steps) == 2
+    assert found.steps[1].endswith(", ".join(found.blocks)) and found.plan is not None
     narrow = recipes.prune(model, batches, method="amp", heads_removed=0,
                            removed_fraction=recipes._left_for_width(model, 0.4, blocks)).network
     order = criteria.CRITERIA["block_influence"].order(narrow, batches, None, 0)
