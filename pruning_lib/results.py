@@ -16,7 +16,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,13 +126,16 @@ def gather(notebook: str) -> pd.DataFrame:
     """
     import pandas as pd
 
-    lines = []
-    for path in sorted(folder().glob("*.json")):
-        record = read(path.stem)
-        if record.get("notebook") == notebook:
-            common = {"run": record["run"], **record["parameters"], **record["values"]}
-            lines += [{**common, **row} for row in record.get("rows") or [{}]]
-    return pd.DataFrame(lines)
+    return pd.DataFrame([line for record in _all() if record.get("notebook") == notebook for line in _lines(record)])
+
+
+def _all() -> Iterator[dict[str, Any]]:
+    return (read(path.stem) for path in sorted(folder().glob("*.json")))
+
+
+def _lines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    common = {"run": record["run"], **record["parameters"], **record["values"]}
+    return [{**common, **row} for row in record.get("rows") or [{}]]
 
 
 def recipes(*, every_format: bool = False) -> pd.DataFrame:
@@ -147,8 +150,9 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     import pandas as pd
 
     wanted = {"method": "none", "criterion": "none", "compensation": "none", "tasks": "none", "recovery_pairs": 0}
-    table = pd.concat([gather(name).assign(notebook=name) for name in ("recipe", "zero_shot")], ignore_index=True)
-    asked = {name for run in table.get("run", ()) for name in read(run)["parameters"]} - {"dtype"}
+    records = [record for record in _all() if record.get("notebook") in {"recipe", "zero_shot"}]
+    asked = {name for record in records for name in record["parameters"]} - {"dtype"}
+    table = pd.DataFrame([{**line, "notebook": record["notebook"]} for record in records for line in _lines(record)])
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_RECIPE_COLUMNS, *wanted]))).fillna(wanted)
     usual = table[~table.method.isin({"none", "dense"})].groupby(["model", "removed_fraction"]).heads_removed
     usual = usual.agg(lambda heads: heads.mode().max()).to_dict()
@@ -165,8 +169,8 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     return table if every_format else table.drop_duplicates(["notebook", *sorted(asked)], ignore_index=True)
 
 
-_RECIPE_COLUMNS = ("run", "dtype", "seed", "model", "removed_fraction", "reached_fraction", "heads_removed",
-                   "perplexity", "perplexity_low", "perplexity_high", "text", "compensation_samples",
+_RECIPE_COLUMNS = ("run", "notebook", "dtype", "seed", "model", "removed_fraction", "reached_fraction",
+                   "heads_removed", "perplexity", "perplexity_low", "perplexity_high", "text", "compensation_samples",
                    "compensation_text", "first_loss", "last_loss")
 
 
