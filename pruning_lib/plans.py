@@ -131,8 +131,9 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
            multiple_of: int = 1, seed: int = 0) -> Plan:
     """Decide what to remove so that ``removed_fraction`` of *all* parameters goes.
 
-    As in the published code, heads and neurons lose the same share; heads come in whole units, so neurons take up what
-    rounding leaves, and the plan hits the fraction to within one neuron per block.
+    As in the published code, heads and neurons lose the same share.  Heads come in whole units, so neurons take up what
+    rounding leaves, and the plan hits the fraction to within one neuron per block.  (The published code counts in whole
+    blocks' worth of parameters, and turns a part of a head that rounding leaves into that part of one neuron.)
 
     Parameters
     ----------
