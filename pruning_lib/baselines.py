@@ -118,19 +118,21 @@ def flap(model: nn.Module, batches: Batches) -> Importance:
     """FLAP's score: variance of an input over tokens x squared norm of its column [3]_ (the metric WIFV).
 
     What does not fluctuate can be replaced by its mean.  We take the score only: FLAP itself also compares it across
-    blocks and puts that mean into biases, neither of which loads plainly.
+    blocks and puts that mean into biases, neither of which loads plainly.  A head's score is the sum of its columns'
+    squared, as in the published code.
     """
     def score(weight: Tensor, m: Moments) -> Tensor:
         return (m.square - m.mean**2).clamp(min=0) * m.tokens / (m.tokens - 1) * weight.pow(2).sum(0)
 
-    return _from_moments(model, batches, score, "flap")
+    return _from_moments(model, batches, score, "flap", power=2)
 
 
 def taylor(model: nn.Module, batches: Batches) -> Importance:
     """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
 
     LLM-Pruner's element-wise score.  The loss is that of the next token, every prompt weighing the same.  The weights
-    are those of ``magnitude``: query rows and output columns of a head.
+    are those of ``magnitude``: query rows and output columns of a head (LLM-Pruner adds the keys and values, which
+    here go only with a whole group of heads).
     Needs a backward pass, and memory for gradients of all blocks.
 
     Raises
@@ -170,13 +172,13 @@ def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> d
     return {name: measured[function] for name, function in functions.items()}
 
 
-def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, Moments], Tensor], name: str
-                  ) -> Importance:
-    """``score(weight (C, columns), moments) -> (columns,)``, summed over the columns of each head."""
+def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, Moments], Tensor], name: str,
+                  power: int = 1) -> Importance:
+    """``score(weight (C, columns), moments) -> (columns,)``, its power summed over the columns of each head."""
     found = moments(model, batches)
     columns = [score(layer.weight.detach().double(), m) for layer, m in zip(closing(model), found, strict=True)]
     L, D = len(columns) // 2, families.head_width(model)
-    heads = torch.stack([c.view(-1, D).sum(1) for c in columns[:L]])
+    heads = torch.stack([c.pow(power).view(-1, D).sum(1) for c in columns[:L]])
     return Importance(heads.float().cpu(), torch.stack(columns[L:]).float().cpu(),
                       {"method": name, "tokens": found[0].tokens})
 

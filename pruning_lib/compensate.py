@@ -110,37 +110,35 @@ def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: flo
     return surgery.remove(work, plan, inplace=True), repairs
 
 
-def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1, rounds: int = 64,
-               progress: bool = True) -> Importance:
+def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1, progress: bool = True
+               ) -> Importance:
     """What least squares could not repair if a head or neuron went; larger means keep.
 
     A head's score is the error of its projection, per token, once the other columns are re-solved:
-    ``trace(W_h inverse(G)_hh^-1 W_h^T) / tokens``.  Neurons go in ``rounds`` of equal size, the cheapest first, and the
-    rest is re-solved in between, so that of two that can stand in for each other one stays; their score is what all
-    rounds before theirs have cost, and they themselves.
+    ``trace(W_h inverse(G)_hh^-1 W_h^T) / tokens``.  Neurons go one after the other, the cheapest first, and the rest is
+    re-solved in between, so that of two that can stand in for each other one stays; a neuron's score is what it has
+    cost in all when it has gone.
 
     Parameters
     ----------
     batches : as in ``remove``
     ridge : as in ``remove``
-    rounds : 1 asks every neuron alone, as for heads; 0 < rounds
 
     Returns
     -------
-    Importance with heads (L, H) and neurons (L, M), sums of squares of the residual stream
+    Importance with heads (L, H) and neurons (L, M), sums of squares of what a projection gives, per token
     """
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}; give at least 1")
     scores: dict[bool, list[Tensor]] = {True: [], False: []}
     with torch.no_grad(), evaluating(model):
         for closing, gram, _ in _all_at_once(model, _closing(model), list(batches), [], progress):
             gram = gram.double()
             G = least_squares.damped(gram.square if closing.layer.bias is None else gram.centred(), ridge)
-            found = least_squares.elimination(G, closing.layer.weight.double(), closing.width,
-                                              1 if closing.heads else rounds)
+            weight = closing.layer.weight.double()
+            found = (least_squares.cost_alone(G, weight, closing.width) if closing.heads
+                     else least_squares.cost_in_turn(G, weight))
             scores[closing.heads].append(found / gram.tokens)
     return Importance(torch.stack(scores[True]).float().cpu(), torch.stack(scores[False]).float().cpu(),
-                      {"method": "repair", "ridge": ridge, "rounds": rounds, "tokens": gram.tokens})
+                      {"method": "repair", "ridge": ridge, "tokens": gram.tokens})
 
 
 @dataclass(frozen=True)
@@ -214,19 +212,20 @@ class _Stream:
     """The residual stream of one model, passed block by block; what enters the next block is kept per batch."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
+        self.model, self.factor = model, families.stream_factor(model)
         self.layers = {(c.block, c.heads): c.layer for c in _closing(model)}
         self.kept: dict[int, Tensor] = {}  # (B, T, C)
 
     def points(self, name: str, batch: Batch) -> dict[bool, Tensor]:
         """The stream (B, T, C) in block ``name`` behind its heads, at True, and behind its neurons, at False."""
         before, heads, _, after = self._parts(name, batch)
-        return {True: before + heads, False: after}
+        return {True: before + self.factor * heads, False: after}
 
     def refuse_unless_added(self, name: str, batch: Batch) -> None:
-        """ValueError where something stands between the closing projections and the stream, as a norm or a factor."""
+        """ValueError where something not known stands between the closing projections and the stream, as a norm."""
         before, heads, neurons, after = (part.float() for part in self._parts(name, batch))
-        if (before + heads + neurons - after).norm() > 0.05 * (heads + neurons).norm():
+        added = self.factor * (heads + neurons)
+        if (before + added - after).norm() > 0.05 * added.norm():
             raise ValueError("this family norms or scales what heads and neurons give before it is added to the "
                              "residual stream, so mode='asymmetric' cannot aim at the stream; use 'sequential'")
 
@@ -249,7 +248,8 @@ def _gram(now: _Stream, closing: _Closing, batches: list[Batch], targets: dict[i
             points = now.points(closing.block, batch)
         x = seen.pop()
         mask = batch["attention_mask"].bool().to(x.device)
-        sums.add(x[mask], (targets[id(batch)][closing.heads] - points[closing.heads])[mask] if targets else None)
+        lacking = targets[id(batch)][closing.heads] - points[closing.heads] if targets else None
+        sums.add(x[mask], None if lacking is None else lacking[mask] / now.factor)
     return sums.gram()
 
 

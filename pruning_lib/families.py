@@ -35,6 +35,8 @@ class LanguageFamily:
     heads_out: str = "self_attn.o_proj"  # takes the heads back to the residual stream
     neurons_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     neurons_out: str = "mlp.down_proj"  # closes the MLP
+    # the config field by which what closes attention and MLP is multiplied before it is added to the residual stream
+    multiplied_by: str | None = None
     # config fields whose truth makes head removal impossible, with the reason; a dot leads into a field that is a dict
     heads_fixed_by: Mapping[str, str] = field(default_factory=dict)
     # where transformers refuses head counts that do not divide the width: the family that stores the same network ...
@@ -52,6 +54,10 @@ FAMILIES["qwen3"] = LanguageFamily()
 FAMILIES["gemma"] = LanguageFamily()
 FAMILIES["olmo"] = LanguageFamily()
 FAMILIES["smollm3"] = LanguageFamily()
+FAMILIES["granite"] = LanguageFamily(
+    multiplied_by="residual_multiplier",
+    tiny={"residual_multiplier": 0.4, "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "logits_scaling": 2.0},
+)
 FAMILIES["phi"] = LanguageFamily(
     heads_out="self_attn.dense",
     neurons_in=("mlp.fc1",),
@@ -271,6 +277,12 @@ def head_width(model: nn.Module) -> int:
     """``D``, from the config where it is stated, else width / heads."""
     config: Any = model.config
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+
+
+def stream_factor(model: nn.Module) -> float:
+    """By what heads and neurons of ``model`` are multiplied when they are added to the residual stream."""
+    name = of(model).multiplied_by
+    return float(getattr(model.config, name)) if name else 1.0
 
 
 def refuse_head_count(model: nn.Module, heads: int) -> None:

@@ -115,31 +115,32 @@ def damped(G: Tensor, ridge: float) -> Tensor:
     return pulled
 
 
-def elimination(G: Tensor, weight: Tensor, width: int, rounds: int) -> Tensor:
-    """What it costs (F / width,) when a unit goes: all rounds before its own, and itself.
-
-    ``inverse(G)`` and the weights are brought up to date for what went, as in [2]_.
-    """
-    inverse, weight, spent = torch.cholesky_inverse(torch.linalg.cholesky(G)), weight.clone(), 0.0
+def cost_alone(G: Tensor, weight: Tensor, width: int) -> Tensor:
+    """What it costs (F / width,) when a unit goes, none but it, and the rest is re-solved."""
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
     units = torch.arange(len(G), device=G.device).view(-1, width)
-    left, score = torch.arange(len(units), device=G.device), G.new_zeros(len(units))
-    for part in left.chunk(rounds):
-        error, order = (spent + _errors(inverse, weight, units[left])).sort()
-        gone, left = left[order[:len(part)]], left[order[len(part):]]
-        score[gone] = error[:len(part)]
-        spent += float((error[:len(part)] - spent).sum())
-        columns = units[gone].flatten()
-        repair = torch.linalg.solve(inverse[columns][:, columns], inverse[columns])
-        weight -= weight[:, columns] @ repair
-        inverse -= inverse[:, columns] @ repair
-    return score
-
-
-def _errors(inverse: Tensor, weight: Tensor, units: Tensor) -> Tensor:
-    """Error (units,) of each unit alone, ``units`` (units, width) being its columns, once the rest is re-solved."""
-    if units.shape[1] == 1:
-        return weight[:, units[:, 0]].pow(2).sum(0) / inverse.diagonal()[units[:, 0]]
     return torch.stack([(weight[:, u].T * torch.linalg.solve(inverse[u][:, u], weight[:, u].T)).sum() for u in units])
+
+
+def cost_in_turn(G: Tensor, weight: Tensor) -> Tensor:
+    """What it has cost (F,) in all when a column has gone, where each time the cheapest of those left goes.
+
+    ``inverse(G)`` and the weights are brought up to date for every column that went, as in [2]_.
+    """
+    inverse, weight = torch.cholesky_inverse(torch.linalg.cholesky(G)), weight.clone()
+    left, score, spent = torch.arange(len(G), device=G.device), G.new_zeros(len(G)), G.new_zeros(())
+    while len(left):
+        gone = torch.zeros(len(left), dtype=torch.bool, device=G.device)
+        for _ in range(min(64, len(left))):  # then what went is taken out of the matrices, which copies them
+            error = weight.pow(2).sum(0) / inverse.diagonal()
+            cheapest = error.masked_fill(gone, torch.inf).argmin()
+            spent = spent + error[cheapest]
+            score[left[cheapest]], gone[cheapest] = spent, True
+            repair = inverse[cheapest] / inverse[cheapest, cheapest]
+            weight.addr_(weight[:, cheapest].clone(), repair, alpha=-1)
+            inverse.addr_(inverse[:, cheapest].clone(), repair, alpha=-1)
+        left, weight, inverse = left[~gone], weight[:, ~gone], inverse[~gone][:, ~gone]
+    return score
 
 
 def affine(layer: nn.Linear) -> tuple[Tensor, Tensor]:

@@ -86,6 +86,8 @@ def _add_prune(commands: Any) -> None:
                         help="then tune with LoRA on these answers, beyond the calibration prompts")
     parser.add_argument("--recover-pairs", type=int, help="how many; all without this")
     parser.add_argument("--epochs", type=int, default=2, help="of recovery")
+    parser.add_argument("--distil-weight", type=float, default=0.0,
+                        help="share of the tuning loss that follows the dense model, 0 to 1")
     parser.add_argument("--resume", type=Path, help="folder for checkpoints of recovery; gone on from if it has one")
     parser.add_argument("--seed", type=int, default=0, help="of the method random, and of recovery")
     _measures(parser)
@@ -194,9 +196,12 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     a = arguments
     if a.out.exists() and (not a.out.is_dir() or any(a.out.iterdir())):
         raise FileExistsError(f"{a.out} exists and is not empty; give another folder or remove it first")
+    if not 0 <= a.distil_weight <= bool(a.recover):
+        raise ValueError(f"--distil-weight {a.distil_weight}: give 0 to 1, and --recover with it")
     texts, used = data.texts(a.calibration, a.prompts), {}
     used[a.calibration] = data.fingerprint(texts)
     pairs = data.pairs(a.recover, a.recover_pairs, skip=a.prompts) if a.recover else []
+    tuning, losses = recover.Settings(epochs=a.epochs, seed=a.seed, distil_weight=a.distil_weight), []
     model, tokenizer = language_model(a.model, a)
     long = a.compensate != "none" or (a.method != "none" and baselines.METHODS[a.method].needs_text)
     more = data.texts(a.compensation_text, a.compensation_samples) if long else []
@@ -208,22 +213,35 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     measured = {"dense": measure(model, tokenizer, a), "pruned": measure(found.network, tokenizer, a)}
     steps = [*found.steps]
     if more:
-        used[a.compensation_text] = data.fingerprint(more)
-        steps.append(f"compensation: {a.compensate}; {len(more)} texts of {a.compensation_text}")
+        used[f"{a.compensation_text} (long)"] = data.fingerprint(more)
+        steps.append(f"compensation: {a.compensate}; long text: {len(more)} texts of {a.compensation_text}")
     if pairs:
-        losses = recover.lora(found.network, tokenizer, pairs, folder=a.resume,
-                              settings=recover.Settings(epochs=a.epochs, seed=a.seed))
-        steps.append(f"LoRA on {len(pairs)} answers of {a.recover}, {a.epochs} epochs, loss {losses[0]:.3f} to "
-                     f"{losses[-1]:.3f}, merged")
+        losses = recover.lora(found.network, tokenizer, pairs, folder=a.resume, settings=tuning,
+                              teacher=model if a.distil_weight else None)
+        steps.append(f"LoRA on {len(pairs)} answers of {a.recover}, {a.epochs} epochs, "
+                     + f"{a.distil_weight:.0%} of the loss following the dense model, " * bool(a.distil_weight)
+                     + f"loss {losses[0]:.3f} to {losses[-1]:.3f}, merged")
         measured["recovered"] = measure(found.network, tokenizer, a)
         used[f"{a.recover} (recovery)"] = data.fingerprint(prompt + answer for prompt, answer in pairs)
     checkpoints.save(found.network, tokenizer, a.out)
     facts = {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-             "parameters": cost.parameters(found.network), "steps": steps, "measured": measured,
-             "made_with": results.made_with(used)}
+             "parameters": cost.parameters(found.network), "steps": steps, "measured": measured, "losses": losses,
+             "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(a).items()
+                           if key not in {"json", "out", "resume"} and not callable(value)},
+             "removed": _removed(found), "made_with": results.made_with(used)}
     write_card(a.out, facts)
     lines = [*steps, *(f"{name:9} {_line(values)}" for name, values in measured.items()), f"saved in {a.out}"]
     return facts, "\n".join(lines)
+
+
+def _removed(found: recipes.Pruned) -> dict[str, Any]:
+    """Heads and neurons that went, a line of numbers per block of the dense model; ridges; then whole blocks."""
+    blocks = {"blocks": list(found.blocks)} if found.blocks else {}
+    if found.plan is None:
+        return blocks
+    parts = {"heads": found.plan.removed_heads, "neurons": found.plan.neurons}
+    return {**{part: [" ".join(map(str, sorted(row.tolist()))) for row in rows] for part, rows in parts.items()},
+            "ridges": {repair.layer: repair.ridge for repair in found.repairs}, **blocks}
 
 
 def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -290,7 +308,9 @@ def card(facts: dict[str, Any]) -> str:
         "---", "library_name: transformers", "tags: [pruned]", "---", f"# {facts['model']}, pruned", "",
         f"{facts['parameters']:,} parameters: {facts['reached_fraction']:.2%} of all parameters of `{facts['model']}` "
         f"were removed. The licence of the original model applies.", "", "## What was done", "",
-        *(f"- {step}" for step in facts["steps"]), "", "## Calibration and recovery data", "", used, "",
+        *(f"- {step}" for step in facts["steps"]), "",
+        *(["`pruning.json` names every head, neuron and block that went.", ""] if facts.get("removed") else []),
+        "## Calibration and recovery data", "", used, "",
         "## Measured", "",
         "| model | perplexity and 95 % interval | on | zero-shot, mean |", "| --- | --- | --- | --- |",
         *rows, "", "## Load it", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",

@@ -30,6 +30,9 @@ class Pruned:
     reached_fraction : of all parameters of the model pruning began with
     steps : what was removed, one sentence per step
     repairs : what compensation did, one entry per closing projection
+    seconds : what took how long
+    plan : which heads and neurons went; None for depth alone
+    blocks : which whole blocks went, by their paths in the model that the width was cut of
     """
 
     network: nn.Module
@@ -37,6 +40,8 @@ class Pruned:
     steps: tuple[str, ...]
     repairs: tuple[compensate.Repair, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    plan: Plan | None = None
+    blocks: tuple[str, ...] = ()
 
 
 def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: str = "amp",
@@ -88,10 +93,11 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
                                              mode=compensation)
         seconds["compensation_s"] = time.perf_counter() - start
     steps: tuple[str, ...] = (f"{method}: {plan}",)
+    blocks: tuple[str, ...] = ()
     if blocks_removed:
-        network, found = _without_blocks(network, batches, criterion, blocks_removed, seed)
-        steps += found
-    return Pruned(network, _reached(model, network), steps, tuple(repairs), seconds)
+        network, blocks = _without_blocks(network, batches, criterion, blocks_removed, seed)
+        steps += (_said(criterion, blocks),)
+    return Pruned(network, _reached(model, network), steps, tuple(repairs), seconds, plan, blocks)
 
 
 def _check(method: str, criterion: str, blocks_removed: int, compensation: str) -> None:
@@ -111,17 +117,21 @@ def _check(method: str, criterion: str, blocks_removed: int, compensation: str) 
 
 def _depth(model: nn.Module, batches: list, criterion: str, fraction: float, blocks_removed: int, seed: int) -> Pruned:
     wanted = blocks_removed or round(fraction * families.sizes(model).parameters / _block_parameters(model))
-    network, steps = _without_blocks(model, batches, criterion, wanted, seed)
-    return Pruned(network, _reached(model, network), steps)
+    network, blocks = _without_blocks(model, batches, criterion, wanted, seed)
+    return Pruned(network, _reached(model, network), (_said(criterion, blocks),), blocks=blocks)
+
+
+def _said(criterion: str, blocks: tuple[str, ...]) -> str:
+    return f"{criterion}: removes {len(blocks)} blocks: {', '.join(blocks)}"
 
 
 def _without_blocks(model: nn.Module, batches: list, criterion: str, count: int, seed: int
                     ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The model without the first ``count`` blocks of one order; nothing is asked again in between."""
+    """The model without the first ``count`` blocks of one order, and their paths; nothing is asked again in between."""
     consensus.check(model, rounds=1, per_round=count, min_blocks=1)
     step = consensus.step(model, lambda network: CRITERIA[criterion].order(network, batches, None, seed),
                           per_round=count, min_blocks=1)
-    return step.model, (f"{criterion}: removes {count} blocks: {', '.join(step.removed)}",)
+    return step.model, tuple(step.removed)
 
 
 def _left_for_width(model: nn.Module, fraction: float, blocks_removed: int) -> float:

@@ -85,7 +85,7 @@ def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
     try:
         weights = [p for p in model.parameters() if p.requires_grad]
         optimizer = torch.optim.AdamW(weights, lr=settings.lr, weight_decay=0.0)
-        saved = _Checkpoint(folder, _key(model, settings, examples)) if folder else None
+        saved = _Checkpoint(folder, _key(model, settings, examples, teacher)) if folder else None
         losses = saved.restore(weights, optimizer) if saved else []
         model.train()
         steps = tqdm(range(len(losses), len(batches)), initial=len(losses), total=len(batches), desc="recovery",
@@ -223,13 +223,13 @@ def _warmth(step: int, steps: int, warmup_fraction: float) -> float:
     return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
 
 
-def _key(model: nn.Module, settings: Settings, examples: list[Example]) -> str:
-    """Changes with anything the result depends on: settings, examples, and every weight."""
+def _key(model: nn.Module, settings: Settings, examples: list[Example], teacher: nn.Module | None) -> str:
+    """Changes with anything the result depends on: settings, examples, and every weight, the teacher's too."""
     found = hashlib.sha256(json.dumps([asdict(settings), examples]).encode())
-    for name, p in sorted(model.named_parameters()):
-        if not p.requires_grad:
-            found.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-            found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    frozen = [(name, p) for name, p in sorted(model.named_parameters()) if not p.requires_grad]
+    for name, p in frozen + (sorted(teacher.named_parameters()) if teacher else []):
+        found.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
+        found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
 
 

@@ -95,7 +95,8 @@ def slow_scores(model, batches, score):
 SLOW = {
     "activation_norm": lambda x, w: x.pow(2).sum(1).mean().sqrt(),
     "wanda": lambda x, w: sum((w[:, j].abs() * x[:, j].norm()).mean() for j in range(w.shape[1])) / len(x) ** 0.5,
-    "flap": lambda x, w: sum(x[:, j].var() * w[:, j].norm() ** 2 for j in range(w.shape[1])),
+    "flap": lambda x, w: sum((x[:, j].var() * w[:, j].norm() ** 2) ** (1 if w.shape[1] == 1 else 2)  # heads: squares
+                             for j in range(w.shape[1])),
 }
 
 

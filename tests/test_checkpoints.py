@@ -13,7 +13,7 @@ import torch
 import torchvision
 from conftest import build, image_network, pixels
 from safetensors.torch import save_file
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from pruning_lib import checkpoints, families, models, surgery
 from pruning_lib.block_plans import BlockPlan
@@ -53,6 +53,16 @@ CASES = {
 WINDOWED = {"use_sliding_window": True, "sliding_window": 4,
             "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]}
 IDS = torch.randint(3, 128, (2, 21), generator=torch.Generator().manual_seed(3))
+
+
+def test_blocks_of_different_sizes_still_have_no_plain_checkpoint():
+    """The pages on allocation say so; the day this fails, a plan may take more from one block than from another."""
+    config = families.tiny("llama")
+    fields = {**config.to_dict(), "per_layer_config": {0: {"intermediate_size": 8}}}
+    with pytest.raises(Exception, match="per-layer attribute"):
+        AutoModelForCausalLM.from_config(type(config)(**fields))
+    model = AutoModelForCausalLM.from_config(type(config)(**fields, allow_global_per_layer_attribute_access=True))
+    assert {block.mlp.up_proj.out_features for block in model.model.layers} == {config.intermediate_size}
 
 
 def pruned(tiny, random_importance, name, case):

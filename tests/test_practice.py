@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruning_lib import cli, families, models, plans, practice
+from pruning_lib import amp, cli, data, families, models, plans, practice
 
 
 @pytest.fixture
@@ -61,17 +61,26 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     status, shown, _ = run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--heads-removed", "2",
                            "--compensate", "sequential", "--compensation-text", "mini_calibration_text",
                            "--compensation-samples", "4", "--recover", "mini_prompts", "--recover-pairs", "3",
-                           "--epochs", "1", "--out", out, "--json", *SMALL)
+                           "--epochs", "1", "--distil-weight", "0.5", "--out", out, "--json", *SMALL)
     facts = json.loads(shown)
     model = AutoModelForCausalLM.from_pretrained(out)
     assert status == 0 and model.config.num_attention_heads == 4
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
     assert facts == json.loads((out / "pruning.json").read_text())
     assert list(facts["measured"]) == ["dense", "pruned", "recovered"]
-    assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text", "mini_prompts (recovery)"}
+    assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text (long)",
+                                               "mini_prompts (recovery)"}
+    whole, tokenizer = models.load(str(dense))
+    plan = plans.choose(amp.importance(whole, amp.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
+                        removed_fraction=facts["arguments"]["removed_fraction"], heads_removed=2)
+    assert facts["removed"]["heads"] == [" ".join(map(str, row)) for row in plan.removed_heads.sort().values.tolist()]
+    assert facts["removed"]["neurons"] == [" ".join(map(str, row)) for row in plan.neurons.sort().values.tolist()]
+    assert len(facts["removed"]["ridges"]) == 6 and "out" not in facts["arguments"]
+    assert f"loss {facts['losses'][0]:.3f} to {facts['losses'][-1]:.3f}" in facts["steps"][-1]
     card = (out / "README.md").read_text()
     for word in ("AutoModelForCausalLM.from_pretrained", "each of 3 blocks keeps 4 of 6 heads", "compensation", "LoRA",
-                 f"{facts['measured']['recovered']['perplexity']:.2f}", facts["made_with"]["data"]["mini_prompts"]):
+                 "following", f"{facts['measured']['recovered']['perplexity']:.2f}",
+                 facts["made_with"]["data"]["mini_prompts"]):
         assert word in card, word
     values = json.loads(run(capsys, "evaluate", out, "--json", *SMALL[4:])[1])
     assert values["perplexity"] == pytest.approx(facts["measured"]["recovered"]["perplexity"], rel=1e-9)

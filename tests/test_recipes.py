@@ -31,6 +31,17 @@ def test_width_alone_is_the_plan_of_the_method_carried_out(family, tiny, batches
     assert torch.equal(logits(model), before)
 
 
+@pytest.mark.parametrize("method", baselines.METHODS)
+def test_what_any_width_method_removes_can_be_compensated(tiny, batches, method):
+    model = tiny("llama", heads=6, groups=3, neurons=60)
+    cut, repaired = (recipes.prune(model, batches, method=method, removed_fraction=0.2, heads_removed=2, seed=3,
+                                   compensation=how, text=batches) for how in ("none", "one_pass"))
+    assert repaired.steps[0] == cut.steps[0] and torch.equal(repaired.plan.neurons, cut.plan.neurons)
+    assert len(repaired.repairs) == 2 * len(families.blocks(model))
+    assert all(repair.error < repair.cut_error for repair in repaired.repairs)
+    assert not torch.equal(logits(repaired.network), logits(cut.network))
+
+
 @pytest.mark.parametrize("compensation", compensate.MODES)
 def test_compensation_is_solved_on_the_text_that_is_given(tiny, batches, compensation):
     model = tiny("llama", heads=6, groups=3, neurons=60)
@@ -67,7 +78,8 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
                           removed_fraction=0.4, heads_removed=0)
     s = families.sizes(model)
     assert abs(found.reached_fraction - 0.4) * s.parameters <= s.blocks * s.neuron_parameters
-    assert families.sizes(found.network).blocks == 6 - blocks and len(found.steps) == 2
+    assert families.sizes(found.network).blocks == 6 - blocks == 6 - len(found.blocks) and len(found.steps) == 2
+    assert found.steps[1].endswith(", ".join(found.blocks)) and found.plan is not None
     narrow = recipes.prune(model, batches, method="amp", heads_removed=0,
                            removed_fraction=recipes._left_for_width(model, 0.4, blocks)).network
     order = criteria.CRITERIA["block_influence"].order(narrow, batches, None, 0)

@@ -121,6 +121,14 @@ def test_distillation_pulls_towards_the_teacher(tiny, tokenizer):
     assert all(torch.equal(p, weights(tiny("llama", seed=1))[name]) for name, p in weights(teacher).items())
 
 
+def test_another_teacher_does_not_go_on_from_what_the_first_one_taught(tiny, tokenizer, tmp_path):
+    settings = Settings(epochs=1, tokens_per_batch=60, distil_weight=0.5)
+    for seed in (1, 2):
+        recover.lora(tiny("llama"), tokenizer, PAIRS, settings=settings, progress=False, folder=tmp_path,
+                     teacher=tiny("llama", seed=seed))
+    assert len(list(tmp_path.glob("*.safetensors"))) == 2
+
+
 def test_every_example_comes_once_per_epoch_in_another_order():
     examples = [([i] * (5 + i % 7), 2) for i in range(40)]
     first, again, second = ([tokens[0] for b in recover._shuffled(examples, QUICK, e) for tokens, _ in b]
