@@ -19,6 +19,7 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib import families
 from pruning_lib.activations import evaluating
 from pruning_lib.data import INPUTS
 from pruning_lib.registry import Table
@@ -224,7 +225,7 @@ def _loss(model: Any, ids: Tensor, *, last: int) -> float:
     target = ids[-last:].to(hidden.device)
     total = 0.0
     for h, t in zip(hidden.split(256), target.split(256), strict=True):  # a piece at a time: the vocabulary is wide
-        logits = model.get_output_embeddings()(h).float()
+        logits = families.logits(model, h).float()
         total += nn.functional.cross_entropy(logits, t, reduction="sum").item()
     return total
 

@@ -229,6 +229,13 @@ def classifier(model: nn.Module) -> nn.Module:
     return cast(Any, model).get_output_embeddings()
 
 
+def logits(model: nn.Module, hidden: Tensor) -> Tensor:
+    """What a language model predicts, (..., vocabulary), from what enters its classifier, (..., C)."""
+    found: Tensor = cast(Any, model).get_output_embeddings()(hidden)
+    scaling = getattr(model.config, "logits_scaling", 1.0)  # Granite's
+    return found if scaling == 1 else found / scaling
+
+
 def sizes(model: nn.Module) -> Sizes:
     """Read the sizes off the modules of ``model``.
 

@@ -14,6 +14,8 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
+from pruning_lib import families
+
 Request = tuple[tuple[str, str], list[int], list[int]]  # strings, tokens of the question, tokens of the answer
 
 
@@ -70,7 +72,7 @@ class SharedContextLM(HFLM):
         ).last_hidden_state  # (B, T, C)
         where = [(row, place) for row, packed in enumerate(rows) for places in packed[3] for place in places]
         at = torch.tensor(where, device=self.device)
-        logits = self.model.get_output_embeddings()(hidden[at[:, 0], at[:, 1]])  # only where an answer is predicted
+        logits = families.logits(self.model, hidden[at[:, 0], at[:, 1]])  # only where an answer is predicted
         logprobs = logits.log_softmax(-1, dtype=torch.float32)
         numbers = [i for _, members in batch for i in members]
         answers = [torch.tensor(requests[i][2], device=self.device) for i in numbers]

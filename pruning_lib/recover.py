@@ -214,7 +214,7 @@ def _loss(model: Any, teacher: Any, part: list[Example], distil_weight: float) -
 def _predictions(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> Tensor:
     """Logits (answer tokens, vocabulary), float32, only where an answer's token is predicted."""
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
-    return model.get_output_embeddings()(hidden[predicts]).float()
+    return families.logits(model, hidden[predicts]).float()
 
 
 def _warmth(step: int, steps: int, warmup_fraction: float) -> float:
