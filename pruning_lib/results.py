@@ -171,7 +171,7 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
 
 _RECIPE_COLUMNS = ("run", "notebook", "dtype", "seed", "model", "removed_fraction", "reached_fraction",
                    "heads_removed", "perplexity", "perplexity_low", "perplexity_high", "text", "compensation_samples",
-                   "compensation_text", "first_loss", "last_loss")
+                   "compensation_text", "compensation_s", "first_loss", "last_loss")
 
 
 def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int]) -> str:
