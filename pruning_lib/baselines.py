@@ -22,6 +22,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pruning_lib import amp, compensate, families
 from pruning_lib.activations import evaluating, inputs_to
@@ -70,7 +71,7 @@ class Moments:
     square: Tensor  # (columns,) mean of the squares
 
 
-def moments(model: nn.Module, batches: Batches) -> list[Moments]:
+def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> list[Moments]:
     """Of every closing projection, those after the heads first, then those after the neurons: 2 L of them.
 
     Every token weighs the same; padding never counts.
@@ -84,7 +85,7 @@ def moments(model: nn.Module, batches: Batches) -> list[Moments]:
         sums[i] += torch.stack([x.sum(0), x.pow(2).sum(0)])
 
     with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
-        for batch in batches:
+        for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
             mask = batch["attention_mask"].bool().to(modules[0].weight.device)
             model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
                              attention_mask=mask.long(), use_cache=False)
@@ -127,7 +128,7 @@ def flap(model: nn.Module, batches: Batches) -> Importance:
     return _from_moments(model, batches, score, "flap", power=2)
 
 
-def taylor(model: nn.Module, batches: Batches) -> Importance:
+def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
     """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
 
     LLM-Pruner's element-wise score.  The loss is that of the next token, every prompt weighing the same.  The weights
@@ -141,7 +142,8 @@ def taylor(model: nn.Module, batches: Batches) -> Importance:
         when no prompt has two tokens, or gradients are not finite.
     """
     with evaluating(model), _gradients(model):
-        prompts = sum(_backward(model, batch) for batch in batches)
+        prompts = sum(_backward(model, batch)
+                      for batch in tqdm(batches, desc="importance", disable=not progress, leave=False))
         if not prompts:
             raise ValueError("no prompt has a next token to predict; give at least one of two tokens")
         heads, neurons = _over_weights(model, _first_order)

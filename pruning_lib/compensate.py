@@ -10,7 +10,7 @@ whole units ZipLM's [2]_; re-solving the channels that stay by least squares is 
 the mean of what went into biases, which least squares does too where a layer has one; aiming at what the *dense* model
 has at that place, so that a layer also makes up for those before it, is asymmetric reconstruction [5]_, which GPTAQ
 [6]_ brought to quantised language models.
-Order of this file: remove · importance · closing projections · walks over the model · one repair.
+Order of this file: remove · importance · Gram matrices · closing projections · walks over the model · one repair.
 
 References
 ----------
@@ -141,6 +141,17 @@ def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1
                       {"method": "repair", "ridge": ridge, "tokens": gram.tokens})
 
 
+def grams(model: nn.Module, layers: Sequence[nn.Linear], batches: Sequence[Batch], *, progress: bool = True
+          ) -> list[Gram]:
+    """Of what enters each of ``layers``, linear layers of ``model``, from one pass; padding does not count."""
+    sums = [Sums(layer) for layer in layers]
+    with torch.no_grad(), evaluating(model), inputs_to(layers, lambda i, x: sums[i].add(x[mask.to(x.device)])):
+        for batch in tqdm(batches, desc="Gram matrices", disable=not progress, leave=False):
+            mask = batch["attention_mask"].bool()
+            _forward(model, batch)
+    return [s.gram() for s in sums]
+
+
 @dataclass(frozen=True)
 class _Closing:
     """One closing projection; ``width`` columns belong to one unit."""
@@ -177,18 +188,9 @@ def _split(batches: list[Batch], apart: bool) -> tuple[list[Batch], list[Batch]]
 
 def _all_at_once(model: nn.Module, closings: list[_Closing], fit: list[Batch], held_out: list[Batch], progress: bool
                  ) -> Iterator[tuple[_Closing, Gram, Gram]]:
-    """Gram matrices on the model as it is, from one pass."""
-    found = []
-    with tqdm(total=len(fit) + len(held_out), desc="compensate", disable=not progress, leave=False) as bar:
-        for part in (fit, held_out):
-            sums = [Sums(c.layer) for c in closings]
-            for batch in part:
-                mask = batch["attention_mask"].bool()
-                with inputs_to([c.layer for c in closings], lambda i, x: sums[i].add(x[mask.to(x.device)])):  # noqa: B023
-                    _forward(model, batch)
-                bar.update()
-            found.append([s.gram() for s in sums])
-    yield from zip(closings, *found, strict=True)
+    """Gram matrices on the model as it is, all collected before the first is used."""
+    layers = [c.layer for c in closings]
+    yield from zip(closings, *(grams(model, layers, part, progress=progress) for part in (fit, held_out)), strict=True)
 
 
 def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_Closing], fit: list[Batch],

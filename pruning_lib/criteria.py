@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from pruning_lib import consensus, families, similarity
 from pruning_lib.activations import evaluating, inputs_to, outputs_of
@@ -70,7 +71,7 @@ def influence(model: nn.Module, inputs: Tensor | Iterable[Batch], names: Sequenc
     batches = inputs.split(128) if isinstance(inputs, Tensor) else inputs
     with (torch.inference_mode(), evaluating(model), inputs_to(modules, entered.__setitem__),
           outputs_of(modules, compare)):
-        for batch in batches:
+        for batch in tqdm(batches, desc="block influence", leave=False):
             mask = None if isinstance(batch, Tensor) else batch["attention_mask"].bool()
             consensus.penultimate(model, batch)
     return total / count

@@ -58,12 +58,13 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
         raise ValueError("the texts hold fewer than two tokens")
     losses, counts, done = [], [], 1
     with evaluating(model):
+        known = families.logits_known(model)
         for start in tqdm(range(0, len(ids) - 1, stride), desc="perplexity", disable=not progress, leave=False):
             end = min(start + window, len(ids))
             predicted = end - max(done, start + 1)  # nothing comes before the first token of a window
             if predicted <= 0:
                 break
-            losses.append(_loss(model, ids[start:end], last=predicted))
+            losses.append(_loss(model, ids[start:end], last=predicted, known=known))
             counts.append(predicted)
             done = end
     mean, half = _mean_interval(np.array(losses), np.array(counts))
@@ -219,15 +220,16 @@ def unpack(text: str) -> np.ndarray:
     return np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8))[: int(count)].astype(bool)
 
 
-def _loss(model: Any, ids: Tensor, *, last: int) -> float:
-    """Summed negative log-likelihood of the ``last`` tokens of ``ids`` (T,)."""
-    hidden = model.base_model(input_ids=ids[None].to(model.device), use_cache=False).last_hidden_state[0, -last - 1:-1]
-    target = ids[-last:].to(hidden.device)
-    total = 0.0
-    for h, t in zip(hidden.split(256), target.split(256), strict=True):  # a piece at a time: the vocabulary is wide
-        logits = families.logits(model, h).float()
-        total += nn.functional.cross_entropy(logits, t, reduction="sum").item()
-    return total
+def _loss(model: Any, ids: Tensor, *, last: int, known: bool) -> float:
+    """Summed negative log-likelihood of the ``last`` tokens of ``ids`` (T,); ``known`` as ``families.logits_known``."""
+    given, places = {"input_ids": ids[None].to(model.device), "use_cache": False}, slice(-last - 1, -1)
+    if known:  # a piece at a time: the vocabulary is wide
+        hidden = model.base_model(**given).last_hidden_state[0, places]
+        pieces = (families.logits(model, h) for h in hidden.split(256))
+    else:
+        pieces = iter(model(**given).logits[0, places].split(256))
+    return sum(nn.functional.cross_entropy(logits.float(), target.to(logits.device), reduction="sum").item()
+               for logits, target in zip(pieces, ids[-last:].split(256), strict=True))
 
 
 def _mean_interval(losses: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:

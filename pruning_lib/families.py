@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+import torch
 from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
@@ -230,10 +231,25 @@ def classifier(model: nn.Module) -> nn.Module:
 
 
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """What a language model predicts, (..., vocabulary), from what enters its classifier, (..., C)."""
+    """What a language model predicts, (..., vocabulary), from what enters its classifier, (..., C).
+
+    Most give what the classifier gives; Granite divides it, Gemma 2 caps it softly.
+    """
     found: Tensor = cast(Any, model).get_output_embeddings()(hidden)
-    scaling = getattr(model.config, "logits_scaling", 1.0)  # Granite's
-    return found if scaling == 1 else found / scaling
+    divisor, cap = (getattr(model.config, name, None) for name in ("logits_scaling", "final_logit_softcapping"))
+    if divisor:
+        found = found / divisor
+    return cap * torch.tanh(found / cap) if cap else found
+
+
+@torch.no_grad()
+def logits_known(model: nn.Module) -> bool:
+    """Whether ``logits`` gives what the model itself predicts, tried on two tokens."""
+    network = cast(Any, model)
+    ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
+    expected = network(input_ids=ids, use_cache=False).logits
+    found = logits(model, network.base_model(input_ids=ids, use_cache=False).last_hidden_state).to(expected.device)
+    return bool((found - expected).abs().max() <= 0.01 * expected.abs().max())
 
 
 def sizes(model: nn.Module) -> Sizes:

@@ -37,7 +37,7 @@ class SharedContextLM(HFLM):
         longest = max((len(question) + len(answer) for _, question, answer in requests), default=0)
         config = self.model.config  # the mask built here knows no sliding window
         reach = min(self.max_length, getattr(config, "sliding_window", None) or self.max_length)
-        if longest > reach or getattr(config, "final_logit_softcapping", None):
+        if longest > reach or not families.logits_known(self.model):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
         questions: dict[tuple[int, ...], list[int]] = {}
         for i, (_, question, _) in enumerate(requests):

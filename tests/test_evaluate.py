@@ -6,12 +6,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import hooks_of
+from conftest import build, hooks_of
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig
 
-from pruning_lib import data, evaluate
+from pruning_lib import data, evaluate, families
 from pruning_lib.harness import SharedContextLM
 
 TEXTS = ["It is a truth universally acknowledged,", "that a single man", "in possession of a good fortune."]
@@ -54,6 +55,23 @@ def test_perplexity_holds_for_every_family_and_windows_taken_in_pieces(family, t
         expected = model(ids, labels=ids).loss.exp().item()
     found = evaluate.perplexity(model, tokenizer, [text], window=300, stride=300, max_tokens=300, progress=False)
     assert found["perplexity"] == pytest.approx(expected, rel=1e-5) and found["tokens"] == 299
+
+
+@pytest.mark.parametrize(("kind", "fields", "known"), [
+    ("gemma2", {"final_logit_softcapping": 0.5, "head_dim": 12}, True), ("cohere", {"logit_scale": 3.0}, False)])
+def test_logits_that_are_no_plain_output_of_the_classifier_count_as_the_model_gives_them(kind, fields, known, tokenizer,
+                                                                                         both):
+    config = AutoConfig.for_model(kind, vocab_size=128, hidden_size=48, intermediate_size=24, num_hidden_layers=2,
+                                  num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, **fields)
+    model = build(config)
+    assert families.logits_known(model) == known
+    ids = torch.tensor([tokenizer("".join(TEXTS))["input_ids"]])
+    with torch.no_grad():
+        expected = model(ids, labels=ids).loss.exp().item()
+    found = evaluate.perplexity(model, tokenizer, ["".join(TEXTS)], progress=False)
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
+    stock, ours = both(model, pairs_of(model, tokenizer))
+    np.testing.assert_allclose(ours[0], stock[0], rtol=1e-5, atol=1e-4)
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(family, tiny, tokenizer):
