@@ -26,7 +26,7 @@ from pruning_lib.registry import Table
 
 MEASURES: Table = Table("measure")
 
-# task -> the kind of accuracy that counts: acc compares likelihoods as they are, acc_norm per byte of the answer
+# task -> the kind of accuracy that counts: acc compares log-likelihoods as they are, acc_norm per character
 OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc_norm",
             "arc_challenge": "acc_norm"}
 TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in OFFICIAL.items()}, "none": {}}
