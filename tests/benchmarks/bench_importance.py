@@ -69,21 +69,27 @@ def setting(dtype):
     return model, amp.batches([tokenizer.decode(i) for i in ids], tokenizer)
 
 
-def peak_bytes(way, dtype):
-    """How far the resident memory of this process rises above where it was before; None where the system cannot say."""
+def peak_bytes(way, model, batches):
+    """How far ``way`` raises the resident memory of this process; None where the system cannot say."""
     def high_water():
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
-    model, batches = setting(dtype)
     try:
         floor(model, [{k: v[:1, :8] for k, v in batches[0].items()}])  # what the first call sets up is not counted
         Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
         before = high_water()
     except OSError:
         return None
-    WAYS[way](model, batches)
+    way(model, batches)
     return high_water() - before
+
+
+def peak_elsewhere(script, *arguments):
+    """What ``script --peak`` says, as a column of text; a process of its own, so that none profits from another."""
+    command = [sys.executable, script, "--peak", *arguments]
+    peak = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    return "?" if peak is None else f"{peak / 1e6:.0f}"
 
 
 def measured(dtype, repetitions):
@@ -108,18 +114,17 @@ def main():
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "DTYPE"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.peak:
-        print(json.dumps(peak_bytes(*arguments.peak)))
+        way, dtype = arguments.peak
+        print(json.dumps(peak_bytes(WAYS[way], *setting(dtype))))
         return
     print(f"{'dtype':21}{'median s':>10}{'fastest':>10}{'slowest':>10}{'x published':>13}{'x floor':>9}{'peak MB':>9}")
     for dtype in ("float32", "bfloat16"):
         tokens, seconds = measured(dtype, arguments.repetitions)
         median = {way: statistics.median(s) for way, s in seconds.items()}
         for way in WAYS:
-            command = [sys.executable, __file__, "--peak", way, dtype]
-            peak = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
             print(f"{dtype:10}{way:11}{median[way]:10.2f}{min(seconds[way]):10.2f}{max(seconds[way]):10.2f}"
                   f"{median['published'] / median[way]:13.2f}{median[way] / median['floor']:9.2f}"
-                  f"{'?' if peak is None else f'{peak / 1e6:.0f}':>9}")
+                  f"{peak_elsewhere(__file__, way, dtype):>9}")
     print(f"{len(LENGTHS)} prompts, {tokens} tokens, {torch.get_num_threads()} threads, torch {torch.__version__}")
 
 
