@@ -194,6 +194,36 @@ class _environment:
                 os.environ[name] = value
 
 
+def retold(page: Any, notebook: Any) -> Any:
+    """The cells of an executed page with the prose of its notebook, so that words need no new run.
+
+    A page made from other code keeps the words it has: they are about that code.
+    """
+    def code(cells: Any) -> list[tuple[str, str]]:
+        return [(cell.id, cell.source) for cell in cells if cell.cell_type == "code" and cell not in injected]
+
+    injected = [cell for cell in page.cells if "injected-parameters" in cell.metadata.get("tags", [])]
+    if code(notebook.cells) != code(page.cells):
+        return page.cells
+    made, cells = {cell.id: cell for cell in page.cells}, []
+    for cell in notebook.cells:
+        told = made.get(cell.id, cell)
+        told.source = cell.source
+        cells += [told, *(injected if "parameters" in cell.metadata.get("tags", []) else [])]
+    return cells
+
+
+def _retell(pages: Path, notebooks: Path) -> None:
+    """Bring the prose of all pages in a folder up to date; what cannot be read is left to the builder's complaint."""
+    for path in pages.glob("*.ipynb"):
+        with suppress(nbformat.reader.NotJSONError, UnicodeDecodeError, AttributeError, KeyError):
+            page = nbformat.read(path, as_version=4)
+            notebook = notebooks / f"{page.metadata['pruning_lib']['notebook']}.ipynb"
+            if notebook.is_file():
+                page.cells = retold(page, nbformat.read(notebook, as_version=4))
+                nbformat.write(page, path)
+
+
 def build_book(root: Path, out: Path | None = None) -> Path:
     """Render the book, every warning an error; returns its index page.
 
@@ -216,6 +246,7 @@ def build_book(root: Path, out: Path | None = None) -> Path:
         page = Tree.at(root).pages / f"{row.name}.ipynb"
         if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
             shutil.copyfile(page, book / "executed" / page.name)
+    _retell(book / "executed", tree.notebooks)
     shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
     if (root / "CONTRIBUTING.md").is_file():  # and one prints the recipes
         shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")

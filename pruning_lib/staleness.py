@@ -44,9 +44,13 @@ def verdict(row: Row, tree: Tree) -> Verdict:
 
 
 def fingerprint(row: Row, tree: Tree) -> str:
-    """Changes when the notebook's cells, the row's parameters or, for a reading, any record changes."""
+    """Changes when the notebook's code, the row's parameters or, for a reading, any record changes.
+
+    Prose does not count: the book takes it from the notebook as it is today.
+    """
     notebook = nbformat.read(source(row, tree), as_version=4)
-    parts = [cell.source for cell in notebook.cells] + [json.dumps(dict(row.parameters), sort_keys=True)]
+    parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    parts += [json.dumps(dict(row.parameters), sort_keys=True)]
     if row.reading:
         parts += [path.read_text(errors="replace") for path in sorted(tree.records.glob("*.json"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
