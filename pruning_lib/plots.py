@@ -78,7 +78,7 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
         rows = pd.concat([dense.head(1), table[table.method == method]])
         by_size = rows.groupby("removed_fraction")[quality]
         mean = by_size.mean()
-        ax.plot(mean.index, mean, marker=MARKER[method], color=COLOUR[method], label=method)
+        ax.plot(mean.index, mean, marker=MARKER[method], color=COLOUR[method], label=method.replace("_", " "))
         ax.fill_between(mean.index, by_size.min(), by_size.max(), color=COLOUR[method], alpha=0.2, linewidth=0)
         if low:
             error = [rows[quality] - rows[low], rows[high] - rows[quality]]
