@@ -2,7 +2,6 @@
 
 floor       one plain forward pass of the same text without the language-model head, nothing collected
 one_pass, sequential, asymmetric    the modes of ``compensate.remove``, at one ridge
-score       ``compensate.importance``: which neurons least squares repairs best, one at a time
 
 Times are medians of interleaved repetitions; memory is what the peak of the process rises by, each in its own process,
 the pruned copy of the model included.
@@ -21,7 +20,7 @@ from bench_importance import floor, peak_bytes, peak_elsewhere
 
 from pruning_lib import amp, compensate, data, models
 
-TEXTS = 8
+TEXTS = 4
 
 
 def resolved(mode, model, batches):
@@ -29,11 +28,7 @@ def resolved(mode, model, batches):
     return compensate.remove(model, plan, batches, mode=mode, progress=False)[1]
 
 
-def score(model, batches):
-    return compensate.importance(model, batches, progress=False)
-
-
-WAYS = {"floor": floor, **{mode: partial(resolved, mode) for mode in compensate.MODES}, "score": score}
+WAYS = {"floor": floor, **{mode: partial(resolved, mode) for mode in compensate.MODES}}
 
 
 def setting():
