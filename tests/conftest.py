@@ -15,7 +15,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from pruning_lib import families, models, networks, plans
+from pruning_lib.models import families, image_networks, loading
+from pruning_lib.pruning import selection
 
 torch.set_num_threads(1)
 disable_progress_bar()
@@ -59,7 +60,7 @@ def tiny():
 
 def image_network(name, *, seed=0, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25), **arguments):
     """An image network in which no parameter and no batch statistic is 0 or 1, so that a dropped one shows."""
-    network = networks.build(networks.ImageConfig(name, arguments, mean, std), seed=seed)
+    network = image_networks.build(image_networks.ImageConfig(name, arguments, mean, std), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
@@ -80,7 +81,7 @@ def random_importance():
 
     def make(model, *, seed=0):
         s, generator = families.sizes(model), torch.Generator().manual_seed(seed)
-        return plans.Importance(torch.rand(s.blocks, s.heads, generator=generator),
+        return selection.Importance(torch.rand(s.blocks, s.heads, generator=generator),
                                 torch.rand(s.blocks, s.neurons, generator=generator), {"seed": seed})
 
     return make
@@ -109,7 +110,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def smollm():
     """The default model and its tokenizer, for tests marked ``model``; nobody changes it."""
-    return models.load("smollm2-135m-instruct")
+    return loading.load("smollm2-135m-instruct")
 
 
 @pytest.fixture

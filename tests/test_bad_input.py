@@ -12,12 +12,17 @@ import yaml
 from conftest import build, image_network
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from test_experiments import make_tree, notebook
+from test_execution import make_tree, notebook
 
-from pruning_lib import cli, experiments, families, inputs, models, networks, plans, results, rows, staleness
-from pruning_lib.block_plans import BlockPlan
-from pruning_lib.plans import Importance, Plan
-from pruning_lib.rows import Row
+from pruning_lib.cli import main
+from pruning_lib.experiments import execution, input_digests, records, staleness
+from pruning_lib.experiments import runs as rows
+from pruning_lib.experiments.runs import Row
+from pruning_lib.models import families, image_networks, loading
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.plan import GROUPED, Plan
+from pruning_lib.pruning import selection
+from pruning_lib.pruning.selection import Importance
 
 CLEAR = (ValueError, SystemExit)
 CASES = {"runs": 300, "entries": 250, "parameters": 300, "records": 400, "edited": 200, "plans": 300, "choices": 250,
@@ -112,9 +117,9 @@ def test_any_parameters_of_a_row_and_on_the_command_line(tree, parameters, name)
     with clear():
         row = rows.checked(Row("small", "tiny", parameters), tree)
         staleness.fingerprint(row, tree)
-        inputs.of(row, tree)
+        input_digests.of(row, tree)
     with clear():
-        cli._override(f"{name}={parameters}")
+        main._override(f"{name}={parameters}")
 
 
 RECORD = {"run": "small", "notebook": "tiny", "parameters": {"count": 3}, "values": {"twice": 1.5}, "rows": [],
@@ -126,10 +131,10 @@ def reads(folder, contents):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(folder))
         with clear():
-            assert results.read("small")["run"] == "small"
+            assert records.read("small")["run"] == "small"
         with clear():
-            results.gather("tiny")
-    results.contents(folder / "small.json")
+            records.gather("tiny")
+    records.contents(folder / "small.json")
 
 
 @fuzz("records")
@@ -144,13 +149,13 @@ def test_any_contents_of_a_record(tmp_path, contents):
 @fuzz("edited")
 @given(at=st.integers(0, 10**4), byte=st.integers(0, 255))
 def test_a_record_with_any_byte_changed_is_refused_or_means_the_same(tmp_path, at, byte):
-    whole = json.dumps({**RECORD, "checksum": results.checksum(RECORD)}).encode()
+    whole = json.dumps({**RECORD, "checksum": records.checksum(RECORD)}).encode()
     at %= len(whole)
     reads(tmp_path, whole[:at] + bytes([byte]) + whole[at + 1:])
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RESULTS", str(tmp_path))
         try:
-            found = results.read("small")
+            found = records.read("small")
         except ValueError:
             return
     if b"checksum" in (tmp_path / "small.json").read_bytes():
@@ -168,7 +173,7 @@ INDICES = st.one_of(st.lists(st.lists(INTEGERS, max_size=3).map(tuple), max_size
 
 
 @fuzz("plans")
-@given(kind=st.one_of(st.sampled_from(plans.GROUPED), WORDS), heads=INDICES, neurons=INDICES,
+@given(kind=st.one_of(st.sampled_from(GROUPED), WORDS), heads=INDICES, neurons=INDICES,
        dtype=st.sampled_from([torch.int64, torch.int32, torch.float32, torch.bool]), names=st.lists(WORDS, max_size=2))
 def test_any_plan(model, kind, heads, neurons, dtype, names):
     with clear():
@@ -180,13 +185,13 @@ def test_any_plan(model, kind, heads, neurons, dtype, names):
 
 @fuzz("choices")
 @given(fraction=st.one_of(st.floats(), st.floats(0, 1), st.integers(-1, 2)),
-       scope=st.sampled_from([*plans.SCOPES, "x"]),
-       rule=st.sampled_from([*plans.RULES, ""]),
-       kind=st.sampled_from([*plans.GROUPED, "none"]),
+       scope=st.sampled_from([*selection.SCOPES, "x"]),
+       rule=st.sampled_from([*selection.RULES, ""]),
+       kind=st.sampled_from([*GROUPED, "none"]),
        heads=st.one_of(st.none(), st.integers(-3, 9)), seed=st.integers(0, 9))
 def test_any_wish_for_a_plan(model, random_importance, fraction, scope, rule, kind, heads, seed):
     with clear():
-        plan = plans.choose(random_importance(model), model, removed_fraction=fraction, scope=scope, rule=rule,
+        plan = selection.choose(random_importance(model), model, removed_fraction=fraction, scope=scope, rule=rule,
                             grouped_query=kind, heads_removed=heads, seed=seed)
         one = 2 * families.sizes(model).neuron_parameters / families.sizes(model).parameters
         assert scope == "heads" or abs(plan.removed_fraction - fraction) <= one  # heads go in whole units
@@ -217,13 +222,13 @@ def test_any_config_of_an_image_network(tmp_path, changed, text):
     folder = tmp_path / "net"
     if not folder.exists():
         folder.mkdir()
-        networks.write(image_network("cifar_resnet", depth=8), folder)
+        image_networks.write(image_network("cifar_resnet", depth=8), folder)
         shutil.copyfile(folder / "config.json", tmp_path / "config.json")
     config = {**json.loads((tmp_path / "config.json").read_text()), **changed}
     (folder / "config.json").write_bytes(json.dumps(config).encode() if text is None else text)
     with clear():
-        if networks.holds(folder):
-            networks.read(folder)
+        if image_networks.holds(folder):
+            image_networks.read(folder)
 
 
 @pytest.fixture(scope="module")
@@ -242,7 +247,7 @@ def test_any_config_of_a_checkpoint(checkpoint, data):
     changed = data.draw(st.dictionaries(st.sampled_from(sorted(config)), numbers, min_size=1, max_size=2))
     (folder / "config.json").write_text(json.dumps({**config, **changed}))
     with clear():
-        models.load(str(folder))
+        loading.load(str(folder))
 
 
 # --- what must not be run ---------------------------------------------------------------------------------------------
@@ -258,10 +263,10 @@ def test_a_model_that_brings_code_is_refused_unless_it_is_asked_for_by_name(chec
         {**config, "model_type": "brings", "auto_map": {"AutoConfig": "code.Config",
                                                         "AutoModelForCausalLM": "code.Model"}}))
     with pytest.raises(ValueError, match="does not load"):
-        models.load(str(brings))
+        loading.load(str(brings))
     assert not mark.exists()
     with pytest.raises(ValueError, match="does not load"):  # it has no class Model
-        models.load(str(brings), trust_remote_code=True)
+        loading.load(str(brings), trust_remote_code=True)
     assert mark.exists()
 
 
@@ -273,9 +278,9 @@ def test_notebooks_of_others_are_read_and_not_executed_by_anything_but_run(tmp_p
     (tree.notebooks / "runs.yml").write_text("small: {notebook: tiny}")
     for command in (["status"], ["run", "small", "-p", "count=4"]):
         with pytest.raises(SystemExit, match="tiny.ipynb: its parameters cannot be read"):
-            cli.main([*command, "--root", str(tree.notebooks.parent)])
+            main.main([*command, "--root", str(tree.notebooks.parent)])
     assert not mark.exists()
-    config = yaml.safe_load((rows.Path(experiments.__file__).parents[1] / "book" / "_config.yml").read_text())
+    config = yaml.safe_load((rows.Path(execution.__file__).parents[1] / "book" / "_config.yml").read_text())
     assert config["execute"]["execute_notebooks"] == "off"  # nor by the builder of the book
 
 
@@ -294,5 +299,5 @@ def test_a_record_that_names_another_run_or_path_is_refused(tmp_path, monkeypatc
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     (tmp_path / "small.json").write_text(json.dumps({**RECORD, "run": "../../etc/small"}))
     with pytest.raises(ValueError, match="says it is of '../../etc/small'"):
-        results.read("small")
+        records.read("small")
 

@@ -9,23 +9,23 @@ import pytest
 
 import pruning_lib
 
-LEVELS = {
-    "registry": 0, "resnets": 0, "least_squares": 0, "downloads": 0, "locks": 0, "reach": 0, "slides": 0,
-    "families": 1, "data": 1, "results": 1, "similarity": 1, "images": 1, "shapes": 1, "fused": 1, "corruptions": 1,
-    "shortcuts": 1,
-    "plans": 2, "block_plans": 2, "activations": 2, "offload": 2, "rows": 2,
-    "surgery": 3, "cost": 3, "amp": 3, "harness": 3, "attacks": 3, "inputs": 3,
-    "staleness": 4, "consensus": 4, "compensate": 4, "evaluate": 4, "finetune": 4, "speed": 4, "plots": 4,
-    "networks": 4,
-    "baselines": 5, "recover": 5, "store": 5, "checkpoints": 5, "criteria": 5, "experiments": 5,
-    "models": 6, "process": 6, "subjects": 6, "recipes": 6,
-    "practice": 7, "runner": 7,
-    "cluster": 8,
-    "cli": 9,
-}
-MODULES = sorted(p for p in Path(pruning_lib.__file__).parent.glob("*.py") if p.stem != "__init__")
-# only they know papermill, Dask and the tree
-RUNNERS = {"rows", "inputs", "staleness", "experiments", "process", "runner", "cluster", "cli"}
+FOLDERS = ("models", "data", "pruning", "training", "evaluation", "experiments", "report", "cli")  # the order of the work
+PRIVATE = ("_registry", "_files", "_locks")  # below all of them
+PACKAGE = Path(pruning_lib.__file__).parent
+MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem not in ("__init__", "__main__"))
+# only they know papermill, Dask and the tree of the report
+RUNNERS = ("experiments", "report", "cli")
+MOST_LINES = 350
+
+
+def dotted(path):
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+
+
+def level(module):
+    """Place of a module's folder in the order of the work; private modules are below all folders."""
+    top = module.split(".")[0]
+    return -1 if top in PRIVATE else FOLDERS.index(top)
 
 
 def imported(path, *, when_loaded=False):
@@ -40,43 +40,64 @@ def imported(path, *, when_loaded=False):
 
 
 def ours(path):
-    """Names of our modules that a file imports."""
-    return {name.split(".")[1] for name in imported(path) if name.startswith("pruning_lib.")} - {"__version__"}
+    """Dotted modules of the package that a file imports."""
+    found = set()
+    for name in imported(path):
+        parts = name.split(".")
+        if parts[0] == PACKAGE.name and parts[1:] and parts[1] != "__version__":
+            found.add(next(".".join(parts[1:n]) for n in range(len(parts), 1, -1) if n == 2 or is_module(parts[1:n])))
+    return found
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: p.stem)
-def test_imports_only_point_down(path):
-    assert path.stem in LEVELS, f"give {path.stem} a level in this file"
-    unknown = ours(path) - set(LEVELS)
-    assert not unknown, f"{path.stem} imports {unknown}: unknown, or the package instead of its modules"
-    above = {name for name in ours(path) if LEVELS[name] >= LEVELS[path.stem]}
-    assert not above, f"{path.stem} (level {LEVELS[path.stem]}) imports {above}, not below it"
+def is_module(parts):
+    place = PACKAGE.joinpath(*parts)
+    return place.with_suffix(".py").is_file() or (place / "__init__.py").is_file()
 
 
-def test_the_package_itself_imports_nothing():
-    assert not set(imported(Path(pruning_lib.__file__)))
+def test_the_folders_are_those_of_the_design():
+    assert {path.name for path in PACKAGE.iterdir() if path.is_dir() and path.name != "__pycache__"} == set(FOLDERS)
+    assert {path.stem for path in PACKAGE.glob("*.py")} == {*PRIVATE, "__init__", "__main__"}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_imports_between_folders_only_point_up_the_list(path):
+    later = {name for name in ours(path) if level(name) > level(dotted(path))}
+    assert not later, f"{dotted(path)} imports {later}, from a later step of the work: {', '.join(FOLDERS)}"
+
+
+def test_no_module_imports_itself_through_others():
+    arrows = {dotted(path): ours(path) - {dotted(path)} for path in MODULES}
+    while leaves := [name for name, targets in arrows.items() if not targets & set(arrows)]:
+        for name in leaves:
+            del arrows[name]
+    assert not arrows, f"a cycle of imports among {', '.join(arrows)}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=dotted)
+def test_a_module_is_short_enough_to_be_read_at_a_sitting(path):
+    assert len(path.read_text().splitlines()) <= MOST_LINES
 
 
 def test_the_reader_of_imports_sees_them_in_every_form(tmp_path):
     path = tmp_path / "module.py"
-    path.write_text("import pruning_lib.amp\nfrom pruning_lib import plans, surgery as s\n"
-                    "from pruning_lib.data import texts\nfrom . import cost\nfrom .models import load\n"
-                    "def f():\n    from pruning_lib.evaluate import perplexity\n    import torch\n")
-    assert ours(path) == {"amp", "plans", "surgery", "data", "cost", "models", "evaluate"}
+    path.write_text("import pruning_lib.pruning.amp\nfrom pruning_lib.models import plan, surgery as s\n"
+                    "from pruning_lib.data import texts\nfrom pruning_lib import _locks, __version__\n"
+                    "def f():\n    from pruning_lib.evaluation.quality import perplexity\n    import torch\n")
+    assert ours(path) == {"pruning.amp", "models.plan", "models.surgery", "data", "_locks", "evaluation.quality"}
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.stem not in RUNNERS], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in MODULES if not dotted(p).startswith(RUNNERS)], ids=dotted)
 def test_only_the_runners_know_papermill_and_dask(path):
     assert not {name.split(".")[0] for name in imported(path)} & {"papermill", "dask", "distributed", "nbformat"}
 
 
-@pytest.mark.parametrize("path", [p for p in MODULES if p.stem != "plots"], ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [p for p in MODULES if p.stem != "plots"], ids=dotted)
 def test_only_plots_loads_matplotlib_when_imported(path):
     assert "matplotlib" not in {name.split(".")[0] for name in imported(path, when_loaded=True)}
 
 
 def test_importing_every_module_prints_nothing_and_seeds_nothing():
-    names = ", ".join(f"pruning_lib.{p.stem}" for p in MODULES)
+    names = ", ".join(f"pruning_lib.{dotted(p)}" for p in MODULES)
     code = ("import random, numpy, torch\n"
             "torch.manual_seed(7); numpy.random.seed(7); random.seed(7)\n"
             "before = torch.get_rng_state(), numpy.random.get_state()[1].tolist(), random.getstate()\n"

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from pruning_lib import locks
+from pruning_lib import _locks
 
 HOLDS = """import sys, time
 from pathlib import Path
@@ -50,57 +50,57 @@ def holder(path):
 
 def test_who_holds_it_is_named_and_nobody_else_gets_it(path, holder):
     who = f"process {holder.pid} on .* since 20..-..-.. ..:..:.."
-    with pytest.raises(locks.Held, match=who), locks.lock(path, wait=False):
+    with pytest.raises(_locks.Held, match=who), _locks.lock(path, wait=False):
         raise AssertionError("both have it")
-    assert str(holder.pid) in locks.held(path)
+    assert str(holder.pid) in _locks.held(path)
 
 
 def test_a_holder_that_is_killed_blocks_nobody(path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert path.exists() and locks.held(path) == ""  # the file it left says nothing
-    with locks.lock(path, wait=False):
+    assert path.exists() and _locks.held(path) == ""  # the file it left says nothing
+    with _locks.lock(path, wait=False):
         assert str(os.getpid()) in path.read_text()
     assert not path.exists()
 
 
 def test_who_waits_is_told_once_for_whom_and_gets_it_afterwards(path, holder):
     said, began = [], time.monotonic()
-    threading.Timer(3.5 * locks.POLL_S, holder.kill).start()
-    with locks.lock(path, say=said.append):
+    threading.Timer(3.5 * _locks.POLL_S, holder.kill).start()
+    with _locks.lock(path, say=said.append):
         pass
-    assert len(said) == 1 and str(holder.pid) in said[0] and 3 * locks.POLL_S < time.monotonic() - began < 20
+    assert len(said) == 1 and str(holder.pid) in said[0] and 3 * _locks.POLL_S < time.monotonic() - began < 20
 
 
 def test_nothing_stays_open_and_nothing_of_an_earlier_holder_stays_in_the_file(path):
-    assert locks.held(path) == ""
+    assert _locks.held(path) == ""
     path.parent.mkdir()
     path.write_text("process 1 on another machine, whose name is a long one, since the beginning of all times\n")
     before = os.listdir("/proc/self/fd")
-    with locks.lock(path):
+    with _locks.lock(path):
         assert path.read_text().startswith(f"process {os.getpid()} on ") and path.read_text().count("\n") == 1
         os.truncate(path, 0)  # as it is for a moment
-        assert locks.held(path) == "a process that is just starting"
+        assert _locks.held(path) == "a process that is just starting"
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_on_a_full_disk_nobody_has_it(small_disk):
     (small_disk / "filler").write_bytes(bytes(2 * 1024 * 1024))  # the file finds room, what is in it does not
     for _ in range(2):
-        with pytest.raises(OSError, match="No space left"), locks.lock(small_disk / "row.lock", wait=False):
+        with pytest.raises(OSError, match="No space left"), _locks.lock(small_disk / "row.lock", wait=False):
             raise AssertionError("who has it could not be said")
         assert [path.name for path in small_disk.iterdir()] == ["filler"]
 
 
 def test_it_is_free_after_an_error(path):
-    with pytest.raises(KeyboardInterrupt), locks.lock(path):
+    with pytest.raises(KeyboardInterrupt), _locks.lock(path):
         raise KeyboardInterrupt
-    with locks.lock(path, wait=False):
-        assert locks.held(path)
+    with _locks.lock(path, wait=False):
+        assert _locks.held(path)
 
 
 def test_a_file_deleted_between_opening_and_locking_it_is_not_taken_for_the_lock(path, monkeypatch):
-    real, calls = locks.fcntl.flock, []
+    real, calls = _locks.fcntl.flock, []
 
     def flock(file, how):
         if not calls:
@@ -108,8 +108,8 @@ def test_a_file_deleted_between_opening_and_locking_it_is_not_taken_for_the_lock
         calls.append(how)
         real(file, how)
 
-    monkeypatch.setattr(locks.fcntl, "flock", flock)
-    with locks.lock(path), pytest.raises(locks.Held), locks.lock(path, wait=False):
+    monkeypatch.setattr(_locks.fcntl, "flock", flock)
+    with _locks.lock(path), pytest.raises(_locks.Held), _locks.lock(path, wait=False):
         raise AssertionError("both have it")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
 
 
 def test_an_unknown_name_is_answered_with_what_it_is_and_every_known_name():

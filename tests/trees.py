@@ -7,9 +7,9 @@ from pathlib import Path
 
 import psutil
 import yaml
-from test_experiments import notebook
+from test_execution import notebook
 
-from pruning_lib.experiments import Tree
+from pruning_lib.experiments.execution import Tree
 
 PARAMETERS = '''folder = "."   # where marks are left
 wait_for = ""  # name of a file
@@ -45,7 +45,7 @@ if act == "compute":
         pass
 if act == "fill disk":
     print("x" * 4_000_000)'''
-RECORDS = '''from pruning_lib.results import checksum
+RECORDS = '''from pruning_lib.experiments.records import checksum
 results = pathlib.Path(os.environ["PRUNING_RESULTS"])
 results.mkdir(parents=True, exist_ok=True)
 record = {"run": run, "values": {"times": times}}

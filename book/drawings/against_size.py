@@ -8,9 +8,10 @@ import matplotlib.pyplot as plt
 ROOT = Path(__file__).resolve().parents[2]
 os.environ.setdefault("PRUNING_RESULTS", str(ROOT / "data" / "results"))
 
-from pruning_lib import plots, results  # noqa: E402  (the records' folder has to be known first)
+from pruning_lib.experiments import records
+from pruning_lib.report import plots  # noqa: E402  (the records' folder has to be known first)
 
-runs = results.gather("amp_prune")
+runs = records.gather("amp_prune")
 with plots.style():
     fig, ax = plt.subplots(figsize=(7, 4))
     plots.quality_against_size(runs[runs.heads_removed >= 0], ax, quality="perplexity")

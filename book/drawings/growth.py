@@ -71,7 +71,7 @@ def draw(points, path=CURVES):
     """Time and memory against each thing that grows, as multiples of the first point; places of bends are marked."""
     import matplotlib.pyplot as plt
 
-    from pruning_lib import plots
+    from pruning_lib.report import plots
 
     with plots.style():
         fig, axes = plt.subplots(2, 1, figsize=(6, 8.4))

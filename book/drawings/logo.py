@@ -5,7 +5,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 from matplotlib.patches import FancyBboxPatch
 
-from pruning_lib import plots
+from pruning_lib.report import plots
 
 STATIC = Path(__file__).resolve().parents[1] / "_static"
 BLUE, SKY = plots.COLOUR["amp"], plots.COLOUR["activation_norm"]

@@ -7,7 +7,9 @@ The record of that row holds sums only; here are the single heads, and the plans
 import json
 from pathlib import Path
 
-from pruning_lib import amp, data, models, plans
+from pruning_lib import data
+from pruning_lib.models import loading
+from pruning_lib.pruning import amp, selection
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "amp-scores-smollm2"
@@ -40,9 +42,9 @@ def unevenness(scores):
 
 def measure(record):
     row = record["parameters"]
-    model, tokenizer = models.load(row["model"], dtype=row["dtype"])
+    model, tokenizer = loading.load(row["model"], dtype=row["dtype"])
     scores = amp.importance(model, amp.batches(data.texts(row["calibration"], row["prompts"]), tokenizer))
-    scores = plans.Importance(scores.heads, scores.neurons, {})
+    scores = selection.Importance(scores.heads, scores.neurons, {})
     gone: dict[int, list] = {}
     steps = {name: [step(scores, model, fraction, heads, gone) for fraction in STEPS] for name, heads in SPLITS.items()}
     rows = shares(scores.neurons).sort(1).values.unflatten(1, (BINS, -1)).mean(2)

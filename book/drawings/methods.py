@@ -6,7 +6,7 @@ Strokes take the colour of the page's text, so the pictures follow light and dar
 import math
 from pathlib import Path
 
-from pruning_lib import plots
+from pruning_lib.report import plots
 
 HERE = Path(__file__).parent
 HEAD, NEURON, GONE = plots.COLOUR["amp"], plots.COLOUR["magnitude"], plots.COLOUR["highest"]

@@ -14,9 +14,12 @@ from typing import Any
 
 import yaml
 
-from pruning_lib import __version__, experiments, locks, practice, runner
-from pruning_lib.experiments import Row, Tree
-from pruning_lib.staleness import MADE_BEFORE
+from pruning_lib import __version__, _locks
+from pruning_lib.cli import model_commands
+from pruning_lib.experiments import execution, local
+from pruning_lib.experiments.execution import Row, Tree
+from pruning_lib.experiments.staleness import MADE_BEFORE
+from pruning_lib.report import book
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
     _places(status)
     status.set_defaults(act=_status)
 
-    practice.register(commands)
+    model_commands.register(commands)
     book = commands.add_parser("book", help="render the report, or the pages under --out, as HTML")
     _places(book)
     book.set_defaults(act=_book)
@@ -89,13 +92,13 @@ def _all(rows: list[Row], tree: Tree, arguments: argparse.Namespace) -> list[str
         return (arguments.stale or arguments.stale_code) and not _why(row, tree, arguments.stale_code)
 
     if arguments.scheduler:
-        from pruning_lib import cluster  # Dask takes a second to load
+        from pruning_lib.experiments import dask_cluster  # Dask takes a second to load
 
-        return cluster.run(rows, tree, arguments.scheduler, retries=arguments.retries, up_to_date=up_to_date)
+        return dask_cluster.run(rows, tree, arguments.scheduler, retries=arguments.retries, up_to_date=up_to_date)
     if arguments.jobs == 1 and not any(row.memory_gb or row.resources for row in rows):
         return [row.name for row in rows if not _one(row, tree, up_to_date)]
-    machine = runner.Machine.here(arguments.jobs, arguments.memory)
-    return runner.run(rows, tree, machine, retries=arguments.retries, up_to_date=up_to_date)
+    machine = local.Machine.here(arguments.jobs, arguments.memory)
+    return local.run(rows, tree, machine, retries=arguments.retries, up_to_date=up_to_date)
 
 
 def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool]) -> bool:
@@ -104,8 +107,8 @@ def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool]) -> bool:
         print(f"{row.name}: up to date")
         return True
     try:
-        experiments.run(row, tree)
-    except experiments.RowFailed as error:
+        execution.run(row, tree)
+    except execution.RowFailed as error:
         print(error)
         return False
     except OSError as error:
@@ -116,16 +119,16 @@ def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool]) -> bool:
 
 def _why(row: Row, tree: Tree, code_too: bool = False) -> str:
     """Why a row has to run again."""
-    found = experiments.verdict(row, tree)
+    found = execution.verdict(row, tree)
     return found.why or (MADE_BEFORE if code_too and not found.code_known else "")
 
 
 def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]) -> list[Row]:
     if bool(arguments.rows) + arguments.all + arguments.defaults != 1:
         raise SystemExit("give names of rows, or --all, or --defaults")
-    table = experiments.defaults(tree) if arguments.defaults else experiments.rows(tree)
+    table = execution.defaults(tree) if arguments.defaults else execution.rows(tree)
     if not (arguments.all or arguments.defaults):
-        at_defaults = experiments.defaults(tree)
+        at_defaults = execution.defaults(tree)
         table = {**at_defaults, **table}
         unknown = [name for name in arguments.rows if name not in table]
         if unknown:
@@ -137,7 +140,7 @@ def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]
                 print(f"{row.name}: left out ({row.not_run}); to run it, give its name")
         table = {name: row for name, row in table.items() if not row.not_run}
     chosen = [replace(row, parameters={**row.parameters, **overrides}) for row in table.values()]
-    return [experiments.checked(row, tree) for row in chosen]
+    return [execution.checked(row, tree) for row in chosen]
 
 
 def _count(text: str) -> int:
@@ -160,12 +163,12 @@ def _override(text: str) -> tuple[str, Any]:
 def _status(arguments: argparse.Namespace) -> int:
     tree = Tree.at(arguments.root, arguments.out)
     unknown = []
-    for name, row in experiments.rows(tree).items():
+    for name, row in execution.rows(tree).items():
         if row.not_run and not tree.page(row).exists():
             print(f"{name:30} not run here: {row.not_run}")
             continue
-        found = experiments.verdict(row, tree)
-        running = locks.held(tree.lock(row))
+        found = execution.verdict(row, tree)
+        running = _locks.held(tree.lock(row))
         print(f"{name:30} {found.why or 'up to date'}" + (f"; running: {running}" if running else ""))
         unknown += [] if found.code_known or found.why else [name]
     if unknown:
@@ -175,5 +178,5 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _book(arguments: argparse.Namespace) -> int:
-    print(experiments.build_book(arguments.root, arguments.out))
+    print(book.build_book(arguments.root, arguments.out))
     return 0

@@ -18,23 +18,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib import (
-    amp,
-    baselines,
-    checkpoints,
-    consensus,
-    cost,
-    data,
-    evaluate,
-    families,
-    models,
-    networks,
-    plans,
-    recipes,
-    recover,
-    results,
-)
-from pruning_lib.criteria import CRITERIA
+from pruning_lib import data
+from pruning_lib.evaluation import cost, quality
+from pruning_lib.experiments import records
+from pruning_lib.models import checkpoints, families, image_networks, loading
+from pruning_lib.models.plan import GROUPED
+from pruning_lib.pruning import amp, consensus, importance, pipeline
+from pruning_lib.pruning.block_ranking import CRITERIA
+from pruning_lib.training import lora
 
 Command = Callable[[argparse.Namespace], tuple[dict[str, Any], str]]
 
@@ -66,15 +57,15 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument("--model", required=True, help="key of models.MODELS, a local folder, or a hub name")
     parser.add_argument("--out", required=True, type=Path, help="new folder for the checkpoint")
     parser.add_argument("--removed-fraction", required=True, type=float, help="of all parameters, 0 to 1")
-    parser.add_argument("--method", default="amp", choices=[*baselines.METHODS, "none"], help="which heads and neurons")
+    parser.add_argument("--method", default="amp", choices=[*importance.METHODS, "none"], help="which heads and neurons")
     parser.add_argument("--heads-removed", type=int, default=0,
                         help="query heads per block; -1 gives heads and neurons the same share, as in the paper")
-    parser.add_argument("--grouped-query", default="whole_groups", choices=plans.GROUPED, help="how heads go")
+    parser.add_argument("--grouped-query", default="whole_groups", choices=GROUPED, help="how heads go")
     parser.add_argument("--multiple-of", type=int, default=1,
                         help="neurons kept in a block: the nearest multiple; 8 or 64 for a GPU")
     parser.add_argument("--criterion", default="none", choices=["none", *CRITERIA], help="which blocks")
     parser.add_argument("--blocks-removed", type=int, default=0, help="blocks that go after the width was cut")
-    parser.add_argument("--compensate", default="none", choices=recipes.COMPENSATIONS,
+    parser.add_argument("--compensate", default="none", choices=pipeline.COMPENSATIONS,
                         help="re-solve what stays by least squares")
     parser.add_argument("--calibration", default="alpaca", choices=data.DATASETS, help="prompts that methods look at")
     parser.add_argument("--prompts", type=int, default=50, help="how many, from the first on")
@@ -98,8 +89,8 @@ def _measures(parser: argparse.ArgumentParser) -> None:
                                                                 if "test" in v.splits], help="test text")
     parser.add_argument("--tokens", type=int, default=32768, help="how many tokens of it; 0 takes all")
     parser.add_argument("--window", type=int, default=2048, help="tokens a prediction may look back on, at most")
-    parser.add_argument("--tasks", default="none", choices=evaluate.TASKS, help="zero-shot tasks")
-    parser.add_argument("--dtype", default="float32", choices=models.DTYPES, help="of weights and arithmetic")
+    parser.add_argument("--tasks", default="none", choices=quality.TASKS, help="zero-shot tasks")
+    parser.add_argument("--dtype", default="float32", choices=loading.DTYPES, help="of weights and arithmetic")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the GPU if there is one, without this")
 
 
@@ -120,9 +111,9 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """What can be removed from a model: of a language model from its config alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    source = models.find(arguments.model)
-    if Path(source).is_dir() and networks.holds(Path(source)):
-        return _inspect_image_network(arguments.model, networks.read(Path(source)))
+    source = loading.find(arguments.model)
+    if Path(source).is_dir() and image_networks.holds(Path(source)):
+        return _inspect_image_network(arguments.model, image_networks.read(Path(source)))
     try:
         config = AutoConfig.from_pretrained(source)
         with torch.device("meta"):
@@ -160,7 +151,7 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
 
 def language_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, Any]:
     """A language model and its tokenizer; ValueError for an image network, which these commands cannot measure."""
-    model, tokenizer = models.load(name, dtype=arguments.dtype, device=arguments.device)
+    model, tokenizer = loading.load(name, dtype=arguments.dtype, device=arguments.device)
     if tokenizer is None:
         raise ValueError(f"{name!r} is an image network; this command is for language models. Its blocks go with "
                          f"consensus.prune, or with: pruning-lib run consensus_prune -p model={name}")
@@ -201,11 +192,11 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     texts, used = data.texts(a.calibration, a.prompts), {}
     used[a.calibration] = data.fingerprint(texts)
     pairs = data.pairs(a.recover, a.recover_pairs, skip=a.prompts) if a.recover else []
-    tuning, losses = recover.Settings(epochs=a.epochs, seed=a.seed, distil_weight=a.distil_weight), []
+    tuning, losses = lora.Settings(epochs=a.epochs, seed=a.seed, distil_weight=a.distil_weight), []
     model, tokenizer = language_model(a.model, a)
-    long = a.compensate != "none" or (a.method != "none" and baselines.METHODS[a.method].needs_text)
+    long = a.compensate != "none" or (a.method != "none" and importance.METHODS[a.method].needs_text)
     more = data.texts(a.compensation_text, a.compensation_samples) if long else []
-    found = recipes.prune(
+    found = pipeline.prune(
         model, amp.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
         heads_removed=None if a.heads_removed < 0 else a.heads_removed, grouped_query=a.grouped_query,
         criterion=a.criterion, blocks_removed=a.blocks_removed, compensation=a.compensate, multiple_of=a.multiple_of,
@@ -216,7 +207,7 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         used[f"{a.compensation_text} (long)"] = data.fingerprint(more)
         steps.append(f"compensation: {a.compensate}; long text: {len(more)} texts of {a.compensation_text}")
     if pairs:
-        losses = recover.lora(found.network, tokenizer, pairs, folder=a.resume, settings=tuning,
+        losses = lora.lora(found.network, tokenizer, pairs, folder=a.resume, settings=tuning,
                               teacher=model if a.distil_weight else None)
         steps.append(f"LoRA on {len(pairs)} answers of {a.recover}, {a.epochs} epochs, "
                      + f"{a.distil_weight:.0%} of the loss following the dense model, " * bool(a.distil_weight)
@@ -228,13 +219,13 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
              "parameters": cost.parameters(found.network), "steps": steps, "measured": measured, "losses": losses,
              "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(a).items()
                            if key not in {"json", "out", "resume"} and not callable(value)},
-             "removed": _removed(found), "made_with": results.made_with(used)}
+             "removed": _removed(found), "made_with": records.made_with(used)}
     write_card(a.out, facts)
     lines = [*steps, *(f"{name:9} {_line(values)}" for name, values in measured.items()), f"saved in {a.out}"]
     return facts, "\n".join(lines)
 
 
-def _removed(found: recipes.Pruned) -> dict[str, Any]:
+def _removed(found: pipeline.Pruned) -> dict[str, Any]:
     """Heads and neurons that went, a line of numbers per block of the dense model; ridges; then whole blocks."""
     blocks = {"blocks": list(found.blocks)} if found.blocks else {}
     if found.plan is None:
@@ -247,10 +238,10 @@ def _removed(found: recipes.Pruned) -> dict[str, Any]:
 def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
     """Perplexity and, if asked for, zero-shot tasks; answers right or wrong packed under ``items``."""
     texts = data.texts(arguments.text, split="test")
-    values: dict[str, Any] = {"text": arguments.text, **evaluate.perplexity(
+    values: dict[str, Any] = {"text": arguments.text, **quality.perplexity(
         model, tokenizer, texts, window=arguments.window, stride=arguments.window, max_tokens=arguments.tokens or None)}
     if arguments.tasks != "none":
-        accuracies, items = evaluate.zero_shot(model, tokenizer, arguments.tasks)
+        accuracies, items = quality.zero_shot(model, tokenizer, arguments.tasks)
         values.update(accuracies, tasks=arguments.tasks, items=items)
     return values
 
@@ -284,7 +275,7 @@ def compare_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
                  + (f"{facts['perplexity_ratio']:.3f}" if alike else
                     "not compared: the tokenizers cut this text into other tokens; --tasks compares the two"))
     if "items" in first:
-        facts["paired"] = evaluate.paired(first["items"], second["items"])
+        facts["paired"] = quality.paired(first["items"], second["items"])
         lines.append("first - second: mean accuracy {difference_fraction:+.3f} [{difference_low:+.3f}, "
                      "{difference_high:+.3f}], 95 %".format(**facts["paired"]))
     return facts, "\n".join(lines)

@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning_lib.downloads import cache
-from pruning_lib.registry import Table
+from pruning_lib._files import cache
+from pruning_lib._registry import Table
 
 SPLITS = ("calibration", "train", "test")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import torch
 
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
 
-INPUTS = Path(__file__).resolve().parents[1] / "data" / "inputs"
+INPUTS = Path(__file__).resolve().parents[2] / "data" / "inputs"
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from pruning_lib.activations import evaluating
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
+from pruning_lib.models.hooks import evaluating
 
 ATTACKS: Table = Table("attack")
 BLOCK = 128  # images attacked together, by their place; some attacks draw or stop for all of them at once

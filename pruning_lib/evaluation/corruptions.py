@@ -26,7 +26,7 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
 
 CORRUPTIONS: Table = Table("corruption")
 SEVERITIES = (1, 2, 3, 4, 5)

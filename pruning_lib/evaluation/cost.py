@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from pruning_lib.activations import evaluating
+from pruning_lib.models.hooks import evaluating
 
 
 def macs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> int:

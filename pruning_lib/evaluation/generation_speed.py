@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pruning_lib import cost
-from pruning_lib.activations import evaluating
+from pruning_lib.evaluation import cost
+from pruning_lib.models.hooks import evaluating
 
 COVERED = 0.95  # of an interval of a median
 

@@ -19,10 +19,10 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib import families
-from pruning_lib.activations import evaluating
-from pruning_lib.data import INPUTS
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
+from pruning_lib.data.text import INPUTS
+from pruning_lib.models import families
+from pruning_lib.models.hooks import evaluating
 
 MEASURES: Table = Table("measure")
 
@@ -96,7 +96,7 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limi
     import lm_eval
     from lm_eval.models.huggingface import HFLM
 
-    from pruning_lib.harness import SharedContextLM
+    from pruning_lib.evaluation.shared_context_lm import SharedContextLM
 
     lm = (HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, softmax_dtype="float32") if stock
           else SharedContextLM(model, tokenizer))

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
-from pruning_lib import families
+from pruning_lib.models import families
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # strings, tokens of the question, tokens of the answer
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
 
 CUES: Table = Table("cue")
 TESTS = ("absent", "agreeing", "contradicting")

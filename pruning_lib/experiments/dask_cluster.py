@@ -22,10 +22,11 @@ from typing import Any
 
 from distributed import Client, Future
 
-from pruning_lib import experiments, inputs, locks, reach, staleness
-from pruning_lib.process import Answer, RowProcess
-from pruning_lib.rows import Row, Tree, source
-from pruning_lib.runner import POLL_S, Waiting
+from pruning_lib import _locks
+from pruning_lib.experiments import code_digests, execution, input_digests, staleness
+from pruning_lib.experiments.local import POLL_S, Waiting
+from pruning_lib.experiments.runs import Row, Tree, source
+from pruning_lib.experiments.worker import Answer, RowProcess
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -45,12 +46,12 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         tree = Tree(*(Path(folder) / part for part in ("notebooks", "pages", "records", "failed")))
         _write({tree.notebooks / f"{row.notebook}.ipynb": job["notebook"],
                 **{tree.records / name: text for name, text in job["records"].items()}})
-        other = reach.changed(job["code"], staleness.code(row, tree))
+        other = code_digests.changed(job["code"], staleness.code(row, tree))
         if other:
             return asdict(Answer("failed", f"row {row.name}: {socket.gethostname()} has another pruning_lib "
                                            f"({', '.join(other[:3])}); install the same version there"))
-        here = inputs.of(row, tree)
-        other = [name for name in inputs.changed(job["inputs"], here) if name in here]
+        here = input_digests.of(row, tree)
+        other = [name for name in input_digests.changed(job["inputs"], here) if name in here]
         if other:
             return asdict(Answer("failed", f"row {row.name}: {socket.gethostname()} has another {', '.join(other)} "
                                            f"than the client; put the same files there"))
@@ -130,8 +131,8 @@ class _Run:
         """Send a row to the cluster, under the lock of this tree, unless it is somebody else's or need not run."""
         lock = ExitStack()
         try:
-            lock.enter_context(locks.lock(self.tree.lock(row), wait=False))
-        except locks.Held as who:
+            lock.enter_context(_locks.lock(self.tree.lock(row), wait=False))
+        except _locks.Held as who:
             self.waiting.leave(row, str(who))
             return
         except OSError as error:  # a full disk, which concerns the rows that come to write on it
@@ -172,7 +173,7 @@ class _Run:
         answer, texts = self._answer(row, future)
         try:
             if answer.kind == "done":
-                experiments.publish(row, self.tree, texts["page"], texts.get("record"), made)
+                execution.publish(row, self.tree, texts["page"], texts.get("record"), made)
             elif "partial" in texts:
                 kept = self.tree.failed / f"{row.name}.ipynb"
                 _write({kept: texts["partial"]})

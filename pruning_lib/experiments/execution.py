@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
@@ -19,16 +18,16 @@ from typing import Any
 
 import nbformat
 import papermill
-import yaml
 from nbclient.exceptions import DeadKernelError
 from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
-from pruning_lib import locks, results, slides
-from pruning_lib.rows import Row, Tree, checked, defaults, parameters_of, rows, source
-from pruning_lib.staleness import fingerprint, made_from, verdict, why_stale
+from pruning_lib import _locks
+from pruning_lib.experiments import records as results
+from pruning_lib.experiments.runs import Row, Tree, checked, defaults, parameters_of, rows, source
+from pruning_lib.experiments.staleness import fingerprint, made_from, verdict, why_stale
 
-__all__ = ["Row", "RowFailed", "RowLost", "Tree", "build_book", "checked", "defaults", "fingerprint", "parameters_of",
+__all__ = ["Row", "RowFailed", "RowLost", "Tree", "checked", "defaults", "fingerprint", "parameters_of",
            "rows", "run", "source", "verdict", "why_stale"]
 
 
@@ -55,7 +54,7 @@ def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print, wait: bool 
         with the cell that failed; the partial page is kept aside in ``tree.failed``.
     """
     checked(row, tree)
-    with locks.lock(tree.lock(row), wait=wait, say=lambda who: say(f"{row.name}: waiting for {who}, which runs it")):
+    with _locks.lock(tree.lock(row), wait=wait, say=lambda who: say(f"{row.name}: waiting for {who}, which runs it")):
         if done():
             return tree.page(row)
         work = tree.work(row)
@@ -98,8 +97,8 @@ def publish(row: Row, tree: Tree, page: str, record: str | None, made: Mapping[s
 
 def sweep(row: Row, tree: Tree) -> None:
     """Delete what a killed run of a row left half-done, unless somebody is running it again."""
-    with suppress(locks.Held, OSError):  # OSError: on a full disk not even the lock can be written
-        with locks.lock(tree.lock(row), wait=False):
+    with suppress(_locks.Held, OSError):  # OSError: on a full disk not even the lock can be written
+        with _locks.lock(tree.lock(row), wait=False):
             shutil.rmtree(tree.work(row), ignore_errors=True)
 
 
@@ -192,76 +191,3 @@ class _environment:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-def retold(page: Any, notebook: Any) -> Any:
-    """The cells of an executed page with the prose of its notebook, so that words need no new run.
-
-    A page made from other code keeps the words it has: they are about that code.
-    """
-    def code(cells: Any) -> list[tuple[str, str]]:
-        return [(cell.id, cell.source) for cell in cells if cell.cell_type == "code" and cell not in injected]
-
-    injected = [cell for cell in page.cells if "injected-parameters" in cell.metadata.get("tags", [])]
-    if code(notebook.cells) != code(page.cells):
-        return page.cells
-    made, cells = {cell.id: cell for cell in page.cells}, []
-    for cell in notebook.cells:
-        told = made.get(cell.id, cell)
-        told.source = cell.source
-        cells += [told, *(injected if "parameters" in cell.metadata.get("tags", []) else [])]
-    return cells
-
-
-def _retell(pages: Path, notebooks: Path) -> None:
-    """Bring the prose of all pages in a folder up to date; what cannot be read is left to the builder's complaint."""
-    for path in pages.glob("*.ipynb"):
-        with suppress(nbformat.reader.NotJSONError, UnicodeDecodeError, AttributeError, KeyError):
-            page = nbformat.read(path, as_version=4)
-            notebook = notebooks / f"{page.metadata['pruning_lib']['notebook']}.ipynb"
-            if notebook.is_file():
-                page.cells = retold(page, nbformat.read(notebook, as_version=4))
-                nbformat.write(page, path)
-
-
-def build_book(root: Path, out: Path | None = None) -> Path:
-    """Render the book, every warning an error; returns its index page.
-
-    Without ``out`` the published report is rendered into ``build/report``.  With ``out`` the book is rendered from the
-    pages found there, the chapters stay the same; a reading that is not there is the published one.
-
-    Raises
-    ------
-    SystemExit
-        when the builder complains.
-    """
-    tree = Tree.at(root, out)
-    if not tree.pages.is_dir():
-        raise SystemExit(f"no pages in {tree.pages}; make them with: pruning-lib run")
-    book = (out or root / "build" / "report") / "book"
-    shutil.rmtree(book, ignore_errors=True)
-    shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))
-    shutil.copytree(tree.pages, book / "executed")
-    for row in rows(tree).values():  # chapters quote these; one that was not made anew is the published one
-        page = Tree.at(root).pages / f"{row.name}.ipynb"
-        if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
-            shutil.copyfile(page, book / "executed" / page.name)
-    _retell(book / "executed", tree.notebooks)
-    shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
-    if (root / "CONTRIBUTING.md").is_file():  # and one prints the recipes
-        shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")
-    contents = yaml.safe_load((book / "_toc.yml").read_text())
-    runs = (defaults(tree) if out else rows(tree)).values()
-    listed = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
-    pages = [row.name for row in runs if not row.reading and (book / "executed" / f"{row.name}.ipynb").is_file()]
-    contents["parts"][-1]["chapters"] = [{"file": file, "title": name} for name in pages
-                                         if (file := f"executed/{name}") not in listed]
-    (book / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
-    builder = Path(sys.executable).with_name("jupyter-book")
-    command = [str(builder), "build", str(book), "-n", "-W", "--keep-going", "-q"]
-    if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:
-        raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
-    html = book / "_build" / "html"
-    if (book / "slides.yml").is_file():
-        slides.build(html, book / "slides.yml")
-    return html / "index.html"

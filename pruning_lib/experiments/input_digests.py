@@ -15,8 +15,8 @@ from pathlib import Path
 
 import nbformat
 
-from pruning_lib.downloads import cache
-from pruning_lib.rows import Row, Tree, parameters_of, source
+from pruning_lib._files import cache
+from pruning_lib.experiments.runs import Row, Tree, parameters_of, source
 
 SMALL_BYTES = 1 << 20  # the digest of a larger file is remembered
 IMAGE_FOLDERS = {"cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
@@ -60,7 +60,7 @@ def _folders(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _data_folder(text: str) -> str | None:
-    from pruning_lib.data import DATASETS  # with torch, which the process of a row can do without
+    from pruning_lib.data.text import DATASETS  # with torch, which the process of a row can do without
 
     return DATASETS[text].folder if text in DATASETS else IMAGE_FOLDERS.get(text)
 

@@ -18,9 +18,9 @@ from pathlib import Path
 
 import psutil
 
-from pruning_lib import results
-from pruning_lib.process import THREADS, Answer, RowProcess
-from pruning_lib.rows import Row, Tree
+from pruning_lib.experiments import records
+from pruning_lib.experiments.runs import Row, Tree
+from pruning_lib.experiments.worker import THREADS, Answer, RowProcess
 
 USUAL_GB = 3.0  # what a row that states no memory_gb is taken to need when rows are put side by side
 POLL_S = 0.1
@@ -105,7 +105,7 @@ class Progress:
 
 
 def _minutes(row: Row, tree: Tree) -> float | None:
-    made_with = results.contents(tree.record(row)).get("made_with")
+    made_with = records.contents(tree.record(row)).get("made_with")
     minutes = made_with.get("minutes") if isinstance(made_with, dict) else None
     return minutes if isinstance(minutes, (int, float)) else None
 

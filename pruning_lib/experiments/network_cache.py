@@ -23,8 +23,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from pruning_lib import evaluate, locks, networks
-from pruning_lib.downloads import cache
+from pruning_lib import _locks
+from pruning_lib._files import cache
+from pruning_lib.evaluation import quality
+from pruning_lib.models import image_networks
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def made(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: An
         with _alone(key):
             if not _folder(key).exists():  # nobody made it while this process waited
                 network, facts = make()
-                _keep(network, {"facts.json": json.dumps(dict(facts), indent=1), "settings.json": text}, _folder(key))
+                image_networks.write_new(network, _folder(key), {"facts.json": json.dumps(dict(facts), indent=1),
+                                                                 "settings.json": text})
     return find(key)
 
 
@@ -72,7 +75,7 @@ def _alone(key: str) -> Iterator[None]:
     if key in keys:
         yield
         return
-    with locks.lock(_folder(key).with_name(f".{key}.lock"),
+    with _locks.lock(_folder(key).with_name(f".{key}.lock"),
                     say=lambda who: print(f"waiting for a network that {who} is making", file=sys.stderr)):
         keys.add(key)
         try:
@@ -96,7 +99,7 @@ def find(key: str) -> Made:
                          f"pruning-lib run ROW, with the row of the record you took the key from")
     folder = places[0]
     try:
-        return Made(networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
+        return Made(image_networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} cannot be read ({error}); delete it, it will be made again") from error
 
@@ -117,13 +120,13 @@ def answered(ask: Callable[[], Sequence[np.ndarray]], **settings: Any) -> list[n
     text = json.dumps(settings, sort_keys=True)
     path = cache() / "answered" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     if not path.exists():
-        found = {"answers": [evaluate.pack(right) for right in ask()], "settings": settings}
+        found = {"answers": [quality.pack(right) for right in ask()], "settings": settings}
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as work:
             (Path(work) / path.name).write_text(json.dumps(found) + "\n")
             (Path(work) / path.name).replace(path)
     try:
-        return [evaluate.unpack(packed) for packed in json.loads(path.read_text())["answers"]]
+        return [quality.unpack(packed) for packed in json.loads(path.read_text())["answers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it, it will be made again") from error
 
@@ -135,23 +138,6 @@ def digest(network: nn.Module) -> str:
         found.update(name.encode() + str(tensor.dtype).encode())
         found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
-
-
-def keep(network: nn.Module, folder: Path) -> None:
-    """Write an image network into a new ``folder``; it appears whole or not at all."""
-    _keep(network, {}, folder)
-
-
-def _keep(network: nn.Module, texts: Mapping[str, str], folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
-        done = Path(work) / "done"
-        done.mkdir()
-        networks.write(network, done)
-        for name, text in texts.items():
-            (done / name).write_text(text + "\n")
-        if not folder.exists():  # another run may have been faster
-            done.rename(folder)
 
 
 def _folder(key: str) -> Path:

@@ -17,7 +17,12 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
-from pruning_lib import attacks, consensus, criteria, evaluate, finetune, images, networks, reach, results, store
+from pruning_lib.data import images
+from pruning_lib.evaluation import attacks, quality
+from pruning_lib.experiments import code_digests, network_cache, records
+from pruning_lib.models import image_networks
+from pruning_lib.pruning import block_ranking, consensus
+from pruning_lib.training import sgd
 
 SAME_ANSWERS = 0.98  # share of test images a network must answer as its record says; another machine rounds otherwise
 
@@ -64,7 +69,7 @@ def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check
     """
     found = []
     for run in runs:
-        record = results.read(run)
+        record = records.read(run)
         shown = record["parameters"].get("image_set")
         if shown != image_set:
             raise ValueError(f"run {run} is on {shown}, not on {image_set}; set image_set")
@@ -74,7 +79,7 @@ def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check
                 known = ", ".join(rows) or "none, run it again"
                 raise ValueError(f"run {run} kept no network {stage!r}; it has: {known}")
             row = rows[stage]
-            subject = Subject(store.find(row["key"]).network, record["parameters"]["criterion"], stage,
+            subject = Subject(network_cache.find(row["key"]).network, record["parameters"]["criterion"], stage,
                               row["removed_blocks"], row["key"])
             if check_on:
                 _check_answers(subject, record["items"][stage], image_set, check_on, run)
@@ -87,9 +92,9 @@ def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check
 
 
 def _check_answers(subject: Subject, recorded: str, image_set: str, n: int, run: str) -> None:
-    right = evaluate.unpack(recorded)[:n]
+    right = quality.unpack(recorded)[:n]
     test = images.load(image_set, "test", len(right))
-    now = evaluate.unpack(evaluate.accuracy(subject.network, *test)[1])
+    now = quality.unpack(quality.accuracy(subject.network, *test)[1])
     same = (now == right).mean()
     if same < SAME_ANSWERS:
         raise ValueError(f"network {subject.key} answers {same:.1%} of {len(right)} test images as run {run} recorded "
@@ -107,23 +112,23 @@ def small(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, e
     """
     train, (scored, labels) = images.load(image_set, "train"), images.load(image_set, "calibration")
     entry = images.IMAGES[image_set]
-    config = networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)}, entry.mean, entry.std)
+    config = image_networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)}, entry.mean, entry.std)
 
     def tuned(network: nn.Module, passes: float, lr: float, number: int) -> tuple[nn.Module, dict]:
-        return finetune.train(network, *train, epochs=passes, lr=lr, seed=1000 * seed + number, dtype="float32"), {}
+        return sgd.train(network, *train, epochs=passes, lr=lr, seed=1000 * seed + number, dtype="float32"), {}
 
     def pruned(name: str) -> tuple[nn.Module, dict]:
-        network = store.find(start.key).network
+        network = network_cache.find(start.key).network
         for number in range(1, rounds + 1):
             if name != "none":
-                network = consensus.step(network, lambda now: criteria.CRITERIA[name].order(
-                    now, finetune.pixels(scored[:160]), labels[:160], seed)).model
+                network = consensus.step(network, lambda now: block_ranking.CRITERIA[name].order(
+                    now, sgd.pixels(scored[:160]), labels[:160], seed)).model
             tuned(network, epochs / 10, 0.02, number)
         return tuned(network, epochs / 10, 0.02, rounds + 1)
 
     settings = dict(small=image_set, epochs=epochs, seed=seed, torch=torch.__version__)
-    start = store.made(lambda: tuned(networks.build(config, seed=seed), epochs, 0.1, 0), **settings)
-    made = {name: store.made(partial(pruned, name), **settings, criterion=name, rounds=rounds) for name in names}
+    start = network_cache.made(lambda: tuned(image_networks.build(config, seed=seed), epochs, 0.1, 0), **settings)
+    made = {name: network_cache.made(partial(pruned, name), **settings, criterion=name, rounds=rounds) for name in names}
     return [Subject(m.network, name, "final", rounds * (name != "none"), m.key) for name, m in made.items()]
 
 
@@ -137,20 +142,20 @@ def answers(subject: Subject, attack: str, pixels: Tensor, labels: Tensor, *, ep
     settings : seed, steps, restarts; as ``attacks.answers`` takes them
     """
     smallest = attacks.ATTACKS.facts[attack]["smallest"]  # asked once, for all budgets
-    about = {"attack": attack, "network": subject.key, "weights": store.digest(subject.network),
+    about = {"attack": attack, "network": subject.key, "weights": network_cache.digest(subject.network),
              "images": _digest(pixels.numpy().tobytes() + labels.numpy().tobytes()),
              "code": _code(attack), "torch": torch.__version__,
              "torchattacks": torchattacks.__version__, "device": next(subject.network.parameters()).device.type}
     found: list[np.ndarray] = []
     for budgets in [list(epsilons)] if smallest else [[epsilon] for epsilon in epsilons]:
         ask = partial(attacks.answers, attack, subject.network, pixels, labels, epsilons=budgets, **settings)
-        found += store.answered(ask, epsilons=budgets, **settings, **about)
+        found += network_cache.answered(ask, epsilons=budgets, **settings, **about)
     return found
 
 
 def _code(attack: str) -> dict[str, str]:
     """Digests of the code that an attack reaches; that of the other attacks does not count."""
-    found = reach.digests([f"from pruning_lib import attacks\nattacks.answers, attacks.{attack}"])
+    found = code_digests.digests([f"from pruning_lib.evaluation import attacks\nattacks.answers, attacks.{attack}"])
     others = {other for other in attacks.ATTACKS if other != attack}
     return {name: digest for name, digest in found.items() if not others & set(re.findall(r"\w+", name))}
 

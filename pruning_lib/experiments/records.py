@@ -233,7 +233,7 @@ def _checked(run: str) -> str:
 
 
 def _commit() -> str:
-    here = Path(__file__).parent
+    here = Path(__file__).resolve().parents[1]
     found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
     changed = subprocess.run(["git", "status", "--porcelain", "--", here], cwd=here, capture_output=True, text=True)
     return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")

@@ -15,8 +15,8 @@ from typing import Any
 
 import nbformat
 
-from pruning_lib import inputs, reach, results
-from pruning_lib.rows import Row, Tree, source
+from pruning_lib.experiments import code_digests, input_digests, records
+from pruning_lib.experiments.runs import Row, Tree, source
 
 NO_NUMBERS = ("plots.", "results.", "locks.")  # they show, store and wait: a run's numbers stay when they change
 MADE_BEFORE = "made before code was fingerprinted"
@@ -69,7 +69,7 @@ def why_stale(row: Row, tree: Tree) -> str:
 
 def made_from(row: Row, tree: Tree) -> dict[str, Any]:
     """What a page that is made now is made from; it goes into the page's metadata."""
-    return {"fingerprint": fingerprint(row, tree), "code": code(row, tree), "inputs": inputs.of(row, tree)}
+    return {"fingerprint": fingerprint(row, tree), "code": code(row, tree), "inputs": input_digests.of(row, tree)}
 
 
 def _made_from(page: Path) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def _made_from(page: Path) -> dict[str, Any]:
 def code(row: Row, tree: Tree) -> dict[str, str]:
     """Name -> digest of the definitions the notebook leads to; for a run, without those that make no number."""
     notebook = nbformat.read(source(row, tree), as_version=4)
-    found = reach.digests(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    found = code_digests.digests(cell.source for cell in notebook.cells if cell.cell_type == "code")
     return _that_count(found, row)
 
 
@@ -97,7 +97,7 @@ def _that_count(found: dict[str, str], row: Row) -> dict[str, str]:
 
 def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
     """Which code changed since the page was made, in words; empty too where the page does not say."""
-    names = reach.changed(_that_count(page.get("code") or {}, row), code(row, tree))
+    names = code_digests.changed(_that_count(page.get("code") or {}, row), code(row, tree))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"code changed: {', '.join(names[:3])}{more}" if names else ""
 
@@ -107,7 +107,7 @@ def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
 
 def inputs_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
     """Which inputs changed since the page was made, in words."""
-    names = inputs.changed(page.get("inputs") or {}, inputs.of(row, tree))
+    names = input_digests.changed(page.get("inputs") or {}, input_digests.of(row, tree))
     return f"inputs changed: {', '.join(names)}" if names else ""
 
 
@@ -127,7 +127,7 @@ def damage(row: Row, tree: Tree) -> str:
         record = None
     if not isinstance(record, dict):
         return "the record cannot be read"
-    if not results.sealed(record) and ("checksum" in record or "code" in made):
+    if not records.sealed(record) and ("checksum" in record or "code" in made):
         return "the record was edited after it was written"
     if made.get("record") not in (None, record.get("checksum")):
         return "page and record are of different runs"

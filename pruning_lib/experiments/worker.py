@@ -20,9 +20,10 @@ from typing import Any
 
 import psutil
 
-from pruning_lib import experiments, locks
-from pruning_lib.experiments import RowFailed, RowLost
-from pruning_lib.rows import Row, Tree
+from pruning_lib import _locks
+from pruning_lib.experiments import execution
+from pruning_lib.experiments.execution import RowFailed, RowLost
+from pruning_lib.experiments.runs import Row, Tree
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 KINDS = ("done", "failed", "lost", "held", "memory")
@@ -52,7 +53,7 @@ class RowProcess:
         self.row, self.tree, self.too_large_gb = row, tree, 0.0
         self.log = tempfile.TemporaryFile()
         self.answers, theirs = os.pipe()
-        code = f"from pruning_lib import process; process.main({theirs})"
+        code = f"from pruning_lib.experiments import worker; worker.main({theirs})"
         self.process = subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=self.log, stderr=self.log, pass_fds=(theirs,),
             cwd=folder, env={**os.environ, **_imports_from_here(), **(environment or {})})
@@ -98,7 +99,7 @@ class RowProcess:
         self.process.stdin.close()
         answer = self._answer(text)
         if answer.kind in ("lost", "memory"):
-            experiments.sweep(self.row, self.tree)
+            execution.sweep(self.row, self.tree)
         self.log.close()
         return answer
 
@@ -124,7 +125,7 @@ class RowProcess:
 
 def _imports_from_here() -> dict[str, str]:
     """The process imports the very package that this one did."""
-    ours = str(Path(__file__).resolve().parents[1])
+    ours = str(Path(__file__).resolve().parents[2])
     return {"PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))}
 
 
@@ -153,8 +154,8 @@ def _run(row: Row, tree: Tree, published_ns: int | None) -> Answer:
         return by_another
 
     try:
-        experiments.run(row, tree, say=lambda text: None, wait=False, done=done)
-    except locks.Held as who:
+        execution.run(row, tree, say=lambda text: None, wait=False, done=done)
+    except _locks.Held as who:
         return Answer("held", str(who))
     except RowLost as error:
         return Answer("lost", str(error))

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from pruning_lib import families
-from pruning_lib.families import BlockInfo
+from pruning_lib.models import families
+from pruning_lib.models.families import BlockInfo
 
 
 @dataclass(frozen=True)

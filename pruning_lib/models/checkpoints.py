@@ -18,8 +18,9 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruning_lib import families, locks, networks, offload
-from pruning_lib.activations import evaluating
+from pruning_lib import _locks
+from pruning_lib.models import families, image_networks, offload
+from pruning_lib.models.hooks import evaluating
 
 SHARD_BYTES = 2 << 30  # largest file; a shard is held in memory once more while it is written
 
@@ -78,11 +79,11 @@ def _beside(folder: Path) -> Iterator[Path]:
     """
     prefix = f".{folder.name}-{socket.gethostname()}-"
     for left in folder.parent.glob(f"{escape(prefix)}????????.part"):
-        with suppress(OSError), locks.folder(left) as ours:
+        with suppress(OSError), _locks.folder(left) as ours:
             shutil.rmtree(left) if ours else None
     work = Path(tempfile.mkdtemp(prefix=prefix, suffix=".part", dir=folder.parent))
     try:
-        with locks.folder(work):
+        with _locks.folder(work):
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
@@ -95,7 +96,7 @@ def _bytes(model: nn.Module) -> int:
 def _write(model: Any, folder: Path) -> None:
     """A network's weights and config; of a language model shards, under a config that can be stored."""
     if families.image_family(model):
-        networks.write(model, folder)
+        image_networks.write(model, folder)
         return
     config, other = model.config, _storable(model)
     waits = offload.waits(model)
@@ -165,4 +166,4 @@ def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
     pixels = torch.rand(2, len(network.config.mean), 32, 32, generator=torch.Generator().manual_seed(0)).to(weight)
     # in whichever order pixels are kept in memory, files have one; another order may round differently
     plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-    return plain(pixels), networks.read(folder).to(weight.device)(pixels)
+    return plain(pixels), image_networks.read(folder).to(weight.device)(pixels)

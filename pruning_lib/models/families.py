@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from pruning_lib.registry import Table
-from pruning_lib.resnets import Block, CifarResNet
+from pruning_lib._registry import Table
+from pruning_lib.models.cifar_resnet import Block, CifarResNet
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pruning_lib import families
+from pruning_lib.models import families
 
 
 @contextmanager

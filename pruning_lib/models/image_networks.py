@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import inspect
 import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,10 +23,10 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
-from pruning_lib import families, surgery
-from pruning_lib.block_plans import BlockPlan
-from pruning_lib.registry import Table
-from pruning_lib.resnets import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Normalise
+from pruning_lib._registry import Table
+from pruning_lib.models import families, surgery
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.cifar_resnet import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Normalise
 
 FORMAT, VERSION = "pruning_lib image network", 1
 
@@ -159,6 +161,19 @@ def write(network: nn.Module, folder: Path) -> None:
     save_file(weights, folder / "model.safetensors")
     text = json.dumps({"format": FORMAT, "format_version": VERSION, **asdict(config)}, indent=2)
     (folder / "config.json").write_text(text + "\n")
+
+
+def write_new(network: nn.Module, folder: Path, texts: Mapping[str, str] | None = None) -> None:
+    """Write a network, and further files (name -> text), into a new ``folder``; it appears whole or not at all."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
+        done = Path(work) / "done"
+        done.mkdir()
+        write(network, done)
+        for name, text in (texts or {}).items():
+            (done / name).write_text(text + "\n")
+        if not folder.exists():  # another process may have been faster
+            done.rename(folder)
 
 
 def holds(folder: Path) -> bool:

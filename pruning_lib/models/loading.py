@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib import networks, store
-from pruning_lib.downloads import cache, check, download
-from pruning_lib.networks import ImageConfig
-from pruning_lib.registry import Table
+from pruning_lib._files import cache, check, download
+from pruning_lib._registry import Table
+from pruning_lib.models import image_networks
+from pruning_lib.models.image_networks import ImageConfig
 
 
 @dataclass(frozen=True)
@@ -104,8 +104,8 @@ def load(name: str, *, dtype: str = "float32", device: str | None = None, trust_
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)} (float16 overflows in some families)")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
-    if Path(source).is_dir() and networks.holds(Path(source)):
-        return networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
+    if Path(source).is_dir() and image_networks.holds(Path(source)):
+        return image_networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
@@ -186,11 +186,11 @@ def _from_torch_file(name: str) -> Path:
                               f"a network, e.g. one that checkpoints.save wrote") from error
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)  # tensors only: nothing in it is run
-        network = networks.filled(entry.config, _unwrapped(weights))
+        network = image_networks.filled(entry.config, _unwrapped(weights))
     except Exception as error:  # torch.load raises many kinds
         file.unlink()
         raise ValueError(f"{file.name} held no weights of {name} and was deleted: {error}") from error
-    store.keep(network, folder)
+    image_networks.write_new(network, folder)
     file.unlink()  # from here on there are safetensors only
     return folder
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib import families, offload
-from pruning_lib.block_plans import BlockPlan
-from pruning_lib.families import LanguageFamily
-from pruning_lib.plans import Plan
+from pruning_lib.models import families, offload
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.families import LanguageFamily
+from pruning_lib.models.plan import Plan
 
 
 def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -> nn.Module:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib import families, offload
-from pruning_lib.activations import evaluating, inputs_to
-from pruning_lib.plans import Importance, choose
+from pruning_lib.models import families, offload
+from pruning_lib.models.hooks import evaluating, inputs_to
+from pruning_lib.pruning.selection import Importance, choose
 
 __all__ = ["Sums", "batches", "choose", "head_scores", "importance", "merge", "neuron_scores", "sums"]
 

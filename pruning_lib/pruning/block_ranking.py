@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib import consensus, families, similarity
-from pruning_lib.activations import evaluating, inputs_to, outputs_of
-from pruning_lib.consensus import Batch
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
+from pruning_lib.models import families
+from pruning_lib.models.hooks import evaluating, inputs_to, outputs_of
+from pruning_lib.pruning import consensus, similarity
+from pruning_lib.pruning.consensus import Batch
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib import families, similarity, surgery
-from pruning_lib.activations import entered_behind, evaluating, inputs_to
-from pruning_lib.block_plans import BlockPlan
+from pruning_lib.models import families, surgery
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.hooks import entered_behind, evaluating, inputs_to
+from pruning_lib.pruning import similarity
 
 Batch = Tensor | Mapping[str, Tensor]
 

@@ -24,10 +24,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib import amp, compensate, families
-from pruning_lib.activations import evaluating, inputs_to
-from pruning_lib.plans import Importance
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
+from pruning_lib.models import families
+from pruning_lib.models.hooks import evaluating, inputs_to
+from pruning_lib.pruning import amp, reconstruction
+from pruning_lib.pruning.selection import Importance
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -160,7 +161,7 @@ METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activati
 METHODS["wanda"] = Method(wanda, "lowest", "smallest weight x activation goes (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "what varies least over tokens goes (FLAP's score, without its biases)")
 METHODS["taylor"] = Method(taylor, "lowest", "what the loss depends on least, to first order, goes (LLM-Pruner)")
-METHODS["repair"] = Method(compensate.importance, "lowest", "what least squares repairs best goes (ours; OBS, ZipLM)",
+METHODS["repair"] = Method(reconstruction.importance, "lowest", "what least squares repairs best goes (ours; OBS, ZipLM)",
                            needs_text=True)
 
 

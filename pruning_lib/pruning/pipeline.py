@@ -14,11 +14,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pruning_lib import baselines, compensate, consensus, families, surgery
-from pruning_lib.criteria import CRITERIA
-from pruning_lib.plans import Importance, Plan, choose
+from pruning_lib.models import families, surgery
+from pruning_lib.models.plan import Plan
+from pruning_lib.pruning import consensus, importance, reconstruction
+from pruning_lib.pruning.block_ranking import CRITERIA
+from pruning_lib.pruning.selection import Importance, choose
 
-COMPENSATIONS = ("none", *compensate.MODES)
+COMPENSATIONS = ("none", *reconstruction.MODES)
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Pruned:
     network: nn.Module
     reached_fraction: float
     steps: tuple[str, ...]
-    repairs: tuple[compensate.Repair, ...] = ()
+    repairs: tuple[reconstruction.Repair, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     plan: Plan | None = None
     blocks: tuple[str, ...] = ()
@@ -47,7 +49,7 @@ class Pruned:
 def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: str = "amp",
           removed_fraction: float, heads_removed: int | None = None, grouped_query: str = "whole_groups",
           criterion: str = "none", blocks_removed: int = 0, compensation: str = "none",
-          ridge: float | Sequence[float] = compensate.RIDGES, text: Iterable[Mapping[str, Tensor]] = (),
+          ridge: float | Sequence[float] = reconstruction.RIDGES, text: Iterable[Mapping[str, Tensor]] = (),
           multiple_of: int = 1, seed: int = 0) -> Pruned:
     """Remove ``removed_fraction`` of all parameters; ``model`` itself stays as it is.
 
@@ -76,20 +78,20 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
     width_fraction = _left_for_width(model, removed_fraction, blocks_removed)
 
     def plan_of(scores: Importance) -> Plan:
-        return choose(scores, model, removed_fraction=width_fraction, rule=baselines.METHODS[method].rule,
+        return choose(scores, model, removed_fraction=width_fraction, rule=importance.METHODS[method].rule,
                       heads_removed=heads_removed, grouped_query=grouped_query, multiple_of=multiple_of, seed=seed)
 
-    plan_of(baselines.nothing(model))  # what cannot be reached is refused before anything is measured
+    plan_of(importance.nothing(model))  # what cannot be reached is refused before anything is measured
     start = time.perf_counter()
-    seen = text if text and baselines.METHODS[method].needs_text else batches
-    plan = plan_of(baselines.importances([method], model, seen)[method])
+    seen = text if text and importance.METHODS[method].needs_text else batches
+    plan = plan_of(importance.importances([method], model, seen)[method])
     seconds = {"scores_s": time.perf_counter() - start}
-    repairs: list[compensate.Repair] = []
+    repairs: list[reconstruction.Repair] = []
     start = time.perf_counter()
     if compensation == "none":
         network = surgery.remove(model, plan)
     else:
-        network, repairs = compensate.remove(model, plan, text or batches, ridge=ridge,
+        network, repairs = reconstruction.remove(model, plan, text or batches, ridge=ridge,
                                              mode=compensation)
         seconds["compensation_s"] = time.perf_counter() - start
     steps: tuple[str, ...] = (f"{method}: {plan}",)
@@ -103,7 +105,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
 def _check(method: str, criterion: str, blocks_removed: int, compensation: str) -> None:
     if compensation not in COMPENSATIONS:
         raise ValueError(f"compensation={compensation!r}; allowed: {', '.join(COMPENSATIONS)}")
-    for name, table in ((method, baselines.METHODS), (criterion, CRITERIA)):
+    for name, table in ((method, importance.METHODS), (criterion, CRITERIA)):
         if name != "none":
             table[name]  # an unknown name is refused here
     if method == criterion == "none":

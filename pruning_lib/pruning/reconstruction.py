@@ -34,10 +34,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib import families, least_squares, surgery
-from pruning_lib.activations import alone, evaluating, inputs_to, outputs_of
-from pruning_lib.least_squares import Gram, Sums
-from pruning_lib.plans import Importance, Plan
+from pruning_lib.models import families, surgery
+from pruning_lib.models.hooks import alone, evaluating, inputs_to, outputs_of
+from pruning_lib.models.plan import Plan
+from pruning_lib.pruning import least_squares
+from pruning_lib.pruning.least_squares import Gram, Sums
+from pruning_lib.pruning.selection import Importance
 
 Batch = Mapping[str, Tensor]
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)

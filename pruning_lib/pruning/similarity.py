@@ -32,7 +32,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pruning_lib.registry import Table
+from pruning_lib._registry import Table
 
 JITTER = 1e-6  # added to the variances, in squared units of the features
 ROUNDING = 1e-6  # directions with a smaller share of the largest singular value are rounding of float32

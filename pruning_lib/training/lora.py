@@ -28,9 +28,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib import families
-from pruning_lib.activations import evaluating
-from pruning_lib.finetune import dropout_seeded
+from pruning_lib.models import families
+from pruning_lib.models.hooks import evaluating
+from pruning_lib.training.sgd import dropout_seeded
 
 POOL = 128  # examples sorted by length together
 AT_ONCE = 512  # padded tokens whose activations are held at a time; the gradients of a step are added up over them

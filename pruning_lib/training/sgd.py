@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib.activations import evaluating
+from pruning_lib.models.hooks import evaluating
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

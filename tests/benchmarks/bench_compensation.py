@@ -18,21 +18,23 @@ from functools import partial
 import torch
 from bench_importance import floor, peak_bytes, peak_elsewhere
 
-from pruning_lib import amp, compensate, data, models
+from pruning_lib import data
+from pruning_lib.models import loading
+from pruning_lib.pruning import amp, reconstruction
 
 TEXTS = 4
 
 
 def resolved(mode, model, batches):
     plan = amp.choose(amp.importance(model, batches[:1], progress=False), model, removed_fraction=0.2, heads_removed=0)
-    return compensate.remove(model, plan, batches, mode=mode, progress=False)[1]
+    return reconstruction.remove(model, plan, batches, mode=mode, progress=False)[1]
 
 
-WAYS = {"floor": floor, **{mode: partial(resolved, mode) for mode in compensate.MODES}}
+WAYS = {"floor": floor, **{mode: partial(resolved, mode) for mode in reconstruction.MODES}}
 
 
 def setting():
-    model, tokenizer = models.load("smollm2-135m-instruct")
+    model, tokenizer = loading.load("smollm2-135m-instruct")
     return model, amp.batches(data.texts("mini_calibration_text", TEXTS), tokenizer)
 
 

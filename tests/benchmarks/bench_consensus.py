@@ -14,13 +14,15 @@ import time
 
 import torch
 
-from pruning_lib import consensus, cost, families, networks, similarity
-from pruning_lib.activations import bypassed
+from pruning_lib.evaluation import cost
+from pruning_lib.models import families, image_networks
+from pruning_lib.models.hooks import bypassed
+from pruning_lib.pruning import consensus, similarity
 
 
 def setting(per_class):
     """A ResNet-56 with random weights and random images: speed does not depend on what they show."""
-    network = networks.build(networks.ImageConfig("cifar_resnet", {"depth": 56}), seed=0).eval()
+    network = image_networks.build(image_networks.ImageConfig("cifar_resnet", {"depth": 56}), seed=0).eval()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(10 * per_class, 3, 32, 32, generator=generator)
     return network, pixels, torch.arange(10 * per_class) % 10

@@ -25,7 +25,8 @@ import psutil
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruning_lib import amp, families
+from pruning_lib.models import families
+from pruning_lib.pruning import amp
 
 BASE = {"tokens": 512, "blocks": 4, "prompts": 8, "width": 256}  # large enough that memory can be seen to grow
 GROWS = {"tokens": (256, 512, 1024, 2048), "blocks": (4, 8, 16, 32), "prompts": (8, 16, 32, 64),
@@ -74,16 +75,16 @@ def rows_at_a_time(jobs):
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import trees
 
-    from pruning_lib import rows, runner
+    from pruning_lib.experiments import local, runs
 
     with tempfile.TemporaryDirectory() as folder:
         tree = trees.make(Path(folder), {name: {"act": "compute"} for name in ROWS})
-        chosen = [row for row in rows.rows(tree).values() if not row.reading]
+        chosen = [row for row in runs.rows(tree).values() if not row.reading]
         most, done = [0.0], threading.Event()
         watch = threading.Thread(target=sample, args=(most, done))
         watch.start()
         start = time.monotonic()
-        failed = runner.run(chosen, tree, runner.Machine(jobs, 1, 1000), say=lambda text: None)
+        failed = local.run(chosen, tree, local.Machine(jobs, 1, 1000), say=lambda text: None)
         seconds = time.monotonic() - start
         done.set()
         watch.join()

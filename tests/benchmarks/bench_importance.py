@@ -20,8 +20,10 @@ from pathlib import Path
 
 import torch
 
-from pruning_lib import amp, data, families, models
-from pruning_lib.activations import inputs_to
+from pruning_lib import data
+from pruning_lib.models import families, loading
+from pruning_lib.models.hooks import inputs_to
+from pruning_lib.pruning import amp
 
 LENGTHS = range(81, 121, 2)  # tokens of the 20 prompts, 100 on average
 
@@ -64,7 +66,7 @@ WAYS = {"published": published, "ours": ours, "floor": floor}
 
 
 def setting(dtype):
-    model, tokenizer = models.load("smollm2-135m-instruct", dtype=dtype)
+    model, tokenizer = loading.load("smollm2-135m-instruct", dtype=dtype)
     ids = [tokenizer(text)["input_ids"][:n] for text, n in zip(data.texts("mini_text"), LENGTHS, strict=False)]
     return model, amp.batches([tokenizer.decode(i) for i in ids], tokenizer)
 

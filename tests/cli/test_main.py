@@ -9,10 +9,12 @@ from pathlib import Path
 import nbformat
 import pytest
 import yaml
-from test_experiments import ROWS, make_tree, notebook
+from test_execution import ROWS, make_tree, notebook
 
-from pruning_lib import __version__, cli, experiments
-from pruning_lib.experiments import Row, RowFailed, Tree
+from pruning_lib import __version__
+from pruning_lib.cli import main
+from pruning_lib.experiments import execution
+from pruning_lib.experiments.execution import Row, RowFailed, Tree
 
 
 @pytest.fixture
@@ -33,7 +35,7 @@ def ran(monkeypatch):
         if row.name == "mute":
             raise RowFailed("row mute failed in cell 2: ValueError: boom")
 
-    monkeypatch.setattr(experiments, "run", run)
+    monkeypatch.setattr(execution, "run", run)
     return calls
 
 
@@ -51,7 +53,7 @@ def test_help_lists_every_command_and_option_with_a_word_on_each(capsys):
     for arguments, wanted in ((["-h"], ("run", "status", "book", "--version")),
                               (["run", "-h"], ("ROW", "--all", "--defaults", "--stale", "-p NAME=VALUE", "--out"))):
         with pytest.raises(SystemExit) as end:
-            cli.main(arguments)
+            main.main(arguments)
         assert end.value.code == 0
         shown = capsys.readouterr().out
         assert not [word for word in wanted if word not in shown]
@@ -59,13 +61,13 @@ def test_help_lists_every_command_and_option_with_a_word_on_each(capsys):
 
 def test_the_version_is_the_packages(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["--version"])
+        main.main(["--version"])
     assert capsys.readouterr().out.strip() == __version__
 
 
 def test_no_command_is_an_error_of_usage(capsys):
     with pytest.raises(SystemExit) as end:
-        cli.main([])
+        main.main([])
     assert end.value.code == 2 and "COMMAND" in capsys.readouterr().err
 
 
@@ -85,7 +87,7 @@ def test_no_command_is_an_error_of_usage(capsys):
 def test_what_makes_no_sense_is_refused_before_anything_runs_or_is_written(root, ran, arguments, message):
     before = files(root)
     with pytest.raises(SystemExit, match=message):  # Python prints the text on stderr and exits with 1
-        cli.main(arguments)
+        main.main(arguments)
     assert not ran and files(root) == before
 
 
@@ -98,37 +100,37 @@ def test_a_refusal_is_one_line_on_stderr_and_the_status_is_1(root):
 
 
 def test_rows_run_in_the_order_given_into_the_published_tree(root, ran):
-    assert cli.main(["run", "plain", "small"]) == 0
+    assert main.main(["run", "plain", "small"]) == 0
     assert [row.name for row, _ in ran] == ["plain", "small"]
     assert {tree for _, tree in ran} == {Tree.at(root)}
     assert ran[1][0].parameters == {"fraction": 1, "count": 7}
 
 
 def test_other_values_go_to_a_place_of_their_own_and_never_to_the_published_pages(root, ran):
-    assert cli.main(["run", "small", "-p", "fraction=0.1", "-p", "name=a=b", "-p", "flag=true"]) == 0
+    assert main.main(["run", "small", "-p", "fraction=0.1", "-p", "name=a=b", "-p", "flag=true"]) == 0
     (row, tree), = ran
     assert row == Row("small", "tiny", {"fraction": 0.1, "count": 7, "name": "a=b", "flag": True})
     assert tree == Tree.at(root, root / "build" / "own")
     assert not {tree.pages, tree.records} & {Tree.at(root).pages, Tree.at(root).records}
-    assert cli.main(["run", "small", "-p", "name=", "--out", "mine"]) == 0
+    assert main.main(["run", "small", "-p", "name=", "--out", "mine"]) == 0
     row, tree = ran[1]
     assert row.parameters["name"] == "" and tree.pages == Path("mine/executed")
 
 
 def test_a_notebook_can_be_named_instead_of_a_row(root, ran):
-    assert cli.main(["run", "tiny"]) == 0
+    assert main.main(["run", "tiny"]) == 0
     assert ran[0][0] == Row("tiny", "tiny", {})
 
 
 def test_all_and_defaults_take_every_row_and_every_notebook(root, ran):
-    cli.main(["run", "--all"])
-    cli.main(["run", "--defaults", "--out", "elsewhere"])
+    main.main(["run", "--all"])
+    main.main(["run", "--defaults", "--out", "elsewhere"])
     assert [row.name for row, _ in ran] == [*ROWS, "tiny", "silent", "look"]
     assert [tree.pages for _, tree in ran][-1] == Path("elsewhere/executed")
 
 
 def test_one_row_that_fails_does_not_keep_the_others_from_running(root, ran, capsys):
-    assert cli.main(["run", "mute", "small"]) == 1
+    assert main.main(["run", "mute", "small"]) == 1
     assert [row.name for row, _ in ran] == ["mute", "small"]
     said = "".join(capsys.readouterr())
     assert "row mute failed in cell 2: ValueError: boom" in said and "1 row(s) failed" in said
@@ -137,9 +139,9 @@ def test_one_row_that_fails_does_not_keep_the_others_from_running(root, ran, cap
 @pytest.fixture
 def small_is_fresh(root):
     """Pages of ``small``, up to date, and of ``plain``, made from another notebook."""
-    tree, rows = Tree.at(root), experiments.rows(Tree.at(root))
+    tree, rows = Tree.at(root), execution.rows(Tree.at(root))
     tree.records.mkdir(parents=True)
-    for name, made_from in (("small", experiments.fingerprint(rows["small"], tree)), ("plain", "0" * 16)):
+    for name, made_from in (("small", execution.fingerprint(rows["small"], tree)), ("plain", "0" * 16)):
         page = tree.pages / f"{name}.ipynb"
         notebook(page, "# Page")
         read = nbformat.read(page, as_version=4)
@@ -149,16 +151,16 @@ def small_is_fresh(root):
 
 
 def test_stale_leaves_out_rows_that_are_up_to_date(small_is_fresh, ran, capsys):
-    assert cli.main(["run", "--all", "--stale"]) == 1  # mute fails
+    assert main.main(["run", "--all", "--stale"]) == 1  # mute fails
     assert [row.name for row, _ in ran] == ["plain", "mute", "look"]
     assert "small: up to date" in capsys.readouterr().out
-    assert cli.main(["run", "small"]) == 0
+    assert main.main(["run", "small"]) == 0
     assert [row.name for row, _ in ran][-1] == "small"  # who asks for a row by name gets it
 
 
 def test_status_says_for_each_row_whether_and_why_it_has_to_run_and_changes_nothing(small_is_fresh, root, capsys):
     before = files(root)
-    assert cli.main(["status"]) == 0
+    assert main.main(["status"]) == 0
     assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
         ["small", "up to date"], ["plain", "notebook or parameters changed"], ["mute", "no page yet"],
         ["look", "no page yet"]]
@@ -193,6 +195,6 @@ def test_the_command_runs_a_row_for_real_with_another_value_and_touches_no_publi
 def test_book_prints_the_page_to_open(root, small_is_fresh, monkeypatch, capsys):
     (root / "book" / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"caption": "Runs", "chapters": []}]}))
     (root / "pruning_lib").mkdir()
-    monkeypatch.setattr(experiments.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0}))
-    assert cli.main(["book"]) == 0
+    monkeypatch.setattr(execution.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0}))
+    assert main.main(["book"]) == 0
     assert capsys.readouterr().out == f"{root}/build/report/book/_build/html/index.html\n"

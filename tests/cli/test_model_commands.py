@@ -7,7 +7,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from pruning_lib import amp, cli, data, families, models, plans, practice
+from pruning_lib import data
+from pruning_lib.cli import main, model_commands
+from pruning_lib.models import families, loading
+from pruning_lib.models.plan import Plan
+from pruning_lib.pruning import amp, selection
 
 
 @pytest.fixture
@@ -24,22 +28,22 @@ SMALL = ["--calibration", "mini_prompts", "--prompts", "4", "--text", "mini_text
 
 def run(capsys, *arguments):
     """(exit status, standard output, standard error)"""
-    status = cli.main([*map(str, arguments)])
+    status = main.main([*map(str, arguments)])
     return status, *capsys.readouterr()
 
 
 def test_inspect_lists_every_cut_and_the_fractions_it_reaches(dense, capsys):
     status, out, _ = run(capsys, "inspect", dense, "--json")
-    facts, model = json.loads(out), models.load(str(dense))[0]
+    facts, model = json.loads(out), loading.load(str(dense))[0]
     assert status == 0 and (facts["heads"], facts["groups"], facts["neurons"]) == (6, 3, 60)
     assert [(c["grouped_query"], c["heads_removed"]) for c in facts["cuts"]] == [
         ("whole_groups", 0), ("whole_groups", 2), ("whole_groups", 4), ("equal_queries", 3)]
-    scores = plans.Importance(torch.zeros(3, 6), torch.zeros(3, 60), {})
+    scores = selection.Importance(torch.zeros(3, 6), torch.zeros(3, 60), {})
     for cut in facts["cuts"]:
         for fraction, fits in ((cut["least_fraction"] + 1e-9, True), (cut["most_fraction"] - 1e-9, True),
                                (cut["most_fraction"] + 0.01, False)):
             try:
-                plans.choose(scores, model, removed_fraction=fraction, heads_removed=cut["heads_removed"],
+                selection.choose(scores, model, removed_fraction=fraction, heads_removed=cut["heads_removed"],
                              grouped_query=cut["grouped_query"])
                 reached = True
             except ValueError:
@@ -70,8 +74,8 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     assert list(facts["measured"]) == ["dense", "pruned", "recovered"]
     assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text (long)",
                                                "mini_prompts (recovery)"}
-    whole, tokenizer = models.load(str(dense))
-    plan = plans.choose(amp.importance(whole, amp.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
+    whole, tokenizer = loading.load(str(dense))
+    plan = selection.choose(amp.importance(whole, amp.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
                         removed_fraction=facts["arguments"]["removed_fraction"], heads_removed=2)
     assert facts["removed"]["heads"] == [" ".join(map(str, row)) for row in plan.removed_heads.sort().values.tolist()]
     assert facts["removed"]["neurons"] == [" ".join(map(str, row)) for row in plan.neurons.sort().values.tolist()]
@@ -106,7 +110,7 @@ def test_compare_puts_two_models_side_by_side_on_the_same_text(dense, capsys, tm
 
 def test_perplexities_of_other_tokens_are_not_divided(dense, capsys, tmp_path):
     other = shutil.copytree(dense, tmp_path / "other")
-    words = models.load(str(dense))[1]
+    words = loading.load(str(dense))[1]
     words.add_tokens(["[PAD]"])  # which this text does not have, so nothing changes
     words.save_pretrained(other)
     assert json.loads(run(capsys, "compare", dense, other, "--json", *SMALL[4:])[1])["perplexity_ratio"] == 1
@@ -137,7 +141,7 @@ def test_what_cannot_be_done_ends_at_once_with_the_way_out_and_no_folder(dense, 
 
 
 def test_a_folder_that_holds_something_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(models, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "thesis.txt").write_text("mine")
     status, _, error = run(capsys, "prune", "--model", "m", "--out", tmp_path, "--removed-fraction", "0.2", *SMALL)
     assert status == 1 and "not empty" in error
@@ -151,6 +155,6 @@ def test_a_model_that_does_not_exist_is_refused_with_those_that_do(command, caps
 
 def test_allowed_counts_the_parameters_of_every_family(family, tiny):
     model = tiny(family, heads=6, groups=3)
-    facts, s = practice.allowed(model), families.sizes(model)
-    plan = plans.Plan("whole_groups", torch.tensor([[0], [0]]), torch.arange(23).expand(2, 23), s)
+    facts, s = model_commands.allowed(model), families.sizes(model)
+    plan = Plan("whole_groups", torch.tensor([[0], [0]]), torch.arange(23).expand(2, 23), s)
     assert facts["cuts"][1]["most_fraction"] == pytest.approx(plan.removed_fraction, rel=1e-12)

@@ -15,9 +15,10 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from pruning_lib import cli, models
+from pruning_lib.cli import main
+from pruning_lib.models import loading
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHAPTER = (ROOT / "book" / "chapters" / "your_model.md").read_text()
 LITTLE = {"prune": ["--tokens", "300", "--window", "100"], "compare": ["--tokens", "300", "--tasks", "none"],
           "amp_prune": ["methods=amp", "tasks=none", "tokens=300", "window=100", "prompts=8"],
@@ -67,7 +68,7 @@ def follow(text, do):
         if name in do:
             less = LITTLE.get(name, [])
             done.append(name)
-            assert cli.main([*arguments, *(part for v in less for part in (["-p", v] if "=" in v else [v]))]) == 0
+            assert main.main([*arguments, *(part for v in less for part in (["-p", v] if "=" in v else [v]))]) == 0
     assert done == do
 
 
@@ -79,7 +80,7 @@ def test_a_language_model_from_its_folder_to_a_page_in_a_rebuilt_book(here, caps
     said = capsys.readouterr().out
     assert "heads that can go from every block" in said and "first / second: parameters 0.8" in said
     exec(load, found := {})
-    assert found["model"].num_parameters() < 0.81 * models.load("my-llama")[0].num_parameters()
+    assert found["model"].num_parameters() < 0.81 * loading.load("my-llama")[0].num_parameters()
     assert (here / "my-smaller" / "README.md").is_file()
     record = json.loads((here / "build" / "own" / "results" / "amp_prune.json").read_text())
     assert record["parameters"]["model"] == "my-llama" and record["values"]["pruned_parameters"] > 0
@@ -100,13 +101,13 @@ def test_an_image_network_of_torchvisions_from_its_weights_to_a_smaller_folder_a
     pixels = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (found["config"].mean, found["config"].std))
     with torch.no_grad():  # the same answers as torchvision's network, to pixels instead of normalised ones
-        assert torch.allclose(models.load("my-resnet")[0](pixels), yours((pixels - mean) / std), atol=1e-4)
+        assert torch.allclose(loading.load("my-resnet")[0](pixels), yours((pixels - mean) / std), atol=1e-4)
     follow(text, ["inspect", "consensus_prune"])
     assert "8 blocks; 4 can go together" in capsys.readouterr().out
     record = json.loads((here / "build" / "own" / "results" / "consensus_prune.json").read_text())
     assert record["values"]["removed_macs_fraction"] > 0
     exec(prune.replace("epochs=0.5", "epochs=0.05").replace('"test", 200', '"test", 20'), {})
-    assert len(models.load("my-smaller-resnet")[0].config.kept_blocks) == 6
+    assert len(loading.load("my-smaller-resnet")[0].config.kept_blocks) == 6
 
 
 @pytest.mark.parametrize("command", ["prune", "evaluate", "compare"])
@@ -114,6 +115,6 @@ def test_a_command_for_language_models_says_what_to_do_with_an_image_network(com
     exec(code(section("An image network"))[0], {})
     arguments = {"prune": ["--model", "my-resnet", "--removed-fraction", "0.2", "--out", "small", "--calibration",
                            "mini_prompts"], "evaluate": ["my-resnet"], "compare": ["my-resnet", "my-resnet"]}[command]
-    assert cli.main([command, *arguments, "--text", "mini_text"]) == 1
+    assert main.main([command, *arguments, "--text", "mini_text"]) == 1
     assert "is an image network" in (said := capsys.readouterr().err) and "consensus_prune" in said
     assert not (here / "small").exists()

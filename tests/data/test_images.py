@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from pruning_lib import images
-from pruning_lib.images import IMAGES, SPLITS
+from pruning_lib.data import images
+from pruning_lib.data.images import IMAGES, SPLITS
 
 
 def rows_of(pixels):

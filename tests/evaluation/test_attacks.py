@@ -8,20 +8,23 @@ import torch.nn.functional as F
 from conftest import hooks_of
 from torch import nn
 
-from pruning_lib import attacks, finetune, images, networks
-from pruning_lib.attacks import ATTACKS
+from pruning_lib.data import images
+from pruning_lib.evaluation import attacks
+from pruning_lib.evaluation.attacks import ATTACKS
+from pruning_lib.models import image_networks
+from pruning_lib.training import sgd
 
 
 @pytest.fixture(scope="module")
 def digits():
     """A network that reads digits, the digits it is tested on, and their labels."""
     entry = images.IMAGES["digits"]
-    network = networks.build(networks.ImageConfig("cifar_resnet", {"depth": 8, "channels": 1}, entry.mean, entry.std),
+    network = image_networks.build(image_networks.ImageConfig("cifar_resnet", {"depth": 8, "channels": 1}, entry.mean, entry.std),
                              seed=0)
-    finetune.train(network, *images.load("digits", "train"), epochs=6, lr=0.1, seed=0, dtype="float32", augment=False)
+    sgd.train(network, *images.load("digits", "train"), epochs=6, lr=0.1, seed=0, dtype="float32", augment=False)
     pixels, labels = images.load("digits", "test", 150)
     network.zero_grad()
-    return network, finetune.pixels(pixels), labels
+    return network, sgd.pixels(pixels), labels
 
 
 def some(name, digits):
@@ -139,7 +142,7 @@ def test_in_l2_an_attack_fools_no_fewer_than_one_step_along_the_gradient(name, e
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "autoattack"])
 def test_colour_pictures_are_attacked_too_in_a_network_laid_out_channel_by_channel(name):
     """Some of torchattacks takes views that such a layout does not have."""
-    network = networks.build(networks.ImageConfig("cifar_resnet", {"depth": 8}, (0.5,) * 3, (0.25,) * 3), seed=0)
+    network = image_networks.build(image_networks.ImageConfig("cifar_resnet", {"depth": 8}, (0.5,) * 3, (0.25,) * 3), seed=0)
     network.eval().to(memory_format=torch.channels_last)
     x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     y = network(x).argmax(1)

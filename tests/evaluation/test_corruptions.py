@@ -6,8 +6,8 @@ import torch
 from matplotlib.colors import hsv_to_rgb, rgb_to_hsv
 from scipy import ndimage
 
-from pruning_lib import corruptions
-from pruning_lib.corruptions import CORRUPTIONS, corrupt
+from pruning_lib.evaluation import corruptions
+from pruning_lib.evaluation.corruptions import CORRUPTIONS, corrupt
 
 # as printed in the authors' make_cifar_c.py
 PUBLISHED = ["gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",

@@ -12,8 +12,10 @@ from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoConfig
 
-from pruning_lib import data, evaluate, families
-from pruning_lib.harness import SharedContextLM
+from pruning_lib import data
+from pruning_lib.evaluation import quality
+from pruning_lib.evaluation.shared_context_lm import SharedContextLM
+from pruning_lib.models import families
 
 TEXTS = ["It is a truth universally acknowledged,", "that a single man", "in possession of a good fortune."]
 
@@ -41,7 +43,7 @@ def test_perplexity_equals_the_slow_loop(tiny, tokenizer, window, stride, max_to
     model = tiny("qwen2", fields={"max_position_embeddings": 256})
     ids = tokenizer("\n\n".join(TEXTS))["input_ids"][:max_tokens]
     expected, tokens = slow_perplexity(model, ids, window, stride)
-    found = evaluate.perplexity(model, tokenizer, TEXTS, window=window, stride=stride, max_tokens=max_tokens,
+    found = quality.perplexity(model, tokenizer, TEXTS, window=window, stride=stride, max_tokens=max_tokens,
                                 progress=False)
     assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
     assert (found["tokens"], found["window"], found["stride"]) == (tokens, window, stride)
@@ -53,7 +55,7 @@ def test_perplexity_holds_for_every_family_and_windows_taken_in_pieces(family, t
     ids = torch.tensor([tokenizer(text)["input_ids"][:300]])
     with torch.no_grad():
         expected = model(ids, labels=ids).loss.exp().item()
-    found = evaluate.perplexity(model, tokenizer, [text], window=300, stride=300, max_tokens=300, progress=False)
+    found = quality.perplexity(model, tokenizer, [text], window=300, stride=300, max_tokens=300, progress=False)
     assert found["perplexity"] == pytest.approx(expected, rel=1e-5) and found["tokens"] == 299
 
 
@@ -68,7 +70,7 @@ def test_logits_that_are_no_plain_output_of_the_classifier_count_as_the_model_gi
     ids = torch.tensor([tokenizer("".join(TEXTS))["input_ids"]])
     with torch.no_grad():
         expected = model(ids, labels=ids).loss.exp().item()
-    found = evaluate.perplexity(model, tokenizer, ["".join(TEXTS)], progress=False)
+    found = quality.perplexity(model, tokenizer, ["".join(TEXTS)], progress=False)
     assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
     stock, ours = both(model, pairs_of(model, tokenizer))
     np.testing.assert_allclose(ours[0], stock[0], rtol=1e-5, atol=1e-4)
@@ -78,7 +80,7 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(f
     model = tiny(family, vocabulary=128)
     for p in model.get_output_embeddings().parameters():
         p.data.zero_()
-    found = evaluate.perplexity(model, tokenizer, TEXTS, window=16, stride=8, progress=False)
+    found = quality.perplexity(model, tokenizer, TEXTS, window=16, stride=8, progress=False)
     for key in ("perplexity", "perplexity_low", "perplexity_high"):
         assert found[key] == pytest.approx(128, rel=1e-5)
 
@@ -88,8 +90,8 @@ def test_the_interval_of_perplexity_is_that_of_the_mean_over_equal_windows(tiny,
     from scipy import stats
 
     model, text = tiny("llama"), "".join(TEXTS)[:80]
-    found = evaluate.perplexity(model, tokenizer, [text], window=16, stride=16, progress=False)
-    logs = [math.log(evaluate.perplexity(model, tokenizer, [text[i:i + 16]], window=16, stride=16)["perplexity"])
+    found = quality.perplexity(model, tokenizer, [text], window=16, stride=16, progress=False)
+    logs = [math.log(quality.perplexity(model, tokenizer, [text[i:i + 16]], window=16, stride=16)["perplexity"])
             for i in range(0, 80, 16)]
     low, high = stats.t.interval(0.95, 4, loc=np.mean(logs), scale=stats.sem(logs))
     assert found["perplexity_low"] == pytest.approx(math.exp(low), rel=1e-4)
@@ -98,7 +100,7 @@ def test_the_interval_of_perplexity_is_that_of_the_mean_over_equal_windows(tiny,
 
 
 def test_a_single_window_has_no_interval(tiny, tokenizer):
-    found = evaluate.perplexity(tiny("llama"), tokenizer, ["".join(TEXTS)[:80]], window=80, stride=80, progress=False)
+    found = quality.perplexity(tiny("llama"), tokenizer, ["".join(TEXTS)[:80]], window=80, stride=80, progress=False)
     assert found["perplexity_low"] is None and found["perplexity_high"] is None and found["perplexity"] > 1
 
 
@@ -107,7 +109,7 @@ def test_the_tokens_counted_are_those_of_the_text_alone(tiny, tokenizer):
     adding = copy.deepcopy(tokenizer)
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     assert adding("ab")["input_ids"] == [1, *tokenizer("ab")["input_ids"]]
-    first, second = (evaluate.perplexity(tiny("llama"), t, TEXTS, window=16, stride=16, progress=False)
+    first, second = (quality.perplexity(tiny("llama"), t, TEXTS, window=16, stride=16, progress=False)
                      for t in (tokenizer, adding))
     assert first == second
 
@@ -117,7 +119,7 @@ def test_the_tokens_counted_are_those_of_the_text_alone(tiny, tokenizer):
     (["a"], 16, 16, "fewer than two tokens"), ([""], 16, 16, "fewer than two tokens")])
 def test_what_has_no_perplexity_is_refused(tiny, tokenizer, texts, window, stride, message):
     with pytest.raises(ValueError, match=message):
-        evaluate.perplexity(tiny("llama"), tokenizer, texts, window=window, stride=stride)
+        quality.perplexity(tiny("llama"), tokenizer, texts, window=window, stride=stride)
 
 
 # --- the harness ------------------------------------------------------------------------------------------------------
@@ -189,13 +191,13 @@ def test_questions_beyond_the_models_reach_are_left_to_the_stock_class(tiny, tok
 
 def test_the_mini_tasks_score_the_same_with_the_stock_class_and_count_what_they_say(tiny, tokenizer):
     model = tiny("llama", fields={"max_position_embeddings": 512})
-    limits = dict.fromkeys(evaluate.TASKS["mini"], 12)
-    values, packed = evaluate.zero_shot(model, tokenizer, "mini", limits=limits)
-    stock_values, stock_packed = evaluate.zero_shot(model, tokenizer, "mini", limits=limits, stock=True)
+    limits = dict.fromkeys(quality.TASKS["mini"], 12)
+    values, packed = quality.zero_shot(model, tokenizer, "mini", limits=limits)
+    stock_values, stock_packed = quality.zero_shot(model, tokenizer, "mini", limits=limits, stock=True)
     assert packed == stock_packed and values == stock_values
     means = []
-    for task, kind in evaluate.TASKS["mini"].items():
-        right = evaluate.unpack(packed[task])
+    for task, kind in quality.TASKS["mini"].items():
+        right = quality.unpack(packed[task])
         assert len(right) == values[f"{task}_items"] == 12
         assert right.mean() == values[f"{task}_{kind}_fraction"]
         assert values[f"{task}_{kind}_low"] <= right.mean() <= values[f"{task}_{kind}_high"]
@@ -208,21 +210,21 @@ def test_the_mini_tasks_score_the_same_with_the_stock_class_and_count_what_they_
 @pytest.mark.parametrize("tasks", ["none", "minis", ["piqa"]])
 def test_other_tasks_are_refused_with_those_there_are(tiny, tokenizer, tasks):
     with pytest.raises((ValueError, TypeError), match="official, mini|unhashable"):
-        evaluate.zero_shot(tiny("llama"), tokenizer, tasks)
+        quality.zero_shot(tiny("llama"), tokenizer, tasks)
 
 
 @pytest.mark.model
 def test_the_default_model_is_clearly_better_than_chance(smollm):
-    values, items = evaluate.zero_shot(*smollm, "mini", limits=dict.fromkeys(evaluate.TASKS["mini"], 20))
+    values, items = quality.zero_shot(*smollm, "mini", limits=dict.fromkeys(quality.TASKS["mini"], 20))
     chance = np.mean([1 / 2, 1 / 4, 1 / 2, 1 / 4, 1 / 4])
-    right = np.concatenate([evaluate.unpack(packed) for packed in items.values()])
+    right = np.concatenate([quality.unpack(packed) for packed in items.values()])
     assert len(right) == 100 and values["mini_mean_fraction"] == pytest.approx(right.mean())
-    assert evaluate.interval(right)[0] > chance + 0.1
+    assert quality.interval(right)[0] > chance + 0.1
 
 
 @pytest.mark.model
 def test_the_default_model_reads_plain_english(smollm):
-    found = evaluate.perplexity(*smollm, data.texts("mini_text"), window=256, stride=256, max_tokens=512)
+    found = quality.perplexity(*smollm, data.texts("mini_text"), window=256, stride=256, max_tokens=512)
     assert 5 < found["perplexity"] < 40
 
 
@@ -237,42 +239,42 @@ def test_the_interval_is_wilsons(right, of, low, high):
     middle, half = (p + z * z / 2 / of) / (1 + z * z / of), z / (1 + z * z / of) * math.sqrt(
         p * (1 - p) / of + z * z / 4 / of ** 2)
     assert (middle - half, middle + half) == pytest.approx((low, high), abs=1e-6)
-    assert evaluate.interval(np.arange(of) < right) == pytest.approx((low, high), abs=1e-6)
+    assert quality.interval(np.arange(of) < right) == pytest.approx((low, high), abs=1e-6)
 
 
 def test_a_model_compared_with_itself_differs_by_nothing():
-    items = {"a": evaluate.pack(np.arange(50) % 3 == 0), "b": evaluate.pack(np.arange(20) % 2 == 0)}
-    assert evaluate.questions(items) == {"a": 50, "b": 20}
-    assert evaluate.paired(items, items) == {
+    items = {"a": quality.pack(np.arange(50) % 3 == 0), "b": quality.pack(np.arange(20) % 2 == 0)}
+    assert quality.questions(items) == {"a": 50, "b": 20}
+    assert quality.paired(items, items) == {
         "difference_fraction": 0, "difference_low": 0, "difference_high": 0, "items": 70, "p_value": 1}
 
 
 def test_the_first_model_is_ahead_when_the_difference_is_positive():
     """Ten items, the first right on all, the second on six: 4 against 0, so p = 2 / 2^4; a task counts once."""
-    ahead = {"a": evaluate.pack(np.ones(10, bool)), "b": evaluate.pack(np.ones(30, bool))}
-    behind = {"a": evaluate.pack(np.arange(10) < 6), "b": evaluate.pack(np.ones(30, bool))}
-    found = evaluate.paired(ahead, behind)
+    ahead = {"a": quality.pack(np.ones(10, bool)), "b": quality.pack(np.ones(30, bool))}
+    behind = {"a": quality.pack(np.arange(10) < 6), "b": quality.pack(np.ones(30, bool))}
+    found = quality.paired(ahead, behind)
     assert found["difference_fraction"] == pytest.approx((0.4 + 0) / 2)
     assert found["p_value"] == pytest.approx(2 / 2 ** 4) and found["items"] == 40
     half = 1.96 * math.sqrt(0.4 * 0.6 * 10 / 9 / 10) / 2
     assert (found["difference_low"], found["difference_high"]) == pytest.approx((0.2 - half, 0.2 + half))
-    back = evaluate.paired(behind, ahead)
+    back = quality.paired(behind, ahead)
     assert back["difference_fraction"] == -found["difference_fraction"] and back["p_value"] == found["p_value"]
 
 
 def test_models_measured_on_other_tasks_or_other_numbers_of_items_are_not_compared():
-    ten, nine = (evaluate.pack(np.ones(n, bool)) for n in (10, 9))
+    ten, nine = (quality.pack(np.ones(n, bool)) for n in (10, 9))
     with pytest.raises(ValueError, match="piqa: 10 items against 9"):
-        evaluate.paired({"piqa": ten}, {"piqa": nine})
+        quality.paired({"piqa": ten}, {"piqa": nine})
     with pytest.raises(ValueError, match=r"same tasks: \['piqa'\] and \['arc_easy'\]"):
-        evaluate.paired({"piqa": ten}, {"arc_easy": ten})
+        quality.paired({"piqa": ten}, {"arc_easy": ten})
     with pytest.raises(ValueError, match="same tasks"):
-        evaluate.paired({}, {})
+        quality.paired({}, {})
 
 
 @pytest.mark.parametrize("n", [1, 7, 8, 9, 250, 10042])
 def test_packed_items_come_back(n):
     right = np.random.default_rng(n).random(n) < 0.6
-    text = evaluate.pack(right)
-    assert (evaluate.unpack(text) == right).all() and evaluate.unpack(text).dtype == bool
+    text = quality.pack(right)
+    assert (quality.unpack(text) == right).all() and quality.unpack(text).dtype == bool
     assert len(text) < n / 5 + 16

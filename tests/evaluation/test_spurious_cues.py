@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from pruning_lib import finetune, images, networks, shortcuts
-from pruning_lib.evaluate import accuracy, unpack
-from pruning_lib.shortcuts import CUES, plant
+from pruning_lib.data import images
+from pruning_lib.evaluation import spurious_cues
+from pruning_lib.evaluation.quality import accuracy, unpack
+from pruning_lib.evaluation.spurious_cues import CUES, plant
+from pruning_lib.models import image_networks
+from pruning_lib.training import sgd
 
 
 def noise(channels=3, size=32, n=40):
@@ -57,8 +60,8 @@ def test_a_cue_agrees_as_often_as_asked_and_else_tells_any_other_class(agreement
 
 def test_the_three_trials_show_no_cue_the_right_one_and_a_wrong_one_on_every_image():
     labels = torch.arange(200) % 10
-    sets = shortcuts.trials(torch.zeros(200, 1, 8, 8, dtype=torch.uint8), labels, cue="patch", seed=0)
-    assert list(sets) == list(shortcuts.TESTS) and sets["absent"].max() == 0
+    sets = spurious_cues.trials(torch.zeros(200, 1, 8, 8, dtype=torch.uint8), labels, cue="patch", seed=0)
+    assert list(sets) == list(spurious_cues.TESTS) and sets["absent"].max() == 0
     assert (told(sets["agreeing"]) == labels).all() and (told(sets["contradicting"]) != labels).all()
 
 
@@ -78,10 +81,10 @@ def test_what_cannot_be_planted_is_refused(wrong, message):
 
 def test_reliance_and_its_difference_by_hand():
     agree, contra = np.array([1, 1, 1, 0], bool), np.array([1, 0, 0, 0], bool)
-    found = shortcuts.reliance(agree, contra)
+    found = spurious_cues.reliance(agree, contra)
     half = 1.96 * np.std([0, 1, 1, 0], ddof=1) / 2
     assert found == pytest.approx({"reliance_fraction": 0.5, "reliance_low": 0.5 - half, "reliance_high": 0.5 + half})
-    less = shortcuts.difference((agree, agree), (agree, contra))
+    less = spurious_cues.difference((agree, agree), (agree, contra))
     assert less["difference_fraction"] == -0.5 and less["difference_low"] < -0.5 < less["difference_high"]
 
 
@@ -90,12 +93,12 @@ def test_a_network_tuned_where_the_cue_is_right_follows_it_and_one_tuned_where_i
     entry = images.IMAGES["digits"]
     shown = {}
     for agreement in (0.1, 1.0):  # one in ten is chance
-        config = networks.ImageConfig("cifar_resnet", {"depth": 8, "channels": 1}, entry.mean, entry.std)
-        network = networks.build(config, seed=0)
+        config = image_networks.ImageConfig("cifar_resnet", {"depth": 8, "channels": 1}, entry.mean, entry.std)
+        network = image_networks.build(config, seed=0)
         marked = plant(x, y, cue="patch", agreement=agreement, seed=0)
-        finetune.train(network, marked, y, epochs=5, lr=0.1, seed=0, dtype="float32", augment=False)
-        sets = shortcuts.trials(*test, cue="patch", seed=1)
+        sgd.train(network, marked, y, epochs=5, lr=0.1, seed=0, dtype="float32", augment=False)
+        sets = spurious_cues.trials(*test, cue="patch", seed=1)
         assert torch.equal(sets["absent"], test[0])
         right = {name: unpack(accuracy(network, pixels, test[1])[1]) for name, pixels in sets.items()}
-        shown[agreement] = shortcuts.reliance(right["agreeing"], right["contradicting"])["reliance_fraction"]
+        shown[agreement] = spurious_cues.reliance(right["agreeing"], right["contradicting"])["reliance_fraction"]
     assert abs(shown[0.1]) < 0.04 and shown[1.0] > 0.1, shown

@@ -3,9 +3,9 @@
 import nbformat
 import pytest
 
-from pruning_lib import reach
-from pruning_lib.experiments import Tree
-from pruning_lib.reach import PACKAGE, changed, digests
+from pruning_lib.experiments import code_digests
+from pruning_lib.experiments.code_digests import PACKAGE, changed, digests
+from pruning_lib.experiments.execution import Tree
 
 FILES = {
     "tables.py": '''"""Tables."""
@@ -131,6 +131,6 @@ def test_the_notebooks_of_the_book_reach_what_they_run_and_not_what_they_do_not(
     tree = Tree.at(PACKAGE.parent)
     cells = [cell.source for cell in nbformat.read(tree.notebooks / "amp_scores.ipynb", as_version=4).cells
              if cell.cell_type == "code"]
-    found = set(reach.digests(cells))
+    found = set(code_digests.digests(cells))
     assert {"amp.importance", "amp.head_scores", "activations.inputs_to", "families.FAMILIES", "models.load"} <= found
     assert not [name for name in found if name.startswith(("consensus.", "similarity.", "runner.", "cli."))]

@@ -16,9 +16,12 @@ from distributed import Client, LocalCluster
 from test_amp import padded
 from trees import alive, began, left_over, published, until
 
-from pruning_lib import amp, cli, cluster, families, rows
-from pruning_lib.experiments import verdict
-from pruning_lib.rows import Row, Tree
+from pruning_lib.cli import main
+from pruning_lib.experiments import dask_cluster, runs
+from pruning_lib.experiments.execution import verdict
+from pruning_lib.experiments.runs import Row, Tree
+from pruning_lib.models import families
+from pruning_lib.pruning import amp
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +38,8 @@ def address(tmp_path_factory):
 
 
 def run(tree, address, *names, **options):
-    table, said = rows.rows(tree), []
-    failed = cluster.run([table[name] for name in names or table], tree, address, say=said.append, **options)
+    table, said = runs.rows(tree), []
+    failed = dask_cluster.run([table[name] for name in names or table], tree, address, say=said.append, **options)
     return failed, "\n".join(said)
 
 
@@ -51,11 +54,11 @@ def test_rows_run_on_both_workers_and_the_client_writes_what_a_local_run_would_h
     page = nbformat.read(tree.pages / "look.ipynb", as_version=4)
     assert page.cells[-1].outputs[0].data["text/plain"] == "['a', 'b']"  # it had the client's records
     said = []
-    assert cluster.run(list(rows.rows(tree).values()), tree, address, say=said.append,
-                       up_to_date=lambda row: not cli._why(row, tree)) == []
+    assert dask_cluster.run(list(runs.rows(tree).values()), tree, address, say=said.append,
+                       up_to_date=lambda row: not main._why(row, tree)) == []
     assert sum("up to date" in line for line in said) == 3
     assert [len(began(tmp_path, name)) for name in "ab"] == [1, 1]
-    assert not [row.name for row in rows.rows(tree).values() if verdict(row, tree).why]  # page and record are a pair
+    assert not [row.name for row in runs.rows(tree).values() if verdict(row, tree).why]  # page and record are a pair
 
 
 def test_a_row_waits_for_a_worker_with_what_it_wants_and_says_so(tmp_path, address):
@@ -71,7 +74,7 @@ def test_a_row_waits_for_a_worker_with_what_it_wants_and_says_so(tmp_path, addre
             late.append(subprocess.Popen(comes, env=trees.HERE, stderr=subprocess.DEVNULL))
 
     try:
-        assert not cluster.run([rows.rows(tree)["a"]], tree, address, say=say)
+        assert not dask_cluster.run([runs.rows(tree)["a"]], tree, address, say=say)
         assert "a: waits for a worker with TPU=2; none has that much now" in said[1] and len(late) == 1
         ran_under = began(tmp_path, "a")[0]["runner"]
     finally:
@@ -105,7 +108,7 @@ def test_a_killed_worker_a_row_that_raises_and_one_that_takes_too_much_cost_no_o
     assert "row big was stopped: it took" in said and "its limit is 0.9 GB" in said
     assert published(tree) == [f"{name}.{kind}" for name in ("good", "kernel", "killed", "rubbish")
                                for kind in ("ipynb", "json")]
-    assert verdict(rows.rows(tree)["rubbish"], tree).why == "the record cannot be read"
+    assert verdict(runs.rows(tree)["rubbish"], tree).why == "the record cannot be read"
     assert left_over(tree) == ["bad.ipynb"]
     assert len(began(tmp_path, "killed")) == 2 and len(began(tmp_path, "bad")) == 1
     assert not alive(began(tmp_path, "killed")[0]["kernel"]) and not alive(began(tmp_path, "big")[0]["kernel"])
@@ -134,7 +137,7 @@ def test_on_a_full_disk_rows_are_reported_and_run_when_there_is_room_again(tmp_p
 
 def test_after_the_client_is_killed_only_what_it_did_not_write_is_run_by_the_next(tmp_path, address):
     tree = trees.make(tmp_path, {"a": {}, "b": {"wait_for": "go"}})
-    code = "import sys; from pruning_lib import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code = "import sys; from pruning_lib.cli import main; sys.exit(main.main(sys.argv[1:]))"
     arguments = ["run", "a", "b", "--scheduler", address, "--root", str(tmp_path)]
     client = subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True,
                               env=trees.HERE)
@@ -146,7 +149,7 @@ def test_after_the_client_is_killed_only_what_it_did_not_write_is_run_by_the_nex
     assert published(tree) == ["a.ipynb", "a.json"]
     before = trees.files(tree.pages)
     (tmp_path / "marks" / "go").touch()
-    assert cli.main([*arguments, "--stale"]) == 0
+    assert main.main([*arguments, "--stale"]) == 0
     assert published(tree) == ["a.ipynb", "a.json", "b.ipynb", "b.json"]
     assert len(began(tmp_path, "a")) == 1 and before.items() <= trees.files(tree.pages).items()
     assert not left_over(tree)
@@ -159,7 +162,7 @@ def job_for(tree, **changed):
 
 
 def test_a_worker_with_other_code_refuses_and_says_which(tmp_path):
-    answer = cluster.work(job_for(trees.make(tmp_path, {}), code={"results.checksum": "0" * 8}))
+    answer = dask_cluster.work(job_for(trees.make(tmp_path, {}), code={"results.checksum": "0" * 8}))
     assert answer["kind"] == "failed" and "page" not in answer
     assert "has another pruning_lib (results.checksum); install the same version there" in answer["message"]
 
@@ -167,18 +170,18 @@ def test_a_worker_with_other_code_refuses_and_says_which(tmp_path):
 def test_a_worker_with_other_data_refuses_and_one_that_has_none_of_its_own_runs(tmp_path, monkeypatch):
     tree = trees.make(tmp_path, {})
     job = job_for(tree, inputs={"c4 in PRUNING_DATA": "0" * 16, "file.json": "0" * 16})
-    monkeypatch.setattr(cluster.inputs, "of", lambda row, tree: {"c4 in PRUNING_DATA": "1" * 16})
-    answer = cluster.work(job)
+    monkeypatch.setattr(dask_cluster.inputs, "of", lambda row, tree: {"c4 in PRUNING_DATA": "1" * 16})
+    answer = dask_cluster.work(job)
     assert answer["kind"] == "failed" and "has another c4 in PRUNING_DATA than the client" in answer["message"]
-    monkeypatch.setattr(cluster.inputs, "of", lambda row, tree: {})
-    assert cluster.work(job)["kind"] == "done"
+    monkeypatch.setattr(dask_cluster.inputs, "of", lambda row, tree: {})
+    assert dask_cluster.work(job)["kind"] == "done"
 
 
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'pruning_lib'"),
                                    RuntimeError("Error during deserialization of the task graph.\nSee docs.")])
 def test_a_scheduler_or_worker_without_the_package_is_told_what_it_needs(error):
     """As Dask says it, whose scheduler opens tasks too."""
-    assert cluster._in_words(error).startswith("scheduler and workers need pruning_lib too, in the same version as ")
+    assert dask_cluster._in_words(error).startswith("scheduler and workers need pruning_lib too, in the same version as ")
 
 
 def test_no_scheduler_is_one_line(tmp_path):

@@ -12,20 +12,21 @@ import pytest
 import yaml
 from nbformat import v4
 
-from pruning_lib import experiments
-from pruning_lib.experiments import Row, RowFailed, Tree
+from pruning_lib.experiments import execution
+from pruning_lib.experiments.execution import Row, RowFailed, Tree
+from pruning_lib.report import book
 
 PARAMETERS = '''fraction = 0.5   # of all parameters, 0 to 1
 count = 3        # how many
 name = "amp"     # any word
 flag = False     # True or False'''
 RECORDS = '''import sys
-from pruning_lib import results
+from pruning_lib.experiments import records
 print("count is", count)
-print("noise", results.__file__, file=sys.stderr)
-results.write("tiny", parameters=dict(fraction=fraction, count=count, name=name, flag=flag),
+print("noise", records.__file__, file=sys.stderr)
+records.write("tiny", parameters=dict(fraction=fraction, count=count, name=name, flag=flag),
               values={"twice": 2 * fraction});'''
-READS = 'from pruning_lib import results\nresults.read("small")["run"]'
+READS = 'from pruning_lib.experiments import records\nrecords.read("small")["run"]'
 FAILS = 'if name == "bad":\n    raise ValueError("boom")'
 ROWS = {
     "small": {"notebook": "tiny", "parameters": {"fraction": 1, "count": 7}},
@@ -63,12 +64,12 @@ def published(tree):
 def executed(tmp_path_factory):
     """A tree in which ``small`` and then ``look`` ran for real, with the variables of a user set; nobody changes it."""
     tree = make_tree(tmp_path_factory.mktemp("executed"))
-    rows, said = experiments.rows(tree), []
+    rows, said = execution.rows(tree), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RUN", "the user's")
         patch.delenv("PRUNING_RESULTS", raising=False)
         for name in ("small", "look"):
-            experiments.run(rows[name], tree, say=said.append)
+            execution.run(rows[name], tree, say=said.append)
         assert os.environ["PRUNING_RUN"] == "the user's" and "PRUNING_RESULTS" not in os.environ
     assert said == ["small: done", "look: done"]
     return tree
@@ -86,7 +87,7 @@ def failed(executed, tmp_path_factory):
     """(tree, error): ``small`` ran again with a parameter that makes its last cell fail, after it wrote a record."""
     tree = Tree.at(shutil.copytree(executed.notebooks.parent, tmp_path_factory.mktemp("failed") / "copy"))
     with pytest.raises(RowFailed) as error:
-        experiments.run(Row("small", "tiny", {"name": "bad"}), tree)
+        execution.run(Row("small", "tiny", {"name": "bad"}), tree)
     return tree, str(error.value)
 
 
@@ -96,12 +97,12 @@ def no_kernel(monkeypatch):
 
     def execute(row, tree, page):
         notebook(page, "# New page")
-        records = experiments.Path(os.environ["PRUNING_RESULTS"])
+        records = execution.Path(os.environ["PRUNING_RESULTS"])
         assert os.environ["PRUNING_RECORDS"] == str(tree.records.resolve()) != str(records)
         records.mkdir(exist_ok=True)
         (records / f"{os.environ['PRUNING_RUN']}.json").write_text('{"new": true}')
 
-    monkeypatch.setattr(experiments, "_execute", execute)
+    monkeypatch.setattr(execution, "_execute", execute)
 
 
 # --- a run that goes well ---------------------------------------------------------------------------------------------
@@ -134,7 +135,7 @@ def test_a_reading_finds_the_published_records_and_leaves_none(executed):
 
 
 def test_a_page_holds_no_path_of_this_machine_no_noise_and_no_times(executed):
-    places = [executed.notebooks.parent, experiments.__file__.removesuffix("experiments.py")]
+    places = [executed.notebooks.parent, execution.__file__.removesuffix("execution.py")]
     for page in executed.pages.iterdir():
         assert not [place for place in places if str(place) in page.read_text()]
         assert not [word for word in ("papermill", "iopub", "start_time", "stderr\"") if word in page.read_text()]
@@ -172,26 +173,26 @@ def test_a_failed_run_leaves_page_and_record_byte_for_byte_as_they_were(failed, 
 def test_the_partial_page_goes_when_the_row_succeeds(tree, no_kernel):
     tree.failed.mkdir(parents=True, exist_ok=True)
     (tree.failed / "small.ipynb").write_text("of an earlier run")
-    experiments.run(experiments.rows(tree)["small"], tree, say=str)
+    execution.run(execution.rows(tree)["small"], tree, say=str)
     assert not list(tree.failed.iterdir())
 
 
 def test_a_run_that_writes_no_record_is_refused_with_the_way_out(tree):
     with pytest.raises(RowFailed, match="row mute: silent wrote no record; .*results.write.*reading: true"):
-        experiments.run(experiments.rows(tree)["mute"], tree)
+        execution.run(execution.rows(tree)["mute"], tree)
     assert not {"mute.ipynb", "mute.json"} & set(published(tree))
 
 
 def test_kernels_talk_through_files_for_two_may_take_the_same_port():
-    found = experiments._reached_through("/tmp/kernel-abc")
+    found = execution._reached_through("/tmp/kernel-abc")
     assert found.KernelManager.transport == "ipc" and found.KernelManager.ip.startswith("/tmp/kernel-abc/")
-    assert not experiments._reached_through(60 * "/tmp")  # the system would refuse the file's name: ports, then
+    assert not execution._reached_through(60 * "/tmp")  # the system would refuse the file's name: ports, then
 
 
 def test_a_kernel_that_dies_is_reported_and_publishes_nothing(tree):
     before = published(tree)
     with pytest.raises(RowFailed, match="row small failed because its kernel died"):
-        experiments.run(Row("small", "dies", {}), tree)
+        execution.run(Row("small", "dies", {}), tree)
     assert published(tree) == before and (tree.failed / "small.ipynb").is_file()
 
 
@@ -199,8 +200,8 @@ def test_a_kernel_that_dies_while_it_starts_is_lost_so_that_the_row_may_be_run_a
     (tmp_path / "early").mkdir()
     (tmp_path / "early" / "ipykernel_launcher.py").write_text("raise SystemExit(1)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "early"))
-    with pytest.raises(experiments.RowLost, match="row small failed because its kernel died"):
-        experiments.run(experiments.rows(tree)["small"], tree)
+    with pytest.raises(execution.RowLost, match="row small failed because its kernel died"):
+        execution.run(execution.rows(tree)["small"], tree)
 
 
 @pytest.mark.parametrize("full", ["small.json", "small.ipynb"])
@@ -208,21 +209,21 @@ def test_page_and_record_are_both_old_or_both_new_when_the_disk_is_full(tree, no
     before = published(tree)
 
     def copy(source, target, real=shutil.copyfile):
-        if experiments.Path(source).name == full:
-            experiments.Path(target).write_text("half")
+        if execution.Path(source).name == full:
+            execution.Path(target).write_text("half")
             raise OSError("no space left on device")
         return real(source, target)
 
     monkeypatch.setattr(shutil, "copyfile", copy)
     with pytest.raises(OSError, match="no space left"):
-        experiments.run(experiments.rows(tree)["small"], tree)
+        execution.run(execution.rows(tree)["small"], tree)
     assert published(tree) == before
     monkeypatch.undo()
 
 
 def test_a_new_run_replaces_page_and_record(tree, no_kernel):
     before = published(tree)
-    path = experiments.run(experiments.rows(tree)["small"], tree, say=str)
+    path = execution.run(execution.rows(tree)["small"], tree, say=str)
     after = published(tree)
     assert path == tree.pages / "small.ipynb" and sorted(after) == sorted(before)
     assert after["small.json"] == b'{"new": true}' and b"New page" in after["small.ipynb"]
@@ -245,20 +246,20 @@ def test_a_new_run_replaces_page_and_record(tree, no_kernel):
 def test_an_unknown_parameter_or_a_value_of_another_type_is_refused_before_anything_runs(tmp_path, parameters, message):
     tree = make_tree(tmp_path)
     row = Row("small", "tiny", parameters)
-    for act in (lambda: experiments.run(row, tree), lambda: experiments.checked(row, tree)):
+    for act in (lambda: execution.run(row, tree), lambda: execution.checked(row, tree)):
         with pytest.raises(SystemExit, match=f"row small: .*{message}"):
             act()
     entry = {"small": {"notebook": "tiny", "parameters": parameters}}
     (tree.notebooks / "runs.yml").write_text(yaml.safe_dump(entry))
     with pytest.raises(SystemExit, match=f"row small: .*{message}"):
-        experiments.rows(tree)
+        execution.rows(tree)
     assert not published(tree) and not tree.failed.exists()
 
 
 def test_a_whole_number_does_for_a_fraction_and_right_types_pass(tmp_path):
     tree = make_tree(tmp_path)
     row = Row("small", "tiny", {"fraction": 1, "count": 0, "name": "", "flag": True})
-    assert experiments.checked(row, tree) is row
+    assert execution.checked(row, tree) is row
 
 
 @pytest.mark.parametrize(("entry", "message"), [
@@ -270,13 +271,13 @@ def test_a_row_that_makes_no_sense_is_named_with_what_is_wrong(tmp_path, entry, 
     tree = make_tree(tmp_path)
     (tree.notebooks / "runs.yml").write_text(yaml.safe_dump({**ROWS, "new": entry}))
     with pytest.raises(SystemExit, match=message):
-        experiments.rows(tree)
+        execution.rows(tree)
 
 
 def test_defaults_are_each_notebook_once_without_parameters_and_readings_last(tmp_path):
     tree = make_tree(tmp_path)
     (tree.notebooks / "runs.yml").write_text(yaml.safe_dump({"look": ROWS["look"], **ROWS}, sort_keys=False))
-    assert list(experiments.defaults(tree).values()) == [
+    assert list(execution.defaults(tree).values()) == [
         Row("tiny", "tiny", {}), Row("silent", "silent", {}), Row("look", "look", {}, reading=True)]
 
 
@@ -289,7 +290,7 @@ def test_a_folder_that_is_no_repository_is_refused(tmp_path):
 
 
 def stale(tree):
-    return {name: why for name, row in experiments.rows(tree).items() if (why := experiments.why_stale(row, tree))}
+    return {name: why for name, row in execution.rows(tree).items() if (why := execution.why_stale(row, tree))}
 
 
 def edit(path, change):
@@ -368,7 +369,7 @@ def builder(tree, monkeypatch):
     (root / "book" / "_toc.yml").write_text(yaml.safe_dump(CONTENTS, sort_keys=False))
     (root / "pruning_lib").mkdir()
     (root / "pruning_lib" / "amp.py").write_text("quoted = 1")
-    monkeypatch.setattr(experiments.subprocess, "run", calls.run)
+    monkeypatch.setattr(execution.subprocess, "run", calls.run)
     return calls
 
 
@@ -383,7 +384,7 @@ def test_the_published_book_lists_each_run_that_has_a_page_in_order_of_the_rows(
     left_over = root / "build" / "report" / "book" / "left_over.md"
     left_over.parent.mkdir(parents=True)
     left_over.touch()
-    index = experiments.build_book(root)
+    index = book.build_book(root)
     assert index == root / "build" / "report" / "book" / "_build" / "html" / "index.html"
     runs = [{"file": f"executed/{name}", "title": name} for name in ("small", "mute")]
     assert contents_of(index) == {**CONTENTS, "parts": [CONTENTS["parts"][0], {"caption": "Runs", "chapters": runs}]}
@@ -399,25 +400,25 @@ def test_new_prose_needs_no_run_and_stands_beside_the_numbers_there_are(tree, bu
     edit(tree.notebooks / "tiny.ipynb", lambda read: read.cells.insert(1, nbformat.v4.new_markdown_cell("And more.")))
     assert stale(tree) == NEVER_RAN
     kept, built = (nbformat.read(folder / "small.ipynb", as_version=4).cells
-                   for folder in (tree.pages, experiments.build_book(root).parents[2] / "executed"))
+                   for folder in (tree.pages, book.build_book(root).parents[2] / "executed"))
     assert [cell.source for cell in built[:2]] == ["# Other words", "And more."] and built[2:] == kept[1:]
 
 
 def test_prose_about_other_code_stays_with_that_code(tree, builder):
     edit(tree.notebooks / "tiny.ipynb", lambda read: [cell.update(source=f"{cell.source}\n#") for cell in read.cells])
-    built = experiments.build_book(tree.notebooks.parent).parents[2] / "executed" / "small.ipynb"
+    built = book.build_book(tree.notebooks.parent).parents[2] / "executed" / "small.ipynb"
     assert built.read_bytes() == (tree.pages / "small.ipynb").read_bytes()
 
 
 def test_a_warning_is_an_error_and_no_notebook_is_run_by_the_builder(tree, builder):
     root = tree.notebooks.parent
-    experiments.build_book(root)
+    book.build_book(root)
     (command, env), = builder
     assert command[1:] == ["build", str(root / "build" / "report" / "book"), "-n", "-W", "--keep-going", "-q"]
     assert env["PRUNING_RESULTS"] == str(tree.records)
     builder.status = 1
     with pytest.raises(SystemExit, match="not built cleanly"):
-        experiments.build_book(root)
+        book.build_book(root)
 
 
 def test_a_book_of_ones_own_pages_lists_them_under_their_notebooks_names(tree, builder):
@@ -426,7 +427,7 @@ def test_a_book_of_ones_own_pages_lists_them_under_their_notebooks_names(tree, b
     for name in ("tiny", "look"):
         notebook(own / "executed" / f"{name}.ipynb", "# Mine")
     (own / "results").mkdir()
-    index = experiments.build_book(root, own)
+    index = book.build_book(root, own)
     assert index.is_relative_to(own) and "Mine" in (index.parents[2] / "executed" / "look.ipynb").read_text()
     assert contents_of(index)["parts"][-1]["chapters"] == [{"file": "executed/tiny", "title": "tiny"}]
     assert builder[0][1]["PRUNING_RESULTS"] == str(own / "results")
@@ -437,7 +438,7 @@ def test_a_page_of_ones_own_alone_makes_a_book_with_the_published_readings(tree,
     """Chapters quote readings, and link to them."""
     root = tree.notebooks.parent
     notebook(root / "build" / "own" / "executed" / "tiny.ipynb", "# Mine")
-    executed = experiments.build_book(root, root / "build" / "own").parents[2] / "executed"
+    executed = book.build_book(root, root / "build" / "own").parents[2] / "executed"
     assert sorted(path.name for path in executed.iterdir()) == ["look.ipynb", "tiny.ipynb"]
     assert (executed / "look.ipynb").read_bytes() == (tree.pages / "look.ipynb").read_bytes()
 
@@ -449,12 +450,12 @@ def test_a_published_run_that_chapters_may_link_to_is_listed_in_a_book_of_ones_o
     (tree.notebooks / "runs.yml").write_text(yaml.safe_dump(table, sort_keys=False))
     notebook(tree.pages / "silent.ipynb", "# Published")
     notebook(root / "build" / "own" / "executed" / "tiny.ipynb", "# Mine")
-    index = experiments.build_book(root, root / "build" / "own")
+    index = book.build_book(root, root / "build" / "own")
     assert "Published" in (index.parents[2] / "executed" / "silent.ipynb").read_text()
     assert [entry["title"] for entry in contents_of(index)["parts"][-1]["chapters"]] == ["tiny", "silent"]
 
 
 def test_a_book_without_pages_says_how_to_make_them(tree, builder):
     with pytest.raises(SystemExit, match="no pages .*nowhere.*pruning-lib run"):
-        experiments.build_book(tree.notebooks.parent, tree.notebooks.parent / "nowhere")
+        book.build_book(tree.notebooks.parent, tree.notebooks.parent / "nowhere")
     assert not builder

@@ -5,10 +5,14 @@ import shutil
 
 import pandas as pd
 import pytest
-from test_experiments import make_tree, notebook
+from test_execution import make_tree, notebook
 
-from pruning_lib import cli, data, experiments, images, inputs, models, results
-from pruning_lib.rows import Row
+from pruning_lib import data
+from pruning_lib.cli import main
+from pruning_lib.data import images
+from pruning_lib.experiments import execution, input_digests, records
+from pruning_lib.experiments.runs import Row
+from pruning_lib.models import loading
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +53,14 @@ def test_files_of_the_tree_count_when_a_parameter_or_a_cell_names_them(tree):
     for name in ("amp.jsonl", "figures.json", "other.json"):
         (folder / name).write_text("1")
     notebook(tree.notebooks / "look.ipynb", "# Look", 'open("figures.json")')
-    assert set(inputs.of(Row("small", "tiny", {}), tree)) == {"amp.jsonl"}  # the notebook's own value is "amp"
+    assert set(input_digests.of(Row("small", "tiny", {}), tree)) == {"amp.jsonl"}  # the notebook's own value is "amp"
     look = Row("look", "look", {}, reading=True)
-    before = inputs.of(look, tree)
+    before = input_digests.of(look, tree)
     assert set(before) == {"figures.json"}
     (folder / "figures.json").write_text("2")
-    assert inputs.changed(before, inputs.of(look, tree)) == ["figures.json"]
+    assert input_digests.changed(before, input_digests.of(look, tree)) == ["figures.json"]
     (folder / "figures.json").unlink()
-    assert inputs.changed(before, inputs.of(look, tree)) == ["figures.json"]
+    assert input_digests.changed(before, input_digests.of(look, tree)) == ["figures.json"]
 
 
 @pytest.mark.parametrize("place", ["path", "lent"])
@@ -67,31 +71,31 @@ def test_a_model_counts_with_every_file_of_its_folder(tree, tmp_path, lent, plac
     (folder / "model.safetensors").write_text("1")
     row = named(str(folder) if place == "path" else "mine")
     name = str(folder) if place == "path" else "mine in PRUNING_MODELS"
-    before = inputs.of(row, tree)
-    assert set(before) == {name} and models.find(row.parameters["name"]) == str(folder)
+    before = input_digests.of(row, tree)
+    assert set(before) == {name} and loading.find(row.parameters["name"]) == str(folder)
     for file, text in (("model.safetensors", "2"), ("config.json", "{ }"), ("tokenizer.json", "")):
         (folder / file).write_text(text)
-        assert inputs.changed(before, inputs.of(row, tree)) == [name]
-        before = inputs.of(row, tree)
+        assert input_digests.changed(before, input_digests.of(row, tree)) == [name]
+        before = input_digests.of(row, tree)
 
 
 def test_a_data_set_that_is_lent_counts_and_one_that_is_not_at_hand_says_nothing(tree, lent, monkeypatch):
-    assert inputs.of(named("c4"), tree) == {}  # nothing there: it would come from the hub
+    assert input_digests.of(named("c4"), tree) == {}  # nothing there: it would come from the hub
     write_c4(lent)
-    before = inputs.of(named("c4"), tree)
+    before = input_digests.of(named("c4"), tree)
     assert set(before) == {"c4 in PRUNING_DATA"} and data.texts("c4") == ["some words"]
     write_c4(lent, "other words")
-    assert inputs.changed(before, inputs.of(named("c4"), tree)) == ["c4 in PRUNING_DATA"]
+    assert input_digests.changed(before, input_digests.of(named("c4"), tree)) == ["c4 in PRUNING_DATA"]
     for elsewhere in ("", str(lent / "nowhere")):
         monkeypatch.setenv("PRUNING_DATA", elsewhere)
-        assert inputs.changed(before, inputs.of(named("c4"), tree)) == []
+        assert input_digests.changed(before, input_digests.of(named("c4"), tree)) == []
 
 
 def test_every_set_that_can_be_lent_is_looked_for_where_it_is_read(tree, lent):
     folders = {name: entry.folder for name, entry in data.DATASETS.items() if entry.folder}
-    for name, folder in {**folders, **inputs.IMAGE_FOLDERS}.items():
+    for name, folder in {**folders, **input_digests.IMAGE_FOLDERS}.items():
         (lent / folder / "data").mkdir(parents=True)
-        assert set(inputs.of(named(name), tree)) == {f"{name} in PRUNING_DATA"}
+        assert set(input_digests.of(named(name), tree)) == {f"{name} in PRUNING_DATA"}
         read = images.load if name in images.IMAGES else data.texts
         with pytest.raises(ValueError, match=f"{folder}.data has no "):  # it is that very folder that is read
             read(name, "test") if read is images.load else read(name)
@@ -99,30 +103,30 @@ def test_every_set_that_can_be_lent_is_looked_for_where_it_is_read(tree, lent):
 
 def test_a_large_file_is_read_once_and_again_when_it_changed(tmp_path, cache, monkeypatch):
     path = tmp_path / "large"
-    path.write_bytes(bytes(2 * inputs.SMALL_BYTES))
-    reads, real = [], inputs.hashlib.file_digest
-    monkeypatch.setattr(inputs.hashlib, "file_digest", lambda *args: reads.append(1) or real(*args))
-    first = inputs.digest(path)
-    assert inputs.digest(path) == first and len(reads) == 1
+    path.write_bytes(bytes(2 * input_digests.SMALL_BYTES))
+    reads, real = [], input_digests.hashlib.file_digest
+    monkeypatch.setattr(input_digests.hashlib, "file_digest", lambda *args: reads.append(1) or real(*args))
+    first = input_digests.digest(path)
+    assert input_digests.digest(path) == first and len(reads) == 1
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    assert inputs.digest(path) == first == inputs.digest(shutil.copy(path, tmp_path / "copy"))  # only touched, copied
+    assert input_digests.digest(path) == first == input_digests.digest(shutil.copy(path, tmp_path / "copy"))  # only touched, copied
     with path.open("r+b") as file:
-        file.seek(inputs.SMALL_BYTES)
+        file.seek(input_digests.SMALL_BYTES)
         file.write(b"1")  # of the same size
-    assert inputs.digest(path) != first
+    assert input_digests.digest(path) != first
     assert all(len(kept.read_text()) == 16 for kept in (cache / "digests").iterdir())
 
 
 def test_a_damaged_memory_of_digests_and_a_cache_that_cannot_be_written_do_not_matter(tmp_path, cache, monkeypatch):
     path = tmp_path / "large"
-    path.write_bytes(bytes(2 * inputs.SMALL_BYTES))
-    first = inputs.digest(path)
+    path.write_bytes(bytes(2 * input_digests.SMALL_BYTES))
+    first = input_digests.digest(path)
     for kept in (cache / "digests").iterdir():
         kept.write_text(first[:3])
-    assert inputs.digest(path) == first
+    assert input_digests.digest(path) == first
     (tmp_path / "file").touch()
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "file"))
-    assert inputs.digest(path) == first
+    assert input_digests.digest(path) == first
 
 
 def test_stale_runs_again_what_read_data_that_changed_and_nothing_else(tree, lent, capsys):
@@ -138,14 +142,14 @@ record = {{"run": os.environ["PRUNING_RUN"], "values": {{"n": n}}}}
     (tree.notebooks / "runs.yml").write_text("reads: {notebook: tiny, parameters: {name: c4}}\nplain: {notebook: tiny}")
     write_c4(lent)
     root = ["--root", str(tree.notebooks.parent)]
-    assert cli.main(["run", "--all", *root]) == 0
-    assert cli.main(["status", *root]) == 0
+    assert main.main(["run", "--all", *root]) == 0
+    assert main.main(["status", *root]) == 0
     write_c4(lent, "other words")
     capsys.readouterr()
-    assert cli.main(["status", *root]) == 0
+    assert main.main(["status", *root]) == 0
     assert [line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines()] == [
         ["reads", "inputs changed: c4 in PRUNING_DATA"], ["plain", "up to date"]]
-    assert cli.main(["run", "--all", "--stale", *root]) == 0
+    assert main.main(["run", "--all", "--stale", *root]) == 0
     assert capsys.readouterr().out.splitlines() == ["reads: done", "plain: up to date"]
-    assert not [name for name, row in experiments.rows(tree).items() if cli._why(row, tree)]
-    assert results.contents(tree.records / "reads.json")["values"] == {"n": 1}
+    assert not [name for name, row in execution.rows(tree).items() if main._why(row, tree)]
+    assert records.contents(tree.records / "reads.json")["values"] == {"n": 1}

@@ -11,18 +11,20 @@ import pytest
 import trees
 from trees import alive, began, ended, left_over, published, until
 
-from pruning_lib import cli, locks, rows, runner
-from pruning_lib.experiments import verdict
-from pruning_lib.rows import Row, Tree
-from pruning_lib.runner import Machine
+from pruning_lib import _locks
+from pruning_lib.cli import main
+from pruning_lib.experiments import local, runs
+from pruning_lib.experiments.execution import verdict
+from pruning_lib.experiments.local import Machine
+from pruning_lib.experiments.runs import Row, Tree
 
 PAIR = Machine(jobs=2, threads=1, memory_gb=100)
 
 
 def run(tree, *names, machine=PAIR, **options):
     """(names that failed, what was said)."""
-    table, said = rows.rows(tree), []
-    failed = runner.run([table[name] for name in names or table], tree, machine, say=said.append, **options)
+    table, said = runs.rows(tree), []
+    failed = local.run([table[name] for name in names or table], tree, machine, say=said.append, **options)
     return failed, "\n".join(said)
 
 
@@ -101,8 +103,8 @@ def test_two_runners_share_the_rows_of_a_tree_and_none_is_run_twice(tmp_path):
 
 def test_a_row_asked_for_alone_waits_for_whoever_runs_it(tmp_path, capsys):
     tree = trees.make(tmp_path, {"a": {}})
-    with locks.lock(tree.lock(Row("a", "step", {}))):
-        thread = threading.Thread(target=cli.main, args=(["run", "a", "--root", str(tmp_path)],))
+    with _locks.lock(tree.lock(Row("a", "step", {}))):
+        thread = threading.Thread(target=main.main, args=(["run", "a", "--root", str(tmp_path)],))
         thread.start()
         said = []
         until(lambda: said.append(capsys.readouterr().out) or "waiting for process" in "".join(said))
@@ -116,7 +118,7 @@ def client(tmp_path):
     """``pruning-lib run --all -j 2`` killed when row ``a`` was finished and ``b`` in the middle; the tree."""
     tree = trees.make(tmp_path, {"a": {}, "b": {"wait_for": "go"}})
     command = [sys.executable, "-m", "pruning_lib.cli", "run", "--all", "-j", "2", "--root", str(tmp_path)]
-    code = "import sys; from pruning_lib import cli; sys.exit(cli.main(sys.argv[1:]))"
+    code = "import sys; from pruning_lib.cli import main; sys.exit(main.main(sys.argv[1:]))"
     process = subprocess.Popen([sys.executable, "-c", code, *command[3:]], stdout=subprocess.PIPE, text=True,
                                env=trees.HERE)
     assert "a: done" in process.stdout.readline()
@@ -133,7 +135,7 @@ def test_after_the_client_is_killed_nothing_half_done_is_seen_and_only_the_rest_
     assert published(client) == ["a.ipynb", "a.json"]
     before = trees.files(client.pages)
     (tmp_path / "marks" / "go").touch()
-    assert cli.main(["run", "--all", "--stale", "-j", "2", "--root", str(tmp_path)]) == 0
+    assert main.main(["run", "--all", "--stale", "-j", "2", "--root", str(tmp_path)]) == 0
     assert "a: up to date" in capsys.readouterr().out
     assert [len(began(tmp_path, name)) for name in "ab"] == [1, 2] and not left_over(client)
     assert before.items() <= trees.files(client.pages).items()
@@ -151,7 +153,7 @@ def test_on_a_full_disk_a_row_is_reported_and_what_was_published_stays(tmp_path,
 
 
 def test_a_machine_offers_what_it_has_and_never_more_threads_than_cores(monkeypatch):
-    for name in runner.THREADS:
+    for name in local.THREADS:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
     cores = len(os.sched_getaffinity(0))
@@ -165,37 +167,37 @@ def test_a_machine_offers_what_it_has_and_never_more_threads_than_cores(monkeypa
 
 
 def test_the_memory_of_a_container_is_what_its_limit_leaves(tmp_path):
-    assert 0 < runner._free_gb(tmp_path) < 1e5  # no container
+    assert 0 < local._free_gb(tmp_path) < 1e5  # no container
     (tmp_path / "memory.current").write_text("30000000\n")
-    for limit, free in (("50000000\n", 0.02), ("1" + "0" * 30, runner.psutil.virtual_memory().available / 1e9),
-                        ("max\n", runner.psutil.virtual_memory().available / 1e9)):
+    for limit, free in (("50000000\n", 0.02), ("1" + "0" * 30, local.psutil.virtual_memory().available / 1e9),
+                        ("max\n", local.psutil.virtual_memory().available / 1e9)):
         (tmp_path / "memory.max").write_text(limit)
-        assert runner._free_gb(tmp_path) == pytest.approx(free, rel=0.2)
+        assert local._free_gb(tmp_path) == pytest.approx(free, rel=0.2)
 
 
 def test_a_row_of_another_runner_is_tried_again_after_a_while_and_said_once_and_readings_wait_for_it(
         tmp_path, monkeypatch):
     tree, said = trees.make(tmp_path, {"a": {}}), []
-    table = rows.rows(tree)
-    waiting = runner.Waiting(list(table.values()), tree, 1, 1, said.append)
+    table = runs.rows(tree)
+    waiting = local.Waiting(list(table.values()), tree, 1, 1, said.append)
     assert waiting.ready([]) == [table["a"]]
-    monkeypatch.setattr(runner, "HELD_S", 0.3)
+    monkeypatch.setattr(local, "HELD_S", 0.3)
     for _ in range(2):
         waiting.leave(table["a"], "process 7")
     assert waiting.ready([]) == [] and said == ["a: left to process 7, which runs it"]
     until(lambda: waiting.ready([]) == [table["a"]], 5)
     waiting.rows.remove(table["a"])
     assert waiting.ready([table["a"]]) == [] and waiting.ready([]) == [table["look"]]
-    lost = runner.Answer("lost", "it died")
-    assert [waiting.once_more(table["a"], answer) for answer in (runner.Answer("failed"), lost, lost)] == [
+    lost = local.Answer("lost", "it died")
+    assert [waiting.once_more(table["a"], answer) for answer in (local.Answer("failed"), lost, lost)] == [
         False, True, False]
 
 
 def test_what_nobody_had_to_run_says_nothing_about_how_long_a_row_takes(tmp_path):
     tree, said = trees.make(tmp_path, {"a": {}, "b": {}, "c": {}}), []
-    progress = runner.Progress([rows.rows(tree)[name] for name in "abc"], tree, 1, said.append)
-    progress.finished(rows.rows(tree)["a"], runner.Answer("done"), 10)
-    progress.finished(rows.rows(tree)["b"], runner.Answer("done", "up to date"), 0)
+    progress = local.Progress([runs.rows(tree)[name] for name in "abc"], tree, 1, said.append)
+    progress.finished(runs.rows(tree)["a"], local.Answer("done"), 10)
+    progress.finished(runs.rows(tree)["b"], local.Answer("done", "up to date"), 0)
     assert said[1] == "[2/3] b: up to date; about 10 min left"
 
 
@@ -204,6 +206,6 @@ def test_the_time_left_is_that_of_the_earlier_records(tmp_path):
     tree.records.mkdir(parents=True)
     (tree.records / "b.json").write_text('{"made_with": {"minutes": 30.0}}')
     said = []
-    progress = runner.Progress([rows.rows(tree)[name] for name in "abc"], tree, 2, said.append)
-    progress.finished(rows.rows(tree)["a"], runner.Answer("done"), 10)
+    progress = local.Progress([runs.rows(tree)[name] for name in "abc"], tree, 2, said.append)
+    progress.finished(runs.rows(tree)["a"], local.Answer("done"), 10)
     assert said == ["[1/3] a: done in 10.0 min; about 20 min left"]  # (30 + the mean of those finished, 10) / 2

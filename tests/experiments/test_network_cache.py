@@ -11,7 +11,8 @@ import pytest
 import torch
 from conftest import image_network, pixels
 
-from pruning_lib import cost, store
+from pruning_lib.evaluation import cost
+from pruning_lib.experiments import network_cache
 
 
 @pytest.fixture(autouse=True)
@@ -28,20 +29,20 @@ def never():
 
 
 def test_it_is_made_once_and_found_again_by_its_key():
-    first = store.made(make, seed=0, image_set="digits")
-    again = store.made(never, image_set="digits", seed=0)
+    first = network_cache.made(make, seed=0, image_set="digits")
+    again = network_cache.made(never, image_set="digits", seed=0)
     assert first.key == again.key and again.facts == {"seconds": 1.5, "answers": "8:ab"}
-    found = store.find(first.key).network
+    found = network_cache.find(first.key).network
     assert not found.training and torch.equal(found(pixels()), make()[0](pixels()))
 
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"seed": 0.5}, {"seed": 0, "lr": 0.1}, {"seed": "0"}])
 def test_other_settings_are_another_network(other):
-    assert store.made(make, **other).key != store.made(make, seed=0).key
+    assert network_cache.made(make, **other).key != network_cache.made(make, seed=0).key
 
 
 def test_a_run_of_other_settings_inside_settings_is_another_network():
-    assert store.made(make, start={"seed": 0}).key != store.made(make, start={"seed": 1}).key
+    assert network_cache.made(make, start={"seed": 0}).key != network_cache.made(make, start={"seed": 1}).key
 
 
 def test_interrupted_it_leaves_nothing_behind(tmp_path):
@@ -49,68 +50,68 @@ def test_interrupted_it_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        store.made(interrupted, seed=0)
-    assert store.made(make, seed=0).facts["seconds"] == 1.5
-    assert [p.name for p in (tmp_path / "made").iterdir()] == [store.made(never, seed=0).key]
+        network_cache.made(interrupted, seed=0)
+    assert network_cache.made(make, seed=0).facts["seconds"] == 1.5
+    assert [p.name for p in (tmp_path / "made").iterdir()] == [network_cache.made(never, seed=0).key]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(store.networks, "write", full)
+    monkeypatch.setattr(network_cache.networks, "write", full)
     with pytest.raises(OSError, match="No space"):
-        store.made(make, seed=0)
+        network_cache.made(make, seed=0)
     assert not list((tmp_path / "made").iterdir())
 
 
 def test_who_comes_second_gets_the_network_of_the_first():
     def slower():
-        store.made(make, seed=0)
+        network_cache.made(make, seed=0)
         network, _ = make()
         torch.nn.init.zeros_(network.linear.weight)
         return network, {"seconds": 9.0, "answers": ""}
 
-    made = store.made(slower, seed=0)
+    made = network_cache.made(slower, seed=0)
     assert made.facts["seconds"] == 1.5 and made.network.linear.weight.any()
 
 
 @pytest.mark.parametrize("file, content", [
     ("facts.json", "{"), ("model.safetensors", "no tensors"), ("config.json", "{")])
 def test_what_cannot_be_read_is_named(tmp_path, file, content):
-    key = store.made(make, seed=0).key
+    key = network_cache.made(make, seed=0).key
     (tmp_path / "made" / key / file).write_text(content)
     with pytest.raises(ValueError, match=f"{key}.*delete it"):
-        store.made(never, seed=0)
+        network_cache.made(never, seed=0)
 
 
 def test_answers_are_asked_for_once_and_damage_is_named(tmp_path):
     right = [np.array([True, False, True]), np.array([False] * 3)]
     for ask in (lambda: right, never):
-        found = store.answered(ask, network="a", epsilons=[0.1, 0.2])
+        found = network_cache.answered(ask, network="a", epsilons=[0.1, 0.2])
         assert [r.tolist() for r in found] == [r.tolist() for r in right]
     [kept] = (tmp_path / "answered").iterdir()
     kept.write_text(kept.read_text()[:40])
     with pytest.raises(ValueError, match=rf"{kept} cannot be read .* delete it"):
-        store.answered(never, network="a", epsilons=[0.1, 0.2])
+        network_cache.answered(never, network="a", epsilons=[0.1, 0.2])
     with pytest.raises(AssertionError, match="made again"):
-        store.answered(never, network="b", epsilons=[0.1, 0.2])
+        network_cache.answered(never, network="b", epsilons=[0.1, 0.2])
     assert [path.name for path in (tmp_path / "answered").iterdir()] == [kept.name]
 
 
 def test_an_unknown_key_says_who_makes_the_network():
     with pytest.raises(ValueError, match="no network 0123.*pruning-lib run"):
-        store.find("0123")
+        network_cache.find("0123")
 
 
 def test_a_digest_tells_weights_apart_and_nothing_else():
     network = image_network("cifar_resnet", depth=8)
-    before = store.digest(network)
-    assert store.digest(network.train().to(memory_format=torch.channels_last)) == before
+    before = network_cache.digest(network)
+    assert network_cache.digest(network.train().to(memory_format=torch.channels_last)) == before
     with torch.no_grad():
         network.bn1.running_mean[3] += 1e-6
-    assert store.digest(network) != before
-    assert store.digest(network.double()) != store.digest(network.float())
+    assert network_cache.digest(network) != before
+    assert network_cache.digest(network.double()) != network_cache.digest(network.float())
 
 
 def wants(folder, name):
@@ -121,7 +122,7 @@ def wants(folder, name):
         return make()[0], {"by": name}
 
     sys.stderr = (folder / f"said-{name}").open("w", buffering=1)
-    (folder / f"got-{name}").write_text(store.made(slowly, seed=0).facts["by"])
+    (folder / f"got-{name}").write_text(network_cache.made(slowly, seed=0).facts["by"])
 
 
 def until(condition, seconds=30):
@@ -156,27 +157,27 @@ def test_of_two_processes_that_want_it_the_second_waits_and_makes_it_only_if_the
 def test_a_key_from_a_record_cannot_lead_out_of_the_cache(tmp_path, key):
     (tmp_path / "made").mkdir()
     with pytest.raises(ValueError, match="no network"):
-        store.find(key)
+        network_cache.find(key)
 
 
 def test_a_network_may_come_with_the_records(tmp_path, monkeypatch):
-    made = store.made(make, seed=0)
+    made = network_cache.made(make, seed=0)
     (tmp_path / "networks").mkdir()
     (tmp_path / "made" / made.key).rename(tmp_path / "networks" / made.key)
     with pytest.raises(ValueError, match="no network"):
-        store.find(made.key)
+        network_cache.find(made.key)
     monkeypatch.setenv("PRUNING_RECORDS", str(tmp_path / "results"))
-    assert store.digest(store.find(made.key).network) == store.digest(made.network)
+    assert network_cache.digest(network_cache.find(made.key).network) == network_cache.digest(made.network)
 
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 COME_WITH = sorted(p.name for p in (ROOT / "data" / "networks").glob("*"))
 
 
 @pytest.mark.parametrize("key", COME_WITH)
 def test_networks_that_come_with_the_book_are_of_the_size_their_records_say(key, monkeypatch):
     monkeypatch.setenv("PRUNING_RECORDS", str(ROOT / "data" / "results"))
-    network = store.find(key).network
+    network = network_cache.find(key).network
     named = [row for path in (ROOT / "data" / "results").glob("consensus-*.json")
              for row in json.loads(path.read_text())["rows"] if row.get("key") == key]
     assert {(row["macs"], row["parameters"]) for row in named} == {

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from pruning_lib import results
+from pruning_lib.experiments import records as results
 
 
 @pytest.fixture(autouse=True)

@@ -6,13 +6,14 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from test_experiments import edit, executed, make_tree  # noqa: F401  (a fixture among them)
+from test_execution import edit, executed, make_tree  # noqa: F401  (a fixture among them)
 
-from pruning_lib import cli, experiments, inputs, reach, results, staleness
-from pruning_lib.experiments import Tree, rows, verdict
-from pruning_lib.staleness import MADE_BEFORE
+from pruning_lib.cli import main
+from pruning_lib.experiments import code_digests, execution, input_digests, records, staleness
+from pruning_lib.experiments.execution import Tree, rows, verdict
+from pruning_lib.experiments.staleness import MADE_BEFORE
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture
@@ -43,7 +44,7 @@ def test_a_page_says_what_it_was_made_from(tree):
 
 def test_other_code_beneath_makes_a_row_stale_and_is_named(tree, monkeypatch):
     code = {"amp.importance": "1" * 8, "amp.head_scores": "2" * 8}
-    monkeypatch.setattr(reach, "digests", lambda cells: code)
+    monkeypatch.setattr(code_digests, "digests", lambda cells: code)
     stamp(tree, "small", code={**code, "amp.head_scores": "0" * 8})
     assert why(tree) == "code changed: amp.head_scores"
     stamp(tree, "small", code={name: "0" * 8 for name in ("amp.a", "amp.b", "amp.c", "amp.d", "amp.e")})
@@ -60,7 +61,7 @@ def test_how_results_are_drawn_stored_and_waited_for_makes_readings_stale_and_no
 
 def test_a_row_whose_inputs_changed_is_stale_and_says_which(tree, monkeypatch):
     stamp(tree, "small", inputs={"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "0" * 16})
-    monkeypatch.setattr(inputs, "of", lambda row, tree: {"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "1" * 16})
+    monkeypatch.setattr(input_digests, "of", lambda row, tree: {"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "1" * 16})
     assert why(tree) == "inputs changed: c4 in PRUNING_DATA"
 
 
@@ -86,20 +87,20 @@ def test_a_record_edited_by_hand_is_noticed_here_and_by_whoever_reads_it(tree, c
     assert why(tree) == "the record was edited after it was written"
     monkeypatch.setenv("PRUNING_RESULTS", str(tree.records))
     with pytest.raises(ValueError, match="small.json is not a record as it was written: somebody edited it; run small"):
-        results.read("small")
+        records.read("small")
 
 
 def test_layout_and_order_of_a_record_do_not_matter(tree, monkeypatch):
     path = tree.records / "small.json"
     path.write_text(json.dumps(json.loads(path.read_text()), sort_keys=True))
     monkeypatch.setenv("PRUNING_RESULTS", str(tree.records))
-    assert not why(tree) and results.read("small")["values"] == {"twice": 2}
+    assert not why(tree) and records.read("small")["values"] == {"twice": 2}
 
 
 def test_a_page_and_a_record_of_different_runs_are_noticed(tree):
     path = tree.records / "small.json"
     record = {**json.loads(path.read_text()), "values": {"twice": 3}}
-    path.write_text(json.dumps({**record, "checksum": results.checksum(record)}))
+    path.write_text(json.dumps({**record, "checksum": records.checksum(record)}))
     assert why(tree) == "page and record are of different runs"
 
 
@@ -118,14 +119,14 @@ def test_rows_of_before_are_not_stale_and_status_says_that_their_code_is_not_kno
     edit(tree.pages / "small.ipynb", strip)
     path = tree.records / "small.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"}))
-    stamp(tree, "look", fingerprint=experiments.fingerprint(rows(tree)["look"], tree))
+    stamp(tree, "look", fingerprint=execution.fingerprint(rows(tree)["look"], tree))
     root = ["--root", str(tree.notebooks.parent)]
     assert verdict(rows(tree)["small"], tree) == staleness.Verdict("", code_known=False)
-    assert cli.main(["status", *root]) == 0
+    assert main.main(["status", *root]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[0].split(maxsplit=1) == ["small", "up to date"]
     assert said.err == f"{MADE_BEFORE}: small. To run them again: pruning-lib run --all --stale-code\n"
-    assert cli._why(rows(tree)["small"], tree) == "" and cli._why(rows(tree)["small"], tree, True) == MADE_BEFORE
+    assert main._why(rows(tree)["small"], tree) == "" and main._why(rows(tree)["small"], tree, True) == MADE_BEFORE
 
 
 def test_every_record_of_the_report_is_as_it_was_written():

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 from conftest import image_network
 
-from pruning_lib.block_plans import BlockPlan
+from pruning_lib.models.block_plan import BlockPlan
 
 
 @pytest.fixture(scope="module")

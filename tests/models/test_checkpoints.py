@@ -15,9 +15,10 @@ from conftest import build, image_network, pixels
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from pruning_lib import checkpoints, families, models, surgery
-from pruning_lib.block_plans import BlockPlan
-from pruning_lib.plans import Plan, choose
+from pruning_lib.models import checkpoints, families, loading, surgery
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.plan import Plan
+from pruning_lib.pruning.selection import choose
 
 STOCK = """
 import json, sys
@@ -210,7 +211,7 @@ def test_an_image_network_is_stored_and_loaded_cut_stored_and_loaded(tmp_path, e
         if existed:
             (tmp_path / str(step)).mkdir()
         folder = checkpoints.save(network, None, tmp_path / str(step))
-        again, tokenizer = models.load(str(folder))
+        again, tokenizer = loading.load(str(folder))
         with torch.no_grad():
             assert torch.equal(network(pixels()), again(pixels()))
         assert tokenizer is None and again.config == network.config

@@ -6,9 +6,9 @@ import torch.nn.functional as F
 from conftest import image_network, pixels
 from torch import nn
 
-from pruning_lib import surgery
-from pruning_lib.block_plans import BlockPlan
-from pruning_lib.resnets import CifarResNet, Normalise, PaddedSubsample
+from pruning_lib.models import surgery
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.cifar_resnet import CifarResNet, Normalise, PaddedSubsample
 
 
 def multiply_adds(network, size=32):

@@ -6,8 +6,9 @@ import torchvision
 from conftest import build, image_network
 from transformers import AutoConfig, AutoModel, GPT2Config, GPT2LMHeadModel
 
-from pruning_lib import families, networks, surgery
-from pruning_lib.plans import Plan, choose
+from pruning_lib.models import families, image_networks, surgery
+from pruning_lib.models.plan import Plan
+from pruning_lib.pruning.selection import choose
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 3), (6, 2), (4, 1)])
@@ -149,11 +150,11 @@ def test_the_blocks_of_mobilenet_are_its_inverted_residuals():
     assert all(removable == names[1:] for names, removable in found.values())
 
 
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("name", image_networks.NETWORKS)
 def test_a_block_is_removable_exactly_when_without_its_weights_it_hands_on_its_input(name):
     """What the record reads off the convolutions, seen by running: with all weights at zero only the skip is left."""
     with torch.device("meta"):
-        network = networks.NETWORKS[name]()
+        network = image_networks.NETWORKS[name]()
     for info in families.residual_blocks(network):
         block = network.get_submodule(info.name).to_empty(device="cpu").eval()
         for tensor in (*block.parameters(), *block.buffers()):
@@ -175,10 +176,10 @@ def test_the_blocks_of_a_language_model_are_one_stage_and_may_all_go(family, tin
     assert found == [families.BlockInfo(f"model.layers.{i}", 0, True) for i in range(3)]
 
 
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("name", image_networks.NETWORKS)
 def test_the_classifier_takes_the_penultimate_features(name):
     with torch.device("meta"):
-        network = networks.NETWORKS[name]()
+        network = image_networks.NETWORKS[name]()
     assert families.classifier(network) is list(network.modules())[-1]
     assert families.classifier(network).in_features in (64, 512, 1280, 2048)
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 from conftest import hooks_of, image_network, pixels
 
-from pruning_lib import families
-from pruning_lib.activations import alone, bypassed, entered_behind, inputs_to, outputs_of
+from pruning_lib.models import families
+from pruning_lib.models.hooks import alone, bypassed, entered_behind, inputs_to, outputs_of
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(5))
 

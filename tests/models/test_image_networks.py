@@ -7,9 +7,9 @@ import torch
 from conftest import image_network, pixels
 from safetensors.torch import load_file, save_file
 
-from pruning_lib import networks, surgery
-from pruning_lib.block_plans import BlockPlan
-from pruning_lib.networks import ImageConfig, build
+from pruning_lib.models import image_networks, surgery
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.image_networks import ImageConfig, build
 
 
 def same(a, b):
@@ -17,7 +17,7 @@ def same(a, b):
     return list(ours) == list(theirs) and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
 
 
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("name", image_networks.NETWORKS)
 def test_every_network_is_built_with_finite_weights_and_classifies(name):
     network = build(ImageConfig(name, {"classes": 6}), seed=0)
     assert not network.training and {p.device.type for p in network.parameters()} == {"cpu"}
@@ -51,7 +51,7 @@ def test_the_config_is_complete_whatever_was_left_out():
 @pytest.mark.parametrize("name", ["cifar_resnet", "resnet18", "mobilenet_v2"])
 def test_pixels_are_normalised_inside(name):
     network, x = image_network(name), pixels(64)
-    plain = networks.filled(ImageConfig(name, network.config.arguments, (0, 0, 0), (1, 1, 1)), network.state_dict())
+    plain = image_networks.filled(ImageConfig(name, network.config.arguments, (0, 0, 0), (1, 1, 1)), network.state_dict())
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (network.config.mean, network.config.std))
     with torch.no_grad():
         assert torch.equal(network(x), plain((x - mean) / std))
@@ -80,7 +80,7 @@ def test_a_network_made_with_fewer_blocks_is_the_one_cut_to_them():
     assert [len(stage) for stage in (network.layer1, network.layer2, network.layer3)] == [1, 2, 1]
 
 
-@pytest.mark.parametrize("name", networks.NETWORKS)
+@pytest.mark.parametrize("name", image_networks.NETWORKS)
 def test_written_cut_and_read_again_and_again(name, tmp_path):
     network = image_network(name, classes=4)
     for step in range(2):
@@ -88,30 +88,30 @@ def test_written_cut_and_read_again_and_again(name, tmp_path):
         network = surgery.remove(network, BlockPlan.of(network, [blocks[step]]))
         folder = tmp_path / str(step)
         folder.mkdir()
-        networks.write(network, folder)
-        assert networks.holds(folder)
-        again = networks.read(folder)
+        image_networks.write(network, folder)
+        assert image_networks.holds(folder)
+        again = image_networks.read(folder)
         assert same(network, again) and again.config == network.config and not again.training
         with torch.no_grad():
             assert torch.equal(network(pixels(64)[:1]), again(pixels(64)[:1]))
         assert all(p.requires_grad for p in again.parameters())
         network = again
     with torch.device("meta"):
-        whole = networks.NETWORKS[name](classes=4)
+        whole = image_networks.NETWORKS[name](classes=4)
     assert len(network.config.kept_blocks) == len(BlockPlan.of(whole, ()).blocks) - 2
 
 
 def test_the_precision_of_the_weights_is_kept(tmp_path):
     network = image_network("cifar_resnet", depth=8).to(torch.bfloat16)
-    networks.write(network, tmp_path)
-    again = networks.read(tmp_path)
+    image_networks.write(network, tmp_path)
+    again = image_networks.read(tmp_path)
     with torch.no_grad():
         assert torch.equal(network(pixels(dtype=torch.bfloat16)), again(pixels(dtype=torch.bfloat16)))
 
 
 @pytest.fixture
 def folder(tmp_path):
-    networks.write(image_network("cifar_resnet", depth=8), tmp_path)
+    image_networks.write(image_network("cifar_resnet", depth=8), tmp_path)
     return tmp_path
 
 
@@ -126,57 +126,57 @@ def test_a_config_that_does_not_fit_is_refused(folder, change, message):
     described = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**described, **change}))
     with pytest.raises(ValueError, match=message):
-        networks.read(folder)
+        image_networks.read(folder)
 
 
 def test_broken_files_are_named(folder):
     weights = (folder / "model.safetensors").read_bytes()
     (folder / "model.safetensors").write_bytes(weights[:-100])
     with pytest.raises(ValueError, match="model.safetensors cannot be read.*delete it"):
-        networks.read(folder)
+        image_networks.read(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json is not a JSON object.*delete it"):
-        networks.holds(folder)
+        image_networks.holds(folder)
 
 
 @pytest.mark.parametrize("arguments", [
     {"depth": 20}, {"depth": 14, "shortcut": "projection", "classes": 100}])
 def test_weights_alone_are_enough_for_a_cifar_resnet(tmp_path, arguments):
     """As such weights are published: no config, no counters of batches."""
-    network = image_network("cifar_resnet", mean=networks.IMAGENET_MEAN, std=networks.IMAGENET_STD, **arguments)
+    network = image_network("cifar_resnet", mean=image_networks.IMAGENET_MEAN, std=image_networks.IMAGENET_STD, **arguments)
     weights = {name: t for name, t in network.state_dict().items() if "num_batches" not in name}
     save_file(weights, tmp_path / "model.safetensors")
-    again = networks.read(tmp_path) if networks.holds(tmp_path) else None
+    again = image_networks.read(tmp_path) if image_networks.holds(tmp_path) else None
     assert again.config == network.config
     with torch.no_grad():
         assert torch.equal(network(pixels()), again(pixels()))
     weights["linear.extra"] = torch.zeros(1)
     save_file(weights, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="weights are not those of(?s:.*)linear.extra"):
-        networks.read(tmp_path)
+        image_networks.read(tmp_path)
 
 
 def test_weights_of_a_pruned_network_alone_are_not_enough(tmp_path):
     network = image_network("cifar_resnet", depth=20)
-    networks.write(surgery.remove(network, BlockPlan.of(network, ["layer1.1"])), tmp_path)
+    image_networks.write(surgery.remove(network, BlockPlan.of(network, ["layer1.1"])), tmp_path)
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="stages of 2, 3, 3 blocks and no config.json"):
-        networks.read(tmp_path)
+        image_networks.read(tmp_path)
 
 
 def test_other_folders_are_not_ours(tmp_path, tiny):
-    assert not networks.holds(tmp_path)
+    assert not image_networks.holds(tmp_path)
     save_file({"fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    assert not networks.holds(tmp_path)
+    assert not image_networks.holds(tmp_path)
     tiny("llama").save_pretrained(tmp_path / "llama")
-    assert not networks.holds(tmp_path / "llama")
+    assert not image_networks.holds(tmp_path / "llama")
 
 
 def test_a_network_that_was_not_made_here_is_not_written(tmp_path):
     with torch.device("meta"):
-        network = networks.ResNet(networks.BasicBlock, [1, 1, 1, 1])
+        network = image_networks.ResNet(image_networks.BasicBlock, [1, 1, 1, 1])
     with pytest.raises(ValueError, match="ResNet has no config.*networks.build.*load_state_dict"):
-        networks.write(network, tmp_path)
+        image_networks.write(network, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -186,4 +186,4 @@ def test_the_folder_says_in_plain_words_what_it_is(folder):
     assert described["arguments"]["depth"] == 8 and described["mean"] == [0.4, 0.5, 0.3]
     assert described["kept_blocks"] == ["layer1.0", "layer2.0", "layer3.0"]
     assert sorted(p.name for p in folder.iterdir()) == ["config.json", "model.safetensors"]
-    assert set(load_file(folder / "model.safetensors")) == set(networks.read(folder).state_dict())
+    assert set(load_file(folder / "model.safetensors")) == set(image_networks.read(folder).state_dict())

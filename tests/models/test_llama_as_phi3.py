@@ -3,8 +3,10 @@
 import pytest
 import torch
 
-from pruning_lib import amp, checkpoints, data, surgery
-from pruning_lib.fused import as_phi3
+from pruning_lib import data
+from pruning_lib.models import checkpoints, surgery
+from pruning_lib.models.llama_as_phi3 import as_phi3
+from pruning_lib.pruning import amp
 
 
 def assert_agree(llama, batches, *, heads_removed, cut, folder):

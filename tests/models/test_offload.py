@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from test_amp import padded
 from transformers import AutoModelForCausalLM
 
-from pruning_lib import amp, checkpoints, families, offload, shapes, surgery
-from pruning_lib.block_plans import BlockPlan
+from pruning_lib.models import checkpoints, families, offload, published_configs, surgery
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.pruning import amp
 
 WAITS = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",
          "model.norm": "cpu", "model.final_layernorm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
@@ -132,11 +133,11 @@ def large(tmp_path_factory):
     config = families.tiny("llama", **SIZES)
     config.architectures, config.dtype = ["LlamaForCausalLM"], "float32"
     with torch.device("meta"):
-        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
-    shard_of = {name: f"model-{name.split('.')[2] if '.layers.' in name else 'rest'}.safetensors" for name in shapes}
+        published_configs = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
+    shard_of = {name: f"model-{name.split('.')[2] if '.layers.' in name else 'rest'}.safetensors" for name in published_configs}
     generator = torch.Generator().manual_seed(0)
     for shard in set(shard_of.values()):
-        save_file({name: torch.randn(shape, generator=generator) / 30 for name, shape in shapes.items()
+        save_file({name: torch.randn(shape, generator=generator) / 30 for name, shape in published_configs.items()
                    if shard_of[name] == shard}, folder / shard, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
     config.save_pretrained(folder)
@@ -147,7 +148,8 @@ PRUNES = """
 import json, sys, threading, time, torch
 from pathlib import Path
 from transformers import AutoModelForCausalLM, LlamaConfig
-from pruning_lib import amp, checkpoints, families, surgery
+from pruning_lib.models import checkpoints, families, surgery
+from pruning_lib.pruning import amp
 torch.set_num_threads(1)
 folder, out, way = sys.argv[1:]
 
@@ -215,7 +217,7 @@ def fullest(network, memory):
 
 
 def test_the_memory_worked_out_in_the_book_is_that_of_the_model():
-    network = shapes.network("meta-llama/Llama-3.1-70B")
+    network = published_configs.network("meta-llama/Llama-3.1-70B")
     s = families.sizes(network)
     text = (Path(families.__file__).parents[1] / "book" / "chapters" / "scale.md").read_text()
     size, T, largest = 2 * s.parameters, 1024, max(2 * p.numel() for p in network.parameters())

@@ -5,8 +5,9 @@ import copy
 import pytest
 import torch
 
-from pruning_lib import families, surgery
-from pruning_lib.plans import GROUPED, Plan, choose
+from pruning_lib.models import families, surgery
+from pruning_lib.models.plan import GROUPED, Plan
+from pruning_lib.pruning.selection import choose
 
 SHAPES = [(4, 4), (4, 2), (6, 3), (6, 2), (4, 1)]  # heads, groups; many heads, grouped, one group
 

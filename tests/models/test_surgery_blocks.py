@@ -8,10 +8,10 @@ import torch
 import torchvision
 from conftest import image_network, pixels
 
-from pruning_lib import families, networks, surgery
-from pruning_lib.activations import bypassed
-from pruning_lib.block_plans import BlockPlan
-from pruning_lib.plans import choose
+from pruning_lib.models import families, image_networks, surgery
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.hooks import bypassed
+from pruning_lib.pruning.selection import choose
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(5))
 SMALL = {"A": ("cifar_resnet", {"depth": 20}), "projection": ("cifar_resnet", {"depth": 20, "shortcut": "projection"}),
@@ -58,7 +58,7 @@ def test_every_block_of_a_small_image_network(case):
     assert_removing_is_bypassing(network, names, data)
 
 
-@pytest.mark.parametrize("name", [name for name in networks.NETWORKS if name != "cifar_resnet"])
+@pytest.mark.parametrize("name", [name for name in image_networks.NETWORKS if name != "cifar_resnet"])
 def test_blocks_of_every_named_network(name):
     """One by one would take long: the first, the last, and every second one together."""
     network = image_network(name, classes=7)

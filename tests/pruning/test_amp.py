@@ -4,7 +4,8 @@ import pytest
 import torch
 from conftest import hooks_of
 
-from pruning_lib import amp, families
+from pruning_lib.models import families
+from pruning_lib.pruning import amp
 
 
 def padded(prompts, *, fill=0):

@@ -6,11 +6,12 @@ import pytest
 import torch
 from conftest import image_network
 
-from pruning_lib import consensus, families
-from pruning_lib.activations import bypassed, inputs_to, outputs_of
-from pruning_lib.criteria import CRITERIA, influence
-from pruning_lib.data import INPUTS
-from pruning_lib.similarity import METRICS
+from pruning_lib.data.text import INPUTS
+from pruning_lib.models import families
+from pruning_lib.models.hooks import bypassed, inputs_to, outputs_of
+from pruning_lib.pruning import consensus
+from pruning_lib.pruning.block_ranking import CRITERIA, influence
+from pruning_lib.pruning.similarity import METRICS
 
 PUBLISHED = json.loads((INPUTS / "published_consensus_networks.json").read_text())["networks"]
 IMAGES = torch.rand(90, 3, 12, 12, generator=torch.Generator().manual_seed(4))  # more than the 64 features

@@ -8,10 +8,11 @@ import pytest
 import torch
 from conftest import hooks_of, image_network, pixels
 
-from pruning_lib import consensus, families, networks
-from pruning_lib.activations import bypassed, inputs_to
-from pruning_lib.finetune import recalibrate_batchnorm
-from pruning_lib.similarity import METRICS
+from pruning_lib.models import families, image_networks
+from pruning_lib.models.hooks import bypassed, inputs_to
+from pruning_lib.pruning import consensus
+from pruning_lib.pruning.similarity import METRICS
+from pruning_lib.training.sgd import recalibrate_batchnorm
 
 NETWORKS = {"cifar": ("cifar_resnet", {"depth": 14}),
             "projection": ("cifar_resnet", {"depth": 20, "shortcut": "projection"}),
@@ -232,9 +233,9 @@ def test_a_language_model_is_scored_on_its_prompts(tiny):
 
 
 def test_a_network_in_which_every_block_changes_the_shape_has_no_scores():
-    config = networks.ImageConfig("cifar_resnet", {"depth": 8}, kept_blocks=("layer2.0", "layer3.0"))
+    config = image_networks.ImageConfig("cifar_resnet", {"depth": 8}, kept_blocks=("layer2.0", "layer3.0"))
     with pytest.raises(ValueError, match="no block of this network keeps the shape"):
-        consensus.scores(networks.build(config, seed=0), *labelled_images())
+        consensus.scores(image_networks.build(config, seed=0), *labelled_images())
 
 
 # --- ranks ------------------------------------------------------------------------------------------------------------

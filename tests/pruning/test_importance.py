@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from pruning_lib import baselines, families, plans
-from pruning_lib.activations import inputs_to
-from pruning_lib.baselines import METHODS, Method
+from pruning_lib.models import families
+from pruning_lib.models.hooks import inputs_to
+from pruning_lib.pruning import importance, selection
+from pruning_lib.pruning.importance import METHODS, Method
 
 
 @pytest.fixture
@@ -49,11 +50,11 @@ def slow_magnitude(model, sizes):
 def test_a_method_scores_every_head_and_neuron_and_its_rule_makes_a_plan(family, tiny, batches, method):
     model = tiny(family, neurons=40, dtype=torch.bfloat16)
     s = families.sizes(model)
-    found = baselines.importances([method], model, batches)[method]
+    found = importance.importances([method], model, batches)[method]
     assert (found.heads.shape, found.neurons.shape) == ((s.blocks, s.heads), (s.blocks, s.neurons))
     assert found.heads.dtype == found.neurons.dtype == torch.float32
     assert found.made_with["method"] and METHODS[method].about
-    plan = plans.choose(found, model, removed_fraction=0.2, rule=METHODS[method].rule)
+    plan = selection.choose(found, model, removed_fraction=0.2, rule=METHODS[method].rule)
     assert abs(plan.removed_parameters - 0.2 * s.parameters) <= s.blocks * s.neuron_parameters
     assert plan.neurons.shape[1] > 0
 
@@ -61,7 +62,7 @@ def test_a_method_scores_every_head_and_neuron_and_its_rule_makes_a_plan(family,
 @pytest.mark.parametrize(("heads", "groups"), [(4, 4), (6, 2)])
 def test_magnitude_equals_the_slow_norm(family, tiny, heads, groups):
     model = tiny(family, heads=heads, groups=groups)
-    found = baselines.magnitude(model)
+    found = importance.magnitude(model)
     slow = slow_magnitude(model, families.sizes(model))
     torch.testing.assert_close((found.heads, found.neurons), slow, rtol=1e-5, atol=0)
 
@@ -169,16 +170,16 @@ def test_methods_that_share_an_importance_measure_it_once(tiny, batches, monkeyp
 
     def measure(model, given):
         calls.append(len(list(given)))
-        return baselines.nothing(model)
+        return importance.nothing(model)
 
     def other(model, given):
         calls.append(-len(list(given)))
-        return baselines.nothing(model)
+        return importance.nothing(model)
 
     for name, function in (("first", measure), ("second", measure), ("third", other)):
         monkeypatch.setitem(METHODS, name, Method(function, "lowest", "for this test"))
     model = tiny("llama")
-    found = baselines.importances((name for name in ("first", "third", "second")), model, iter(batches))
+    found = importance.importances((name for name in ("first", "third", "second")), model, iter(batches))
     assert list(found) == ["first", "third", "second"] and found["first"] is found["second"]
     assert calls == [4, -4]  # each saw every batch, although they came as a stream
     assert METHODS["amp"].importance is METHODS["highest"].importance
@@ -188,14 +189,14 @@ def test_an_unknown_method_is_refused_before_anything_is_measured(tiny, monkeypa
     measured = []
     monkeypatch.setitem(METHODS, "slow", Method(lambda *_: measured.append(1), "lowest", "for this test"))
     with pytest.raises(ValueError, match="unknown method 'largest'; known: .*amp, .*highest, magnitude, random"):
-        baselines.importances(["slow", "largest"], tiny("llama"), [])
+        importance.importances(["slow", "largest"], tiny("llama"), [])
     assert not measured
 
 
 def test_the_reversed_control_removes_none_of_what_amp_removes(tiny, batches):
     model = tiny("llama", neurons=40)
-    scores = baselines.importances(["amp", "highest"], model, batches)
-    lowest, highest = (plans.choose(scores[m], model, removed_fraction=0.2, rule=METHODS[m].rule)
+    scores = importance.importances(["amp", "highest"], model, batches)
+    lowest, highest = (selection.choose(scores[m], model, removed_fraction=0.2, rule=METHODS[m].rule)
                        for m in ("amp", "highest"))
     for i in range(2):
         gone, stay = set(lowest.neurons[i].tolist()), set(highest.neurons[i].tolist())
@@ -206,7 +207,7 @@ def test_the_reversed_control_removes_none_of_what_amp_removes(tiny, batches):
 
 def test_random_removes_other_parts_with_another_seed_and_the_same_with_the_same(tiny):
     model = tiny("llama", heads=8, groups=8, neurons=40)
-    drawn = [plans.choose(baselines.nothing(model), model, removed_fraction=0.3, rule=METHODS["random"].rule, seed=seed)
+    drawn = [selection.choose(importance.nothing(model), model, removed_fraction=0.3, rule=METHODS["random"].rule, seed=seed)
              for seed in (0, 0, 1)]
     for part in ("heads", "neurons"):
         first, again, other = (getattr(plan, part) for plan in drawn)

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from pruning_lib import amp, baselines, checkpoints, compensate, criteria, families, recipes, surgery
-from pruning_lib.block_plans import BlockPlan
+from pruning_lib.models import checkpoints, families, surgery
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.pruning import amp, block_ranking, importance, pipeline, reconstruction
 
 
 @pytest.fixture
@@ -22,8 +23,8 @@ def logits(model):
 def test_width_alone_is_the_plan_of_the_method_carried_out(family, tiny, batches):
     model = tiny(family, heads=6, groups=3, neurons=60)
     before = logits(model)
-    found = recipes.prune(model, batches, method="wanda", removed_fraction=0.2, heads_removed=2)
-    scores = baselines.wanda(model, batches)
+    found = pipeline.prune(model, batches, method="wanda", removed_fraction=0.2, heads_removed=2)
+    scores = importance.wanda(model, batches)
     plan = amp.choose(scores, model, removed_fraction=0.2, heads_removed=2)
     assert torch.equal(logits(found.network), logits(surgery.remove(model, plan)))
     assert found.reached_fraction == pytest.approx(plan.removed_fraction, abs=1e-12)
@@ -31,10 +32,10 @@ def test_width_alone_is_the_plan_of_the_method_carried_out(family, tiny, batches
     assert torch.equal(logits(model), before)
 
 
-@pytest.mark.parametrize("method", baselines.METHODS)
+@pytest.mark.parametrize("method", importance.METHODS)
 def test_what_any_width_method_removes_can_be_compensated(tiny, batches, method):
     model = tiny("llama", heads=6, groups=3, neurons=60)
-    cut, repaired = (recipes.prune(model, batches, method=method, removed_fraction=0.2, heads_removed=2, seed=3,
+    cut, repaired = (pipeline.prune(model, batches, method=method, removed_fraction=0.2, heads_removed=2, seed=3,
                                    compensation=how, text=batches) for how in ("none", "one_pass"))
     assert repaired.steps[0] == cut.steps[0] and torch.equal(repaired.plan.neurons, cut.plan.neurons)
     assert len(repaired.repairs) == 2 * len(families.blocks(model))
@@ -42,19 +43,19 @@ def test_what_any_width_method_removes_can_be_compensated(tiny, batches, method)
     assert not torch.equal(logits(repaired.network), logits(cut.network))
 
 
-@pytest.mark.parametrize("compensation", compensate.MODES)
+@pytest.mark.parametrize("compensation", reconstruction.MODES)
 def test_compensation_is_solved_on_the_text_that_is_given(tiny, batches, compensation):
     model = tiny("llama", heads=6, groups=3, neurons=60)
     prompts, text = batches[:2], batches[1:]
-    found = recipes.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation, text=text)
+    found = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation, text=text)
     plan = amp.choose(amp.importance(model, prompts), model, removed_fraction=0.2, heads_removed=2)
-    expected, repairs = compensate.remove(model, plan, text, ridge=compensate.RIDGES, mode=compensation)
+    expected, repairs = reconstruction.remove(model, plan, text, ridge=reconstruction.RIDGES, mode=compensation)
     assert torch.equal(logits(found.network), logits(expected)) and found.repairs == tuple(repairs)
-    without = recipes.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation)
+    without = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation)
     assert without.repairs != found.repairs
     assert set(found.seconds) == {"scores_s", "compensation_s"}
-    chosen = recipes.prune(model, prompts, method="repair", removed_fraction=0.2, heads_removed=2, text=text)
-    plan = amp.choose(compensate.importance(model, text), model, removed_fraction=0.2, heads_removed=2)
+    chosen = pipeline.prune(model, prompts, method="repair", removed_fraction=0.2, heads_removed=2, text=text)
+    plan = amp.choose(reconstruction.importance(model, text), model, removed_fraction=0.2, heads_removed=2)
     assert chosen.steps == (f"repair: {plan}",)
     assert torch.equal(logits(chosen.network), logits(surgery.remove(model, plan)))
 
@@ -62,10 +63,10 @@ def test_compensation_is_solved_on_the_text_that_is_given(tiny, batches, compens
 @pytest.mark.parametrize("criterion", ["block_influence", "cka"])
 def test_depth_alone_takes_the_nearest_number_of_blocks_in_the_order_of_the_criterion(family, tiny, batches, criterion):
     model = tiny(family, n_blocks=5)
-    found = recipes.prune(model, batches, method="none", criterion=criterion, removed_fraction=0.3)
+    found = pipeline.prune(model, batches, method="none", criterion=criterion, removed_fraction=0.3)
     block, whole = (sum(p.numel() for p in m.parameters()) for m in (families.blocks(model)[0], model))
     wanted = min(range(1, 5), key=lambda n: abs(n * block / whole - 0.3))
-    order = criteria.CRITERIA[criterion].order(model, batches, None, 0)
+    order = block_ranking.CRITERIA[criterion].order(model, batches, None, 0)
     expected = surgery.remove(model, BlockPlan.of(model, order[:wanted]))
     assert torch.equal(logits(found.network), logits(expected))
     assert found.reached_fraction == pytest.approx(wanted * block / whole)
@@ -74,15 +75,15 @@ def test_depth_alone_takes_the_nearest_number_of_blocks_in_the_order_of_the_crit
 @pytest.mark.parametrize("blocks", [1, 2])
 def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches, blocks, tmp_path):
     model = tiny(family, n_blocks=6, neurons=120)
-    found = recipes.prune(model, batches, method="amp", criterion="block_influence", blocks_removed=blocks,
+    found = pipeline.prune(model, batches, method="amp", criterion="block_influence", blocks_removed=blocks,
                           removed_fraction=0.4, heads_removed=0)
     s = families.sizes(model)
     assert abs(found.reached_fraction - 0.4) * s.parameters <= s.blocks * s.neuron_parameters
     assert families.sizes(found.network).blocks == 6 - blocks == 6 - len(found.blocks) and len(found.steps) == 2
     assert found.steps[1].endswith(", ".join(found.blocks)) and found.plan is not None
-    narrow = recipes.prune(model, batches, method="amp", heads_removed=0,
-                           removed_fraction=recipes._left_for_width(model, 0.4, blocks)).network
-    order = criteria.CRITERIA["block_influence"].order(narrow, batches, None, 0)
+    narrow = pipeline.prune(model, batches, method="amp", heads_removed=0,
+                           removed_fraction=pipeline._left_for_width(model, 0.4, blocks)).network
+    order = block_ranking.CRITERIA["block_influence"].order(narrow, batches, None, 0)
     expected = surgery.remove(narrow, BlockPlan.of(narrow, order[:blocks]))
     assert torch.equal(logits(found.network), logits(expected))
     checkpoints.save(found.network, None, tmp_path / "stored")
@@ -102,5 +103,5 @@ def test_what_makes_no_sense_is_refused_before_anything_is_measured(tiny, batche
     looked = []
     model.register_forward_pre_hook(lambda *_: looked.append(1))
     with pytest.raises(ValueError, match=message):
-        recipes.prune(model, batches, **{"removed_fraction": 0.3, **arguments})
+        pipeline.prune(model, batches, **{"removed_fraction": 0.3, **arguments})
     assert not looked

@@ -6,8 +6,9 @@ import re
 import pytest
 import torch
 
-from pruning_lib import families, surgery
-from pruning_lib.plans import GROUPED, RULES, SCOPES, Importance, Plan, choose
+from pruning_lib.models import families, surgery
+from pruning_lib.models.plan import GROUPED, Plan
+from pruning_lib.pruning.selection import RULES, SCOPES, Importance, choose
 
 SHAPES = [(4, 4), (6, 3), (6, 2), (4, 1)]  # heads, groups
 

@@ -9,8 +9,8 @@ import torch
 from scipy import stats
 from scipy.linalg import orthogonal_procrustes
 
-from pruning_lib import similarity
-from pruning_lib.similarity import METRICS
+from pruning_lib.pruning import similarity
+from pruning_lib.pruning.similarity import METRICS
 
 N, P = 60, 5
 KEYS = list(METRICS)

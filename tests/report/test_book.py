@@ -11,10 +11,12 @@ import pytest
 import yaml
 from test_notebooks import rows_of
 
-from pruning_lib import data, experiments
-from pruning_lib.experiments import Tree
+from pruning_lib import data
+from pruning_lib.experiments import execution
+from pruning_lib.experiments.execution import Tree
+from pruning_lib.report import book
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
 TREE = Tree.at(ROOT)
 EVERY_ROW = rows_of(TREE)
@@ -58,7 +60,7 @@ def code(page):
 def parameters(name):
     """All parameters a row runs with: the defaults of its notebook, and its own."""
     row = ROWS[name]
-    return {**experiments.parameters_of(experiments.source(row, TREE)), **row.parameters}
+    return {**execution.parameters_of(execution.source(row, TREE)), **row.parameters}
 
 
 def prose(path):
@@ -77,8 +79,8 @@ def stem(path):
 
 @every_row
 def test_the_page_in_the_book_is_the_notebook_as_it_is_now(name):
-    source, page = nbformat.read(experiments.source(ROWS[name], TREE), as_version=4), read_page(name)
-    own = [cell for cell in experiments.retold(page, source) if not injected(cell)]
+    source, page = nbformat.read(execution.source(ROWS[name], TREE), as_version=4), read_page(name)
+    own = [cell for cell in book.retold(page, source) if not injected(cell)]
     assert [(c.cell_type, c.source) for c in own] == [(c.cell_type, c.source) for c in source.cells]
 
 
@@ -105,7 +107,7 @@ def test_every_cell_of_the_page_was_run_in_order_and_none_failed(name):
 
 @every_row
 def test_the_runner_says_that_the_row_is_up_to_date(name):
-    assert experiments.why_stale(ROWS[name], TREE) == ""
+    assert execution.why_stale(ROWS[name], TREE) == ""
 
 
 def test_there_is_no_page_and_no_record_without_a_row():

@@ -9,7 +9,7 @@ import yaml
 from test_book import BOOK, CHAPTERS, ROOT, glued, prose, read_page, stem
 from test_exercises import exercises
 
-from pruning_lib import slides
+from pruning_lib.report import slides
 
 LOOKED_UP = {"api", "notation", "glossary", "adding", "references"}  # not read from top to bottom
 READ = [path for path in CHAPTERS if path.stem not in LOOKED_UP]

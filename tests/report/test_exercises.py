@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-CHAPTERS = Path(__file__).resolve().parents[1] / "book" / "chapters"
+CHAPTERS = Path(__file__).resolve().parents[2] / "book" / "chapters"
 EXERCISE = r"^```\{admonition\} Exercise (\d+) · (?:on paper|in code), (\d+) minutes\n:class: tip\n.+?^```$"
 SOLUTION = r"^````\{admonition\} Solution (\d+)\n:class: dropdown\n(.+?)^````$"
 WANTED = {"amp": 3, "beyond_amp": 2, "consensus": 3, "robustness": 3, "your_model": 3}  # at the least

@@ -12,9 +12,9 @@ import torch
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
-from pruning_lib import plots
-from pruning_lib.baselines import METHODS
-from pruning_lib.criteria import CRITERIA
+from pruning_lib.pruning.block_ranking import CRITERIA
+from pruning_lib.pruning.importance import METHODS
+from pruning_lib.report import plots
 
 SIZES = pd.DataFrame(
     [("dense", 0.0, 10.0), ("amp", 0.1, 12.0), ("amp", 0.2, 20.0), ("random", 0.1, 30.0), ("random", 0.1, 50.0),
@@ -237,7 +237,7 @@ def test_a_notebooks_first_figure_inside_the_style_leaves_interactive_drawing_on
 
 
 def test_importing_and_drawing_need_no_display(tmp_path):
-    code = ("import sys; import pandas as pd; from pruning_lib import plots; from matplotlib.figure import Figure\n"
+    code = ("import sys; import pandas as pd; from pruning_lib.report import plots; from matplotlib.figure import Figure\n"
             "assert 'matplotlib.pyplot' not in sys.modules\n"  # pyplot would choose a window system for everybody
             "table = pd.DataFrame({'label': ['amp'], 'method': ['amp'], 'energy_j': [3.0]})\n"
             "plots.bars(table, Figure().add_subplot(), quality='energy_j').figure.savefig('figure.png')\n")

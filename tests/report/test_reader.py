@@ -17,10 +17,11 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from pruning_lib import experiments
-from pruning_lib.experiments import Tree
+from pruning_lib.experiments import execution
+from pruning_lib.experiments.execution import Tree
+from pruning_lib.report import book
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 NO_BROWSER = "no chromium here to read the book in; on Debian: apt-get install --no-install-recommends chromium"
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
@@ -51,7 +52,7 @@ def html():
         pytest.skip(NO_BROWSER)
     index = ROOT / "build" / "report" / "book" / "_build" / "html" / "index.html"
     if not index.is_file() or index.stat().st_mtime < changed():
-        index = experiments.build_book(ROOT)
+        index = book.build_book(ROOT)
     return index.parent
 
 
@@ -279,7 +280,7 @@ def violations(page, rules):
 
 def one_of_a_kind(names):
     """Every page, but of the pages made from one notebook the first only."""
-    made_from = {f"executed/{row.name}.html": row.notebook for row in experiments.rows(Tree.at(ROOT)).values()}
+    made_from = {f"executed/{row.name}.html": row.notebook for row in execution.rows(Tree.at(ROOT)).values()}
     return list({made_from.get(name, name): name for name in reversed(names)}.values())
 
 

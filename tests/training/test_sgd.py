@@ -11,8 +11,9 @@ from conftest import image_network, pixels
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from pruning_lib import evaluate, families
-from pruning_lib.finetune import recalibrate_batchnorm, shifted_and_flipped, train
+from pruning_lib.evaluation import quality
+from pruning_lib.models import families
+from pruning_lib.training.sgd import recalibrate_batchnorm, shifted_and_flipped, train
 
 
 def images(n=12, size=8, *, seed=0):
@@ -145,9 +146,9 @@ def test_what_is_easily_told_apart_is_learnt():
     for label, rows in ((0, slice(0, 4)), (1, slice(4, 8))):
         data[torch.arange(128) % 2 == label, :, rows] += 60
     model, options = small_network(), {"seed": 0, "lr": 0.05, "images_per_batch": 16, "progress": False}
-    first, _ = evaluate.accuracy(model, data[64:], labels)
+    first, _ = quality.accuracy(model, data[64:], labels)
     assert train(model, data[:64], labels, epochs=6, dtype="float32", **options) is model
-    found, _ = evaluate.accuracy(model, data[64:], labels)
+    found, _ = quality.accuracy(model, data[64:], labels)
     assert found["accuracy_fraction"] > 0.95 > 0.8 > first["accuracy_fraction"]
 
 

@@ -1,0 +1,87 @@
+"""The plan of a width-pruning method: which heads and neurons to remove.  Cutting is in ``surgery``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pruning_lib.models.families import Sizes
+
+GROUPED = ("whole_groups", "equal_queries")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to remove: the same number in every block, which ones may differ.
+
+    The shape of ``heads`` makes unequal cuts of grouped-query attention impossible to write down:
+
+    * ``whole_groups``: (L, k), numbers of key/value groups, each with all its queries;
+    * ``equal_queries``: (L, G, k), for every group the k places within the group whose query heads go.
+
+    ``neurons`` is (L, m).  ``sizes`` are those of the model the plan was made for.
+    """
+
+    grouped_query: str
+    heads: Tensor
+    neurons: Tensor
+    sizes: Sizes
+
+    def __post_init__(self) -> None:
+        s = self.sizes
+        if self.grouped_query not in GROUPED:
+            raise ValueError(f"grouped_query={self.grouped_query!r}; allowed: {', '.join(GROUPED)}")
+        lead, places = ((s.blocks,), s.groups) if self.grouped_query == "whole_groups" else (
+            (s.blocks, s.groups), s.heads // s.groups)
+        _check_indices("heads", self.heads, lead, places)
+        _check_indices("neurons", self.neurons, (s.blocks,), s.neurons)
+
+    @property
+    def removed_heads(self) -> Tensor:
+        """(L, h) numbers of the query heads that go."""
+        per_group = self.sizes.heads // self.sizes.groups
+        if self.grouped_query == "whole_groups":
+            return (self.heads.unsqueeze(-1) * per_group + torch.arange(per_group)).flatten(1)
+        return (torch.arange(self.sizes.groups)[:, None] * per_group + self.heads).flatten(1)
+
+    @property
+    def removed_groups(self) -> Tensor:
+        """(L, g) numbers of the key/value groups that go."""
+        return self.heads if self.grouped_query == "whole_groups" else self.heads.new_empty(self.sizes.blocks, 0)
+
+    @property
+    def removed_parameters(self) -> int:
+        """Exact number of parameters that go."""
+        s = self.sizes
+        per_block = (self.removed_heads.shape[1] * s.head_parameters + self.removed_groups.shape[1] * s.group_parameters
+                     + self.neurons.shape[1] * s.neuron_parameters)
+        return s.blocks * per_block
+
+    @property
+    def removed_fraction(self) -> float:
+        """Exact fraction of all parameters of the model that goes."""
+        return self.removed_parameters / self.sizes.parameters
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Sizes of a block afterwards: heads, groups, neurons."""
+        s = self.sizes
+        return {"heads": s.heads - self.removed_heads.shape[1], "groups": s.groups - self.removed_groups.shape[1],
+                "neurons": s.neurons - self.neurons.shape[1]}
+
+    def __str__(self) -> str:
+        s, kept = self.sizes, self.kept
+        return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {s.blocks} blocks keeps "
+                f"{kept['heads']} of {s.heads} heads, {kept['groups']} of {s.groups} groups, "
+                f"{kept['neurons']} of {s.neurons} neurons")
+
+
+def _check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
+    """Indices (*lead, k): distinct, ascending, within ``places``, and one place stays."""
+    if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= places:
+        raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} wanted, got "
+                         f"{indices.dtype} of shape {tuple(indices.shape)}")
+    if indices.numel() and (indices.min() < 0 or indices.max() >= places or (indices.diff(dim=-1) <= 0).any()):
+        raise ValueError(f"plan.{name}: places must ascend without repeats within 0 to {places - 1}")
