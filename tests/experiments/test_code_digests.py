@@ -5,7 +5,7 @@ import pytest
 
 from pruning_lib.experiments import code_digests
 from pruning_lib.experiments.code_digests import PACKAGE, changed, digests
-from pruning_lib.experiments.execution import Tree
+from pruning_lib.experiments.runs import Tree
 
 FILES = {
     "tables.py": '''"""Tables."""
