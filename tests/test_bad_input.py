@@ -298,6 +298,6 @@ def test_a_notebook_outside_of_the_tree_is_refused(tmp_path, name):
 def test_a_record_that_names_another_run_or_path_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     (tmp_path / "small.json").write_text(json.dumps({**RECORD, "run": "../../etc/small"}))
-    with pytest.raises(ValueError, match="says it is of '../../etc/small'"):
+    with pytest.raises(ValueError, match="but of '../../etc/small'"):
         records.read("small")
 
