@@ -1,4 +1,4 @@
-"""What was made once is read again, bit for bit; what was interrupted or damaged is made again or named."""
+"""Cached networks are read again bit for bit; interrupted or corrupt entries are rebuilt or reported."""
 
 import json
 import multiprocessing
@@ -115,7 +115,7 @@ def test_a_digest_tells_weights_apart_and_nothing_else():
 
 
 def wants(folder, name):
-    """In a process of its own: want a network, and wait inside ``make`` while the file ``slow`` is there."""
+    """Request a network in a separate process, and wait inside ``make`` while the file ``slow`` exists."""
     def slowly():
         (folder / f"begun-{name}").touch()
         until(lambda: not (folder / "slow").exists())
@@ -141,7 +141,7 @@ def test_of_two_processes_that_want_it_the_second_waits_and_makes_it_only_if_the
     until((tmp_path / "begun-first").exists)
     second.start()
     said = tmp_path / "said-second"
-    until(lambda: said.exists() and f"process {first.pid}" in said.read_text())  # it waits, and says for whom
+    until(lambda: said.exists() and f"process {first.pid}" in said.read_text())  # it waits and names the other process
     assert not (tmp_path / "begun-second").exists()
     if first_dies:
         first.kill()
