@@ -1,4 +1,4 @@
-"""Speed of AMP's importance pass on SmolLM2, and of two references.
+"""Speed of AMP's importance pass on SmolLM2, with two references.
 
 ours       the library: one pass, padded batches of similar length, no language-model head, one head's share at a time
 published  the published procedure, reimplemented: one prompt at a time, one pass for heads and one for neurons, the logits

@@ -61,7 +61,7 @@ def here(tmp_path, monkeypatch):
 
 
 def follow(text, do):
-    """Execute the commands of a text; ``do`` maps them to the extra arguments of the test."""
+    """Execute the commands named in ``do`` with the options of ``LITTLE``; all of them must occur in this order."""
     done = []
     for arguments in commands(text):
         name = arguments[1] if arguments[0] == "run" else arguments[0]

@@ -127,7 +127,7 @@ def test_the_smallest_change_answers_for_every_budget(digits):
 @pytest.mark.parametrize("epsilon", [0.15, 0.3])
 @pytest.mark.parametrize("name", ["cw", "pgd_l2"])
 def test_in_l2_an_attack_fools_no_fewer_than_one_step_along_the_gradient(name, epsilon, digits):
-    """Require C&W to succeed on as many images as FGSM, minus one; a fixed c = 1 and a fixed rate failed here."""
+    """Allow one image more than a single gradient step; C&W with c = 1 and a fixed rate succeeded on fewer."""
     network, x, y = digits
     x, y = 0.2 + 0.6 * x[:80], y[:80]  # a pixel that is exactly 0 or 1 would stay
     start = x.clone().requires_grad_()

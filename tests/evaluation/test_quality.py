@@ -126,7 +126,7 @@ def test_what_has_no_perplexity_is_refused(tiny, tokenizer, texts, window, strid
 
 
 def greedy(model, tokenizer, context, n):
-    """Return the ``n`` characters of greedy decoding; None if it yields other tokens."""
+    """Return the ``n`` characters of greedy decoding; None unless all are plain characters."""
     ids = tokenizer(context)["input_ids"]
     for _ in range(n):
         with torch.no_grad():
