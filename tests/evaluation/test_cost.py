@@ -63,9 +63,9 @@ def test_counting_changes_nothing():
 
 def test_shared_parameters_count_once(tiny):
     layer = nn.Linear(3, 4)
-    assert cost.parameters(layer) == 16 == cost.parameters(nn.Sequential(layer, nn.BatchNorm1d(4), layer)) - 8
+    assert families.parameter_count(layer) == 16 == families.parameter_count(nn.Sequential(layer, nn.BatchNorm1d(4), layer)) - 8
     model = tiny("llama", fields={"tie_word_embeddings": True})
-    assert cost.parameters(model) == families.sizes(model).parameters == cost.parameters(tiny("llama")) - 128 * 48
+    assert families.parameter_count(model) == families.sizes(model).parameters == families.parameter_count(tiny("llama")) - 128 * 48
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
