@@ -13,11 +13,14 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torchvision.models.mobilenetv2 import InvertedResidual
+from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pruning_lib._registry import Table
+from pruning_lib.models import described_networks
 from pruning_lib.models.cifar_resnet import Block, CifarResNet
+from pruning_lib.models.residual_blocks import BlockInfo, Unit
+from pruning_lib.models.torchvision_on_pixels import MobileNetV2OnPixels, ResNetOnPixels
 
 
 @dataclass(frozen=True)
@@ -118,17 +121,8 @@ class ImageFamily:
 IMAGE_FAMILIES: Table = Table("image family")
 IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(CifarResNet, (Block,), ("layer1", "layer2", "layer3"), "linear")
 IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
-    ResNet, (BasicBlock, Bottleneck), ("layer1", "layer2", "layer3", "layer4"), "fc")
-IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2, (InvertedResidual,), ("features",), "classifier.1")
-
-
-@dataclass(frozen=True)
-class BlockInfo:
-    """One residual block of a network in its present state."""
-
-    name: str  # its path, e.g. "layer1.3"
-    stage: int  # counted from 0; a block that changes the shape begins a stage
-    removable: bool  # the shape of the data is the same without the block
+    ResNetOnPixels, (BasicBlock, Bottleneck), ("layer1", "layer2", "layer3", "layer4"), "fc")
+IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2OnPixels, (InvertedResidual,), ("features",), "classifier.1")
 
 
 @dataclass(frozen=True)
@@ -182,18 +176,33 @@ def image_family(model: nn.Module) -> ImageFamily | None:
     return next((family for family in IMAGE_FAMILIES.values() if isinstance(model, family.network)), None)
 
 
+def is_image_network(model: nn.Module) -> bool:
+    """Return True for an image network; language models are those with the methods of transformers."""
+    return image_family(model) is not None or not hasattr(model, "get_output_embeddings")
+
+
+def unit(model: nn.Module, name: str) -> Unit:
+    """Return the modules behind a block of ``residual_blocks``."""
+    if image_family(model) or not is_image_network(model):
+        return Unit(name)
+    return described_networks.description(model).layout.units.get(name) or Unit(name)
+
+
 def residual_blocks(model: nn.Module) -> list[BlockInfo]:
     """Return the residual blocks of a network in forward order.
 
-    The decoder blocks of a language model form one stage and are all removable.
+    The decoder blocks of a language model form one stage and are all removable.  In an image network of no family the
+    blocks are found by running it, see ``residual_blocks.find``.
 
     Raises
     ------
     ValueError
-        for a network of no family; the message lists the families.
+        for a language model of no family; the message lists the families.
     """
     if image_family(model):
         return image_blocks(model)
+    if is_image_network(model):
+        return list(described_networks.description(model).layout.blocks)
     return [BlockInfo(f"{family_of(model).blocks}.{i}", 0, True) for i in range(len(blocks(model)))]
 
 
@@ -226,6 +235,12 @@ def classifier(model: nn.Module) -> nn.Module:
     family = image_family(model)
     if family:
         return model.get_submodule(family.classifier)
+    if is_image_network(model):
+        path = described_networks.description(model).layout.classifier
+        if path is None:
+            raise ValueError(f"the output of this {type(model).__name__} is not that of a linear layer, so it has no "
+                             f"penultimate features; let the network end in a linear layer")
+        return model.get_submodule(path)
     family_of(model)  # raises for a model of no family
     return cast(Any, model).get_output_embeddings()
 

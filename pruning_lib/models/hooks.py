@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pruning_lib.models import families
+from pruning_lib.models.residual_blocks import bypasses
 
 
 @contextmanager
@@ -69,7 +70,9 @@ def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
         for a name that is no removable block; the message lists the removable blocks.
     """
     _refuse_unless_removable(model, block_name)
-    with _forwarding(model.get_submodule(block_name), _identity):
+    with ExitStack() as stack:
+        for module, forward in bypasses(model, families.unit(model, block_name)):
+            stack.enter_context(_forwarding(module, forward))
         yield
 
 
@@ -86,14 +89,35 @@ def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]
         for a name that is no removable block, as in ``skip_block``.
     """
     _refuse_unless_removable(model, block_name)
+    unit = families.unit(model, block_name)
     with ExitStack() as stack:
-        for info in families.residual_blocks(model):
-            here = info.name == block_name
-            stack.enter_context(_forwarding(model.get_submodule(info.name),
-                                            (lambda *_, **__: x) if here else _identity))
-            if here:
-                break
+        for path in _blocks_before(model, unit.block):
+            stack.enter_context(_forwarding(model.get_submodule(path), _identity))
+        block = model.get_submodule(unit.block)
+        if unit.silenced:  # a branch: the block runs without it
+            hook = block.register_forward_pre_hook(lambda _, args: (x, *args[1:]))
+            stack.callback(hook.remove)
+            for module, forward in bypasses(model, unit):
+                stack.enter_context(_forwarding(module, forward))
+        else:
+            stack.enter_context(_forwarding(block, lambda *_, **__: x))
         yield
+
+
+def _blocks_before(model: nn.Module, path: str) -> list[str]:
+    """Return the paths of the blocks before ``path`` that need not run.
+
+    In a network of no family, blocks that change the shape run all the same: what comes behind may depend on it.
+    """
+    anywhere = families.image_family(model) is not None or not families.is_image_network(model)
+    before: list[str] = []
+    for info in families.residual_blocks(model):
+        here = families.unit(model, info.name).block
+        if here == path:
+            return before
+        if (anywhere or info.removable) and here not in before:
+            before.append(here)
+    return before
 
 
 @contextmanager
@@ -107,9 +131,11 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             if info.name != block_name:
-                stack.enter_context(_forwarding(model.get_submodule(info.name), _identity))
+                for module, forward in bypasses(model, families.unit(model, info.name)):
+                    stack.enter_context(_forwarding(module, forward))
         if x is not None:
-            hook = model.get_submodule(block_name).register_forward_pre_hook(lambda _, args: (x, *args[1:]))
+            entered = model.get_submodule(families.unit(model, block_name).block)
+            hook = entered.register_forward_pre_hook(lambda _, args: (x, *args[1:]))
             stack.callback(hook.remove)
         yield
 

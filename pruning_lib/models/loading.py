@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
-         memory: Mapping[int | str, str] | None = None) -> tuple[nn.Module, Any]:
+         memory: Mapping[int | str, str] | None = None, allow_import: Collection[str] = ()) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer, or an image network and None, in evaluation mode.
 
     Parameters
@@ -90,6 +90,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
         GPUs, then host memory, then disk
     trust_remote_code : run code from the model's repository; only for sources you trust
     memory : with ``"auto"``, largest amount per device, e.g. ``{0: "70GB", "cpu": "100GB"}``; the rest is on disk
+    allow_import : "package.module:function" of the network's own builder, which is imported and called only if it is
+        named here; for folders of networks that ``image_networks.describe`` gave such a source
 
     Raises
     ------
@@ -105,7 +107,7 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
-        return image_networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
+        return image_networks.read(Path(source), allow_import=allow_import).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

@@ -87,7 +87,6 @@ class _Run:
     calls: int = 0
     kept: bool = False  # one tensor in, one of the same shape out
     shape: tuple[int, ...] = ()  # of the input
-    given: tuple[tuple, dict] | None = None
 
 
 def find(network: nn.Module, *, example: Tensor | None = None, blocks: Sequence[str] | None = None,
@@ -144,7 +143,7 @@ def _example(network: nn.Module, given: Tensor | None) -> Tensor:
     if convolution is None:
         raise ValueError(f"this {type(network).__name__} has no 2-d convolution, so the shape of its input is unknown; "
                          f"give two inputs: image_networks.describe(network, example=...)")
-    channels, problems, generator = convolution.in_channels * 1, [], torch.Generator().manual_seed(0)
+    channels, problems, generator = convolution.in_channels, [], torch.Generator().manual_seed(0)
     for size in dict.fromkeys([*_declared(network), *((s, s) for s in SIZES)]):
         x = torch.rand(2, channels, *size, generator=generator).to(weight.device, weight.dtype)
         try:
@@ -200,16 +199,27 @@ def _say(output: Any) -> str:
 
 
 def _residual(network: nn.Module, x: Tensor, order: list[str], runs: dict[str, _Run]) -> list[str]:
-    """Return the smallest modules that return their input when their parameters are zero, in the order of the data."""
+    """Return the smallest modules that return their input when their parameters are zero, in the order of the data.
+
+    A module with a single such module inside replaces it unless it is nothing but a container: the global response
+    normalisation of ConvNeXt V2 adds to its input, but the block is the sum around it.
+    """
     candidates = [name for name in order if name and runs[name].calls == 1 and runs[name].kept
                   and _may_be_block(network.get_submodule(name))]
     given = _inputs(network, x, candidates)
     found: list[str] = []
     for name in candidates:  # inner modules return before outer ones
-        if not any(inner.startswith(f"{name}.") for inner in found):
-            args, named = given.pop(name)
-            if _returns_its_input(network.get_submodule(name), args, named):
-                found.append(name)
+        args, named = given.pop(name)
+        module, inside = network.get_submodule(name), [inner for inner in found if inner.startswith(f"{name}.")]
+        if len(inside) > 1 or not _returns_its_input(_zeroed(copy.deepcopy(module)), args, named):
+            continue
+        if inside:
+            hollow = copy.deepcopy(module)
+            remove(hollow, Unit(inside[0].removeprefix(f"{name}.")))
+            if _returns_its_input(hollow, args, named):
+                continue
+            found.remove(inside[0])
+        found.append(name)
     return found
 
 
@@ -243,7 +253,7 @@ def _returns_its_input(module: nn.Module, args: tuple, named: dict) -> bool:
     if not bool(x.abs().max() > 0):
         return False  # zeros in, zeros out says nothing
     try:
-        return _same(_zeroed(copy.deepcopy(module))(*args, **named), x)
+        return _same(module(*map(_copied, args), **named), x)
     except Exception:  # zeros may be invalid for a module: then it is not a block
         return False
 

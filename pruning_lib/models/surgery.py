@@ -15,7 +15,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models import families, offload
+from pruning_lib.models import described_networks, families, offload
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.families import LanguageFamily
 from pruning_lib.models.plan import Plan
@@ -51,6 +51,9 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
         raise ValueError("the plan was made for a model with other blocks (or this model is pruned already); "
                          "make a new plan for this model: blocks are renumbered when one before them is removed")
     pruned = model if inplace else copy.deepcopy(model)
+    if families.is_image_network(pruned) and not families.image_family(pruned):
+        described_networks.remove(pruned, plan.removed)  # names stay as they are
+        return pruned
     for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: the blocks in front keep their names
         path, number = _place(name)
         del cast(nn.ModuleList, pruned.get_submodule(path))[number]
