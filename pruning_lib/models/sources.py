@@ -53,8 +53,8 @@ class Source:
                              f"out, the weights are saved from the network itself")
         odd = [key for key, value in self.arguments.items() if not _plain(value)]
         if odd:
-            raise ValueError(f"argument {', '.join(odd)} of {self.name} cannot be written to a file; give numbers, texts, "
-                             f"booleans, and lists or dicts of them, for example through a function of your own")
+            raise ValueError(f"argument {', '.join(odd)} of {self.name} cannot be written to a file; give numbers, "
+                             f"texts, booleans, and lists or dicts of them, for example through a function of your own")
 
     def __str__(self) -> str:
         return f"{self.library}:{self.name}"
@@ -101,7 +101,7 @@ class _EmptyOnMeta(TorchFunctionMode):
 
 
 def guess(network: nn.Module, prune: Callable[[nn.Module], object]) -> Source | None:
-    """Return a torchvision or timm source whose network, pruned by ``prune``, has weights of the same shapes, or None."""
+    """Return a torchvision or timm source whose network, after ``prune``, has weights of the same shapes, or None."""
     library = type(network).__module__.partition(".")[0]
     for source in {"torchvision": _torchvision_guesses, "timm": _timm_guesses}.get(library, lambda _: [])(network):
         try:

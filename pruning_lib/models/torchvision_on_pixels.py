@@ -1,4 +1,4 @@
-"""torchvision networks that normalise their input: pixels in [0, 1] enter, the names of the weights stay torchvision's."""
+"""torchvision networks that normalise their input, pixels in [0, 1]; the names of the weights are torchvision's."""
 
 from __future__ import annotations
 

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from pruning_lib.data.labelled_images import class_numbers
+
 JITTER = 1e-6  # added to the variances, in squared units of the features
 ROUNDING = 1e-6  # directions with a smaller share of the largest singular value are float32 rounding errors
 
@@ -187,8 +189,7 @@ class Side:
 
 
 def _checked(labels: Tensor, N: int) -> Tensor:
-    labels = torch.as_tensor(labels).detach().cpu()
-    if labels.shape != (N,) or labels.is_floating_point() or labels.is_complex():
-        raise ValueError(f"labels have shape {tuple(labels.shape)} and type {labels.dtype}; give {N} integers, "
-                         "one for each sample")
-    return labels
+    found = class_numbers(labels)
+    if len(found) != N:
+        raise ValueError(f"labels have shape {tuple(labels.shape)}; give {N} integers, one for each sample")
+    return found

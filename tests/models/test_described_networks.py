@@ -95,7 +95,7 @@ def build(key):
                 nn.init.uniform_(module.weight, 0.3, 0.5)
                 nn.init.uniform_(module.bias, -0.1, 0.1)
         for name, parameter in network.named_parameters():
-            if "layer_scale" in name or "class_token" in name:
+            if "layer_scale" in name or not parameter.any():
                 nn.init.uniform_(parameter, 0.2, 0.5)
     return network
 
