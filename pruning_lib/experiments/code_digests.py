@@ -26,7 +26,7 @@ from pruning_lib.experiments.source_modules import (
 )
 
 PACKAGE = Path(__file__).resolve().parents[1]
-WORD = "*."  # before an attribute, argument or variable in a map of names
+WORD, TEXT = "*.", "="  # in a map of names: before an attribute, argument or variable; before a text
 _digest = partial(_files.digest, digits=8)
 
 
@@ -38,7 +38,7 @@ def digests(cells: Iterable[str], package: Path = PACKAGE, names: Mapping[str, s
     cells : code cells of a notebook
     package : folder of the package whose definitions are followed
     names : today's names of modules (``"module"``), definitions (``"module.name"``), and attributes, arguments or
-        variables (``"*.name"``) that were renamed; with them the code of an earlier version has the digests of today's
+        variables (``"*.name"``), and texts (``"=text"``) that were renamed; with them the code of an earlier version has the digests of today's
         where nothing but names changed
     """
     renamed = tuple(sorted((names or {}).items()))
@@ -162,6 +162,11 @@ class _Canonical(ast.NodeTransformer):
     def visit_keyword(self, node: ast.keyword) -> ast.AST:
         node.arg = node.arg and self._word(node.arg)
         return self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if isinstance(node.value, str):
+            node.value = self.renamed.get(TEXT + node.value, node.value)
+        return node
 
     def visit_arg(self, node: ast.arg) -> ast.AST:
         return ast.arg(self._word(node.arg))
