@@ -26,7 +26,7 @@ from pruning_lib.experiments.source_modules import (
 )
 
 PACKAGE = Path(__file__).resolve().parents[1]
-WORD = "*."  # before an attribute, argument or variable in a map of names
+WORD, TEXT = "*.", "="  # in a map of names: before an attribute, argument or variable; before a text
 _digest = partial(_files.digest, digits=8)
 
 
@@ -38,8 +38,8 @@ def digests(cells: Iterable[str], package: Path = PACKAGE, names: Mapping[str, s
     cells : code cells of a notebook
     package : folder of the package whose definitions are followed
     names : today's names of modules (``"module"``), definitions (``"module.name"``), and attributes, arguments or
-        variables (``"*.name"``) that were renamed; with them the code of an earlier version has the digests of today's
-        where nothing but names changed
+        variables (``"*.name"``), and texts (``"=text"``) that were renamed; with them the code of an earlier version
+        has the digests of today's where nothing but names changed
     """
     renamed = tuple(sorted((names or {}).items()))
     return dict(_digests(tuple(cells), package, renamed, _stamp(package)))
@@ -163,6 +163,11 @@ class _Canonical(ast.NodeTransformer):
         node.arg = node.arg and self._word(node.arg)
         return self.generic_visit(node)
 
+    def visit_Constant(self, node: ast.Constant) -> ast.AST:
+        if isinstance(node.value, str):
+            node.value = self.renamed.get(TEXT + node.value, node.value)
+        return node
+
     def visit_arg(self, node: ast.arg) -> ast.AST:
         return ast.arg(self._word(node.arg))
 
@@ -173,7 +178,8 @@ class _Canonical(ast.NodeTransformer):
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         for inner in ast.walk(node):
             for field, value in ast.iter_fields(inner):
-                if isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant) and isinstance(value.value, str)):
+                if isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant)
+                                                        and isinstance(value.value, str)):
                     setattr(inner, field, ast.Constant(""))
                 elif isinstance(value, list):
                     setattr(inner, field, [ast.Constant("") if isinstance(v, ast.JoinedStr) or (
