@@ -107,7 +107,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
-        return image_networks.read(Path(source), allow_import=allow_import).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
+        network = image_networks.read(Path(source), allow_import=allow_import)
+        return network.to("cpu" if device == "auto" else device, DTYPES[dtype]), None
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)

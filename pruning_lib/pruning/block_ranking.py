@@ -44,8 +44,8 @@ def rank_blocks(model: nn.Module, inputs: Any, labels: Any = None, *,
 
     Parameters
     ----------
-    inputs : (N, channels, height, width) pixels in [0, 1]; a data set such as ImageFolder, a DataLoader, or batches; for
-        a language model batches are dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
+    inputs : (N, channels, height, width) pixels in [0, 1]; a data set such as ImageFolder, a DataLoader, or batches;
+        for a language model batches are dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
     labels : (N,) class of each image, for criteria that compare classes; None where the inputs hold them
     criterion : key of ``CRITERIA``
     seed : of the criterion ``random``

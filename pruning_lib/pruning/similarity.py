@@ -34,8 +34,8 @@ from pruning_lib._registry import Table
 from pruning_lib.pruning.gaussian_alignment import aligned_distance
 from pruning_lib.pruning.sides import JITTER, Side, angle, on_one_thread, polar, same_width, sides
 
-# The metrics of the Consensus paper (Mugnaini et al. 2024, arXiv 2411.14345); a metric that is registered later does not
-# become part of Consensus by that.
+# The metrics of the Consensus paper (Mugnaini et al. 2024, arXiv 2411.14345).  A metric that is registered later does
+# not become a part of Consensus.
 PAPER_METRICS = ("cka", "gaussian_0", "gaussian_1", "gaussian_2", "permutation", "linear_shape_0", "linear_shape_1",
                  "wasserstein")
 
