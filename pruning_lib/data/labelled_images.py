@@ -106,6 +106,8 @@ def refuse_logits(logits: Any, labels: Tensor | None = None) -> None:
     if logits.shape[1] < 2:
         raise ValueError("the network returns one number per image; give it one output per class, for two classes "
                          "torch.cat([-x, x], 1) / 2 of that number x")
+    if labels is not None and len(labels) and int(labels.min()) < 0:
+        raise ValueError(f"label {int(labels.min())}; classes are counted from 0")
     if labels is not None and len(labels) and int(labels.max()) >= logits.shape[1]:
         raise ValueError(f"label {int(labels.max())}, but the network tells {logits.shape[1]} classes apart, counted "
                          f"from 0")

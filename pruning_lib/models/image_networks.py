@@ -163,6 +163,13 @@ def write_new(network: nn.Module, folder: Path, texts: Mapping[str, str] | None 
             (work / name).write_text(text + "\n")
 
 
+def kind(network: nn.Module) -> str:
+    """Return the key of ``NETWORKS`` of a network, or the source of any other one, or the name of its class."""
+    config = getattr(network, "config", None)
+    source = None if isinstance(config, ImageConfig) else described_networks.description(network).source
+    return config.network if isinstance(config, ImageConfig) else str(source or type(network).__name__)
+
+
 def is_image_network(folder: Path) -> bool:
     """Return True if ``write`` wrote the folder, or if it has the weights of a CIFAR ResNet and no config."""
     if (folder / "config.json").is_file():

@@ -127,6 +127,7 @@ class Side:
         squares, axes = torch.linalg.eigh(self.raw @ self.raw.T)  # (N,) ascending, (N, N)
         kept = squares > 1e-13 * squares[-1].clamp(min=1e-300)
         kept[-1] = True  # a representation of zeros keeps one feature
+        axes = axes * torch.where(axes.pow(3).sum(0) < 0, -1.0, 1.0)  # signs that a rotation of the features keeps
         side = Side(axes[:, kept] * squares[kept].clamp(min=0).sqrt(), self.labels, name="x", jitter=self.jitter,
                     like=self)
         side.spans = True
