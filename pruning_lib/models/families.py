@@ -7,6 +7,7 @@ Order of this file: language families · image families · residual blocks · si
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from dataclasses import dataclass
 from typing import Any, cast
@@ -102,6 +103,14 @@ def family_of(model: nn.Module) -> LanguageFamily:
                 f"loads it (AutoModelForCausalLM), not a wrapper or a part of it"
             ) from None
     return family
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that has its family record too."""
+    other = copy.deepcopy(model)
+    if model in _FOUND:
+        _FOUND[other] = _FOUND[model]
+    return other
 
 
 def _found(model: nn.Module, kind: str) -> LanguageFamily:

@@ -99,6 +99,7 @@ class LanguageFamily:
     neurons_norm: str = ""
     # the config field by which what closes attention and MLP is multiplied before it is added to the residual stream
     multiplied_by: str | None = None
+    block_gives_tuple: bool = False  # blocks return a tuple that begins with the hidden states
     # why heads, neurons or experts cannot be removed at all
     refused: Mapping[str, str] = field(default_factory=dict)
     # config fields whose truth makes head removal impossible, with the reason; a dot leads into a field that is a dict

@@ -317,7 +317,8 @@ def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]]
                   ) -> None:
     having = [i for i, rows in enumerate(queries) if rows]
     if not having or any(row.entries < 0 for row in queries[having[0]]):
-        raise Unplaced("transformers computes the head width as width / heads, so no other number of heads fits")
+        raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width / "
+                       "heads")
     if len(set(queries)) > 1 or len(set(groups)) > 1:
         raise Unplaced(f"{len(having)} of {len(queries)} blocks have attention heads of this kind, a plan removes as "
                        f"many in every block")

@@ -7,21 +7,21 @@ input.  Order of this file: remove · blocks · heads and neurons.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models import families, offload, structure, verification
+from pruning_lib.models import expert_surgery, families, offload, structure, verification
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.cutting import cut_block, refresh, state
+from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.models.families import LanguageFamily
 from pruning_lib.models.plan import Plan
 
 
-def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -> nn.Module:
+def remove(model: nn.Module, plan: Plan | BlockPlan | ExpertPlan, *, inplace: bool = False) -> nn.Module:
     """The model without what ``plan`` names; smaller in fact, and runnable at once.
 
     Blocks that stay are renumbered, so a new plan has to be made for the pruned model.
@@ -41,6 +41,8 @@ def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -
     if not inplace and offload.is_offloaded(model):
         raise ValueError("weights of this model wait on disk or in host memory, a copy would need all of them; "
                          "give inplace=True")
+    if isinstance(plan, ExpertPlan):
+        return expert_surgery.remove(model, plan, inplace=inplace)
     if isinstance(plan, BlockPlan):
         return _remove_blocks(model, plan, inplace)
     return _remove_heads_and_neurons(model, plan, inplace)
@@ -50,7 +52,7 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
     if tuple(families.residual_blocks(model)) != plan.blocks:
         raise ValueError("the plan was made for a model with other blocks (or this model is pruned already); "
                          "make a new plan for this model: names move up when a block before them goes")
-    pruned = model if inplace else copy.deepcopy(model)
+    pruned = model if inplace else families.copy_of(model)
     for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: what stays in front keeps its name
         path, number = _place(name)
         del cast(nn.ModuleList, pruned.get_submodule(path))[number]
@@ -102,7 +104,7 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
     families.refuse_head_count(model, plan.kept["heads"])
     family = families.family_of(model)
     reference = _reference(model, family, plan)
-    pruned = model if inplace else copy.deepcopy(model)
+    pruned = model if inplace else families.copy_of(model)
     s = plan.sizes
     counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     for i, block in enumerate(families.blocks(pruned)):

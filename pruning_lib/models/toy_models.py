@@ -40,6 +40,7 @@ OTHER = {
 LATENT = {"num_key_value_heads": 4, "qk_head_dim": 16}  # with latent attention every head has keys of its own
 EXTRA: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16},
+    "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "zaya": {"num_experts_per_tok": 1},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},

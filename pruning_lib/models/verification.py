@@ -183,10 +183,11 @@ def logits(model: Any) -> Tensor:
     return model(input_ids=ids, use_cache=False).logits.float()
 
 
-def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, str]:
-    """Return the norms of the first block that take just what an output projection gives."""
-    block, found, seen = first_block(model, family), {"heads_norm": "", "neurons_norm": ""}, {}
-    handles = []
+def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
+    """Return the norms of the first block that take just what an output projection gives, and what the block returns."""
+    block, seen = first_block(model, family), {}
+    found: dict[str, Any] = {"heads_norm": "", "neurons_norm": ""}
+    handles = [block.register_forward_hook(lambda _, args, y: found.update(block_gives_tuple=isinstance(y, tuple)))]
     for key, path in (("heads_norm", family.heads_out), ("neurons_norm", family.neurons_out)):
         if path:
             handles.append(block.get_submodule(path).register_forward_hook(

@@ -25,7 +25,6 @@ References
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -100,7 +99,7 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     if not ridges or min(ridges) < 0:
         raise ValueError(f"ridge={ridge}; give one or more numbers, 0 or larger")
     fit, held_out = _split(list(batches), several)
-    work = copy.deepcopy(model)
+    work = families.copy_of(model)
     lost = {c.name: columns for c in _output_projections(work) if len(columns := _columns(plan, c))}
     closings = [c for c in _output_projections(work) if c.name in lost]
     reconstructions = []
