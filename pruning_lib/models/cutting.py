@@ -61,7 +61,7 @@ def refresh(module: nn.Module, reference: nn.Module) -> None:
     """
     theirs = dict(reference.named_modules())
     for name, ours in module.named_modules():
-        for key, value in vars(theirs[name]).items():
+        for key, value in vars(theirs.get(name, ours)).items():
             if type(value) in (int, float) and vars(ours).get(key) != value:
                 setattr(ours, key, value)
     check_shapes(module, reference)

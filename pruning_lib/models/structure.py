@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from pruning_lib.models.language_families import Experts, LanguageFamily, Part
 
 Values = Mapping[str, int]  # config field -> size
-NEURON_FIELDS = re.compile("intermediate|ffn|inner")
+NEURON_FIELDS = re.compile("intermediate|ffn|inner|^dff$|dim_ff$")
 HEAD_FIELDS = ("decoder_attention_heads", "num_attention_heads")
 GROUP_FIELDS = ("num_key_value_heads", "num_kv_heads")
 EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
@@ -121,6 +121,8 @@ def block_list(model: nn.Module) -> str:
     if not hasattr(getattr(model, "config", None), "get_text_config"):
         raise Unplaced(f"{type(model).__name__} is no model of transformers")
     decoder = _decoder(model)
+    if not any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
+        decoder = model  # some call their output layer the decoder
     prefix = next((name for name, module in model.named_modules() if module is decoder), "")
     lists = {name: sum(p.numel() for p in module.parameters()) for name, module in decoder.named_modules()
              if isinstance(module, nn.ModuleList) and len(module)}
@@ -295,7 +297,10 @@ def _head_growths(model: nn.Module, path: str, count: str, pairs: str | None, H:
                   ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
     """Return what follows the heads alone, and what follows the groups alone; no groups where both go together."""
     text = text_config(model.config)
-    width = {"head_dim": getattr(text, "head_dim", None) or text.hidden_size // H}
+    try:
+        width = {"head_dim": getattr(text, "head_dim", None) or text.hidden_size // H}
+    except Exception as error:  # a config class that gives every block a head width of its own
+        raise Unplaced(f"its config states no single head width ({str(error).splitlines()[0][:120]})") from error
 
     def sized(heads: int, groups: int) -> dict[str, int]:
         return {**width, count: heads, **({pairs: groups} if pairs else {})}

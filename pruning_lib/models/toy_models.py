@@ -17,9 +17,10 @@ from pruning_lib.models.structure import text_config
 
 # field -> size; the first group is set wherever the config class has the field, the second where it has a value
 COMMON = {
-    "vocab_size": 64, "hidden_size": 32, "d_model": 32, "num_hidden_layers": 2, "num_layers": 2, "n_layers": 2,
+    "vocab_size": 64, "hidden_size": 32, "d_model": 32, "n_embd": 32, "emb_dim": 32, "n_positions": 128, "num_hidden_layers": 2, "num_layers": 2, "n_layers": 2,
     "n_layer": 2, "decoder_layers": 2, "encoder_layers": 1, "num_decoder_layers": 2, "num_encoder_layers": 1,
     "intermediate_size": 24, "ffn_dim": 24, "n_inner": 24, "d_inner": 24, "ffn_hidden_size": 24, "inner_dim": 24,
+    "dff": 24, "dim_ff": 24,
     "decoder_ffn_dim": 24, "encoder_ffn_dim": 24, "num_attention_heads": 4, "num_heads": 4, "n_heads": 4, "n_head": 4,
     "attention_heads": 4, "decoder_attention_heads": 4, "encoder_attention_heads": 4, "num_key_value_heads": 2,
     "num_kv_heads": 2, "head_dim": 8, "max_position_embeddings": 128, "pad_token_id": 0, "bos_token_id": 1,
@@ -41,6 +42,17 @@ LATENT = {"num_key_value_heads": 4, "qk_head_dim": 16}  # with latent attention 
 EXTRA: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
+    "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
+    "gemma3n_text": {"num_kv_shared_layers": 0}, "gemma4_text": {"num_kv_shared_layers": 0},
+    "xlm": {"n_words": 64, "max_position_embeddings": 128},
+    "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
+              "moe_intermediate_size": 20},
+    "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4},
+             "ffn_config": {"ffn_hidden_size": 24, "moe_num_experts": 4, "moe_top_k": 2}},
+    "cohere_compass_text": {"rope_parameters": {kind: {"rope_type": "default", "rope_theta": 1e4}
+                                                for kind in ("full_attention", "sliding_attention")}},
+    "git": {"vision_config": {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 1,
+                              "num_attention_heads": 4, "image_size": 32, "patch_size": 16}},
     "zaya": {"num_experts_per_tok": 1},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},
