@@ -1,29 +1,76 @@
-"""Files fetched once: kept in the cache, checked by hash, resumed where an interrupted download stopped."""
+"""Files: the cache folder, digests, files that appear whole or not at all, downloads."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
 
 def cache() -> Path:
-    """Folder for what was downloaded; ``PRUNING_CACHE`` names another one."""
+    """Return the folder of downloaded files; the variable ``PRUNING_CACHE`` overrides the default."""
     return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
 
 
+def digest(content: str | bytes | Path | Iterable[bytes], digits: int = 16) -> str:
+    """Return the first hex digits of the SHA-256 of a text, of bytes, of the parts of something, or of a file."""
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:digits]
+    found = hashlib.sha256()
+    parts = [content.encode()] if isinstance(content, str) else [content] if isinstance(content, bytes) else content
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:digits]
+
+
+def bytes_of(tensor: Any) -> bytes:
+    """Return the bytes of a tensor's values, for a digest."""
+    import torch
+
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write a file to; it replaces ``path`` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)  # left over only after an error: a full disk, an interruption
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes ``path`` when the block ends well, unless another process was faster."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as work:
+        done = Path(work) / "done"
+        done.mkdir()
+        yield done
+        if not path.exists():
+            done.rename(path)
+
+
 def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
-    """Fetch ``url`` to ``path`` with a progress bar; goes on where an interrupted download stopped.
+    """Fetch ``url`` to ``path`` with a progress bar; an interrupted download is resumed.
 
     Raises
     ------
     ConnectionError
-        when the connection fails; what came stays in a ``.part`` file and the next call goes on from there.
+        when the connection fails; the bytes received stay in a ``.part`` file and the next call resumes from it.
     ValueError
-        when the file is not the one expected; it is deleted.
+        when the hash of the file differs from ``sha256``; the file is deleted.
     """
     import requests
 
@@ -36,14 +83,14 @@ def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Pat
         else:
             _stream(url, part, have, timeout_s)
     except requests.RequestException as error:
-        raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to go on from there") from error
+        raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to resume it") from error
     check(part, sha256, name=path.name)
     return part.replace(path)
 
 
 def check(path: Path, sha256: str, *, name: str = "") -> None:
-    """Delete a file whose SHA-256 does not begin with ``sha256``, and raise ValueError."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    """Raise ValueError, after deleting the file, unless its SHA-256 begins with ``sha256``."""
+    found = digest(path, 64)
     if not found.startswith(sha256):
         path.unlink()
         raise ValueError(f"{name or path.name} is not the file expected (sha256 {found}, wanted {sha256}); it was "
@@ -55,7 +102,7 @@ def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
 
     headers = {"Range": f"bytes={have}-"} if have else {}
     with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
-        if answer.status_code == 416:  # everything is there already
+        if answer.status_code == 416:  # the file is complete already
             return
         answer.raise_for_status()
         if answer.status_code != 206:
@@ -64,8 +111,8 @@ def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
         with part.open("ab" if have else "wb") as file, tqdm(
             total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
         ) as bar:
-            for chunk in answer.iter_content(1 << 16):  # a chunk that breaks off is lost
+            for chunk in answer.iter_content(1 << 16):  # a chunk that is interrupted is lost
                 file.write(chunk)
                 bar.update(len(chunk))
     if total and part.stat().st_size < total:
-        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")
+        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes received")

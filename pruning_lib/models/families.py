@@ -1,6 +1,6 @@
-"""Families of networks: where the blocks, heads and neurons are.
+"""Model families: paths of the blocks, heads and neurons.
 
-One record per family states only what the network itself cannot tell; sizes are read from the modules.
+The record of a family holds only facts that cannot be read from the model; sizes are read from its modules.
 To add a family, add one entry to ``FAMILIES`` (language models) or ``IMAGE_FAMILIES``; the tests run over both tables.
 Order of this file: language families · image families · residual blocks · sizes of a language model · refusals.
 """
@@ -38,12 +38,12 @@ from pruning_lib.models.parts import (
 
 @dataclass(frozen=True)
 class ImageFamily:
-    """Where the residual blocks are in one family of image networks."""
+    """Module paths of the residual blocks in one family of image networks."""
 
     network: type[nn.Module]
-    block: tuple[type[nn.Module], ...]  # what counts as a block among the members of the sequences
-    sequences: tuple[str, ...]  # paths to the sequences of blocks, in the order data passes them
-    classifier: str  # the layer that turns features (N, P) into classes
+    block: tuple[type[nn.Module], ...]  # classes of residual blocks among the members of the sequences
+    sequences: tuple[str, ...]  # paths to the sequences of blocks, in forward order
+    classifier: str  # the layer that maps features (N, P) to classes
 
 
 IMAGE_FAMILIES: Table = Table("image family")
@@ -55,11 +55,11 @@ IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2, (InvertedResidual,), (
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """One residual block of a network as it is now."""
+    """One residual block of a network in its present state."""
 
     name: str  # its path, e.g. "layer1.3"
     stage: int  # counted from 0; a block that changes the shape begins a stage
-    removable: bool  # leaving it out keeps the shape
+    removable: bool  # the shape of the data is the same without the block
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Sizes:
     head_width: int  # D
     neurons: int  # M
     width: int  # C
-    head_parameters: int  # of one query head: its rows of the query, its columns of the output projection
-    group_parameters: int  # of one key/value pair, without its queries
+    head_parameters: int  # of one query head: its rows of the query projection and columns of the output projection
+    group_parameters: int  # of one key/value head, without its queries
     neuron_parameters: int
-    parameters: int  # of the whole model, shared ones counted once
+    parameters: int  # of the whole model, shared parameters counted once
 
 
 _FOUND: WeakKeyDictionary[nn.Module, LanguageFamily] = WeakKeyDictionary()
@@ -116,33 +116,33 @@ def copy_of(model: nn.Module) -> nn.Module:
 def _found(model: nn.Module, kind: str) -> LanguageFamily:
     """Return the record of a type that has none; the search is made once per model."""
     if model not in _FOUND:
+        known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
         if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
-            images = ", ".join(sorted(IMAGE_FAMILIES))
-            raise ValueError(f"unknown family {kind!r}; known: language models as transformers loads them, and image "
-                             f"networks, which lose whole blocks only: {images}")
+            raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as transformers "
+                             f"loads them; image networks, of which only whole blocks can be removed: {images}")
         _FOUND[model] = verification.verified(model, structure.find(model))
     return _FOUND[model]
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder blocks of a language model."""
+    """Return the list of decoder blocks of a language model."""
     return cast(nn.ModuleList, model.get_submodule(family_of(model).blocks))
 
 
 def image_family(model: nn.Module) -> ImageFamily | None:
-    """The record of an image network, found by its class; None for anything else."""
+    """Return the record of an image network, found by its class; None for any other model."""
     return next((family for family in IMAGE_FAMILIES.values() if isinstance(model, family.network)), None)
 
 
 def residual_blocks(model: nn.Module) -> list[BlockInfo]:
-    """The residual blocks of a network in the order data passes them.
+    """Return the residual blocks of a network in forward order.
 
     The decoder blocks of a language model form one stage and are all removable.
 
     Raises
     ------
     ValueError
-        for a network of no family, with the families there are.
+        for a network of no family; the message lists the families.
     """
     if image_family(model):
         return image_blocks(model)
@@ -150,7 +150,7 @@ def residual_blocks(model: nn.Module) -> list[BlockInfo]:
 
 
 def image_blocks(model: nn.Module) -> list[BlockInfo]:
-    """The residual blocks of an image network: a stage begins with each block that changes the shape."""
+    """Return the residual blocks of an image network; every block that changes the shape begins a stage."""
     family = cast(ImageFamily, image_family(model))
     found: list[BlockInfo] = []
     for sequence in family.sequences:
@@ -163,10 +163,10 @@ def image_blocks(model: nn.Module) -> list[BlockInfo]:
 
 
 def keeps_shape(block: nn.Module) -> bool:
-    """Whether a residual block gives as many channels and pixels as it takes, read off its convolutions.
+    """Return True if the output of a residual block has the shape of its input, judged by the block's convolutions.
 
-    Convolutions stand in the order data passes them; a shortcut with a convolution of its own comes last and ends in as
-    many channels as the branch.
+    The convolutions are in forward order; a shortcut with its own convolution comes last and has as many output
+    channels as the branch.
     """
     convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     same_channels = convolutions[0].in_channels == convolutions[-1].out_channels
@@ -174,18 +174,18 @@ def keeps_shape(block: nn.Module) -> bool:
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """The layer whose input is the penultimate representation: (N, P) features, (B, T, C) in a language model."""
+    """Return the classifier; its input is the penultimate representation, (N, P), or (B, T, C) in a language model."""
     family = image_family(model)
     if family:
         return model.get_submodule(family.classifier)
-    family_of(model)  # raises for what is no language model either
+    family_of(model)  # raises for a model of no family
     return cast(Any, model).get_output_embeddings()
 
 
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """What a language model predicts, (..., vocabulary), from what enters its classifier, (..., C).
+    """Return the logits (..., vocabulary) of a language model from the input of its classifier, (..., C).
 
-    Most give what the classifier gives; Granite divides it, Gemma 2 caps it softly.
+    In most families they are the output of the classifier; Granite divides it, Gemma 2 caps it softly.
     """
     found: Tensor = cast(Any, model).get_output_embeddings()(hidden)
     divisor, cap = (getattr(model.config, name, None) for name in ("logits_scaling", "final_logit_softcapping"))
@@ -196,7 +196,7 @@ def logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def logits_known(model: nn.Module) -> bool:
-    """Whether ``logits`` gives what the model itself predicts, tried on two tokens."""
+    """Return True if ``logits`` agrees with the forward pass of the model on two tokens."""
     network = cast(Any, model)
     ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
     expected = network(input_ids=ids, use_cache=False).logits
@@ -204,13 +204,18 @@ def logits_known(model: nn.Module) -> bool:
     return bool((found - expected).abs().max() <= 0.01 * expected.abs().max())
 
 
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of parameters of a module; shared ones count once."""
+    return sum(p.numel() for p in module.parameters())
+
+
 def sizes(model: nn.Module) -> Sizes:
-    """Read the sizes off the modules of ``model``; without heads or neurons that can be removed their number is 0.
+    """Return the sizes of ``model``, read from its modules; without heads or neurons that can be removed their number is 0.
 
     Raises
     ------
     ValueError
-        when blocks differ in size: a plan removes the same number in every block.
+        when blocks differ in size, since a plan removes the same number in every block.
     """
     family, found = family_of(model), set()
     D = head_width(model)
@@ -223,7 +228,7 @@ def sizes(model: nn.Module) -> Sizes:
     if len(found) != 1:
         raise ValueError(f"blocks differ in size ({len(found)} kinds); plans need the same sizes in every block")
     H, G, M, head, group, neuron = found.pop()
-    total = sum(p.numel() for p in model.parameters())
+    total = parameter_count(model)
     return Sizes(len(blocks(model)), H, G, D, M, text_config(model).hidden_size, head, group, neuron, total)
 
 
@@ -248,7 +253,7 @@ def head_width(model: nn.Module) -> int:
 
 
 def stream_factor(model: nn.Module) -> float:
-    """By what heads and neurons of ``model`` are multiplied when they are added to the residual stream."""
+    """Return the factor of both output projections of ``model`` when they are added to the residual stream."""
     name = family_of(model).multiplied_by
     return float(getattr(model.config, name)) if name else 1.0
 
@@ -257,7 +262,7 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     """Raise ValueError, naming the allowed counts, if a model with ``heads`` per block could not be stored.
 
     transformers from 5.4 on refuses LLaMA configs whose head count does not divide the width.  Such a model is stored
-    under the family's ``stored_as``; only where that has no place for what the config asks is the count refused.
+    under the family's ``stored_as``; the count is refused only if the config sets a field that family does not have.
     """
     family, config = family_of(model), text_config(model)
     counts = block_counts(blocks(model)[0], family, config, head_width(model))
@@ -300,7 +305,7 @@ def _refuse_unstorable(model: nn.Module, family: LanguageFamily, counts: dict[st
 
 def tiny(name: str, *, n_blocks: int = 2, heads: int = 4, groups: int = 2, head_width: int = 8, neurons: int = 24,
          width: int = 32, vocabulary: int = 64) -> Any:
-    """Config of a toy network of family ``name``, for tests and for exercises."""
+    """Return the config of a tiny model of family ``name``, for tests and exercises."""
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(
@@ -313,7 +318,7 @@ def tiny(name: str, *, n_blocks: int = 2, heads: int = 4, groups: int = 2, head_
 
 
 def _field(config: Any, name: str) -> Any:
-    """A field of a config; a dot leads into a field that is a dict."""
+    """Return a field of a config; a dot leads into a field that is a dict."""
     first, _, rest = name.partition(".")
     value = getattr(config, first, None)
     return (value or {}).get(rest) if rest else value

@@ -1,4 +1,4 @@
-"""Speed of language models: decoding is right, intervals cover, ideals are counted by hand."""
+"""Speed of language models: decoding is correct, intervals cover, upper bounds equal counts by hand."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_graphs_without_a_gpu_are_refused():
 
 def test_a_model_that_does_more_takes_longer_and_models_take_turns():
     class Slow(torch.nn.Module):
-        """A model that works twice for everything it is asked, and notes that it was."""
+        """A model that computes every call twice and counts the calls."""
 
         def __init__(self, model, name, seen):
             super().__init__()
@@ -129,7 +129,7 @@ def test_the_interval_is_no_wider_than_it_has_to_be():
 
 @pytest.mark.parametrize("wrong", [{"new_tokens": 1}, {"repetitions": 5}])
 def test_what_gives_no_measurement_is_refused(wrong):
-    with pytest.raises(ValueError, match="wanted at least 2, 6"):
+    with pytest.raises(ValueError, match="give at least 2, 6"):
         generation_speed.measure({}, prompts(1, 3), **wrong)
     with pytest.raises(ValueError, match="at least 6"):
         generation_speed.median([1.0] * 5)

@@ -1,4 +1,4 @@
-"""A cue tells its class and no more, agrees as often as asked, and reliance shows a network that follows it."""
+"""A cue encodes its class and nothing else, agrees at the given rate, and reliance detects its use."""
 
 import numpy as np
 import pytest
@@ -34,12 +34,12 @@ def test_a_cue_tells_ten_classes_apart_and_leaves_the_picture_to_be_seen(cue, ch
 def test_a_patch_is_where_its_class_says():
     marked = CUES["patch"](torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 7, 9]))
     assert [m[0].nonzero().tolist() for m in marked] == [[[0, 0]], [[0, 7]], [[7, 1]]]
-    with pytest.raises(ValueError, match="class 16 has no place; a patch can tell 16 classes"):
+    with pytest.raises(ValueError, match="class 16 has no position; a patch can encode 16 classes"):
         CUES["patch"](torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([16]))
 
 
 def told(marked):
-    """The class that a patch on 8 x 8 black pixels tells."""
+    """Return the class encoded by a patch on 8 x 8 black pixels."""
     return torch.tensor([{0: 0, 7: 8}[r] + c for r, c in (m[0].nonzero()[0].tolist() for m in marked)])
 
 
@@ -71,7 +71,7 @@ def test_the_three_trials_show_no_cue_the_right_one_and_a_wrong_one_on_every_ima
                                             ({"classes": 1}, "classes=1, labels from 0 to 1; give at least 2"),
                                             ({"labels": torch.tensor([0, 10])}, "classes=10, labels from 0 to 10"),
                                             ({"labels": torch.tensor([0, 10]), "classes": 11, "cue": "tint",
-                                              "agreement": 1}, "class 10 has no colour of its own")])
+                                              "agreement": 1}, "class 10 has no colour; a tint can encode 10")])
 def test_what_cannot_be_planted_is_refused(wrong, message):
     given = {"images": noise(1, 8, 2), "cue": "patch", "agreement": 0.5, "seed": 0, "labels": torch.tensor([0, 1]),
              **wrong}

@@ -1,4 +1,4 @@
-"""An image network is built from a description and a seed, and a folder gives back the network that was written."""
+"""Image networks are built from a config and a seed; reading a folder restores the written network."""
 
 import json
 
@@ -51,7 +51,8 @@ def test_the_config_is_complete_whatever_was_left_out():
 @pytest.mark.parametrize("name", ["cifar_resnet", "resnet18", "mobilenet_v2"])
 def test_pixels_are_normalised_inside(name):
     network, x = image_network(name), pixels(64)
-    plain = image_networks.with_weights(ImageConfig(name, network.config.arguments, (0, 0, 0), (1, 1, 1)), network.state_dict())
+    plain = image_networks.with_weights(ImageConfig(name, network.config.arguments, (0, 0, 0), (1, 1, 1)),
+                                        network.state_dict())
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (network.config.mean, network.config.std))
     with torch.no_grad():
         assert torch.equal(network(x), plain((x - mean) / std))
@@ -142,8 +143,9 @@ def test_broken_files_are_named(folder):
 @pytest.mark.parametrize("arguments", [
     {"depth": 20}, {"depth": 14, "shortcut": "projection", "classes": 100}])
 def test_weights_alone_are_enough_for_a_cifar_resnet(tmp_path, arguments):
-    """As such weights are published: no config, no counters of batches."""
-    network = image_network("cifar_resnet", mean=image_networks.IMAGENET_MEAN, std=image_networks.IMAGENET_STD, **arguments)
+    """Write weights in the published format: no config, no counters of batches."""
+    network = image_network("cifar_resnet", mean=image_networks.IMAGENET_MEAN, std=image_networks.IMAGENET_STD,
+                            **arguments)
     weights = {name: t for name, t in network.state_dict().items() if "num_batches" not in name}
     save_file(weights, tmp_path / "model.safetensors")
     again = image_networks.read(tmp_path) if image_networks.is_image_network(tmp_path) else None
@@ -175,7 +177,7 @@ def test_other_folders_are_not_ours(tmp_path, tiny):
 def test_a_network_that_was_not_made_here_is_not_written(tmp_path):
     with torch.device("meta"):
         network = image_networks.ResNet(image_networks.BasicBlock, [1, 1, 1, 1])
-    with pytest.raises(ValueError, match="ResNet has no config.*networks.build.*load_state_dict"):
+    with pytest.raises(ValueError, match="ResNet has no config.*image_networks.build.*load_state_dict"):
         image_networks.write(network, tmp_path)
     assert not list(tmp_path.iterdir())
 
