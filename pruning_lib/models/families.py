@@ -90,6 +90,7 @@ def family_of(model: nn.Module) -> LanguageFamily:
         for what is no language model of transformers, whose modules are not where the record says, or in which neither
         heads nor neurons nor experts could be placed.
     """
+    refuse_wrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in FAMILIES:
         return _found(model, kind)
@@ -103,6 +104,23 @@ def family_of(model: nn.Module) -> LanguageFamily:
                 f"loads it (AutoModelForCausalLM), not a wrapper or a part of it"
             ) from None
     return family
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise ValueError, with the way to the model itself, for one that is compiled, parallel or has adapters."""
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    for name, way in (("OptimizedModule", "give model._orig_mod, and compile the pruned model instead"),
+                      ("DataParallel", "give model.module"), ("DistributedDataParallel", "give model.module"),
+                      ("PeftModel", "give model.merge_and_unload()")):
+        if name in kinds:
+            raise ValueError(f"this model is wrapped ({type(model).__name__}), its modules are not where its type has "
+                             f"them; {way}")
+
+
+def removable(model: nn.Module) -> dict[str, str]:
+    """Return, for heads, neurons, experts and blocks, why they cannot be removed; empty where they can."""
+    refused = family_of(model).refused
+    return {unit: refused.get(unit, "") for unit in ("heads", "neurons", "experts", "blocks")}
 
 
 def copy_of(model: nn.Module) -> nn.Module:

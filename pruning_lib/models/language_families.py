@@ -18,6 +18,9 @@ from torch import Tensor
 from pruning_lib._registry import Table
 
 
+NO_EXPERTS = "its blocks have no experts"
+
+
 @dataclass(frozen=True)
 class Part:
     """One axis of one parameter of a block, along which every unit (head, group or neuron) has the same many entries.
@@ -101,7 +104,7 @@ class LanguageFamily:
     multiplied_by: str | None = None
     block_gives_tuple: bool = False  # blocks return a tuple that begins with the hidden states
     # why heads, neurons or experts cannot be removed at all
-    refused: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[str, str] = field(default_factory=lambda: {"experts": NO_EXPERTS})
     # config fields whose truth makes head removal impossible, with the reason; a dot leads into a field that is a dict
     heads_fixed_by: Mapping[str, str] = field(default_factory=dict)
     # where transformers refuses head counts that do not divide the width: the family that stores the same network ...

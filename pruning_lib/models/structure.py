@@ -19,7 +19,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models.language_families import Experts, LanguageFamily, Part
+from pruning_lib.models.language_families import NO_EXPERTS, Experts, LanguageFamily, Part
 
 Values = Mapping[str, int]  # config field -> size
 NEURON_FIELDS = re.compile("intermediate|ffn|inner|^dff$|dim_ff$")
@@ -107,7 +107,7 @@ def _shared(part: Part, parts: tuple[Part, ...]) -> bool:
 def text_config(config: Any) -> Any:
     """Return the config of the decoder, which a multimodal config holds beside others."""
     text = config.get_text_config(decoder=True)  # of an encoder-decoder a copy, in which nothing can be set
-    return text if any(getattr(config, name, None) is text for name in config.sub_configs) else config
+    return text if any(value is text for value in vars(config).values()) else config
 
 
 def block_list(model: nn.Module) -> str:
@@ -255,7 +255,7 @@ def _experts(model: nn.Module, path: str) -> Experts:
     inside = {name: growths for name, growths in _neuron_growths(model, path).items()
               if any(row.dimensions == 3 and "conv" not in row.parameter for rows in growths for row in rows)}
     if not inside:
-        raise Unplaced("its blocks have no experts")
+        raise Unplaced(NO_EXPERTS)
     field, growths = next(iter(inside.items()))
     blocks = tuple(i for i, rows in enumerate(growths) if any(row.dimensions == 3 for row in rows))
     count = next((name for name in EXPERT_FIELDS if type(getattr(text, name, None)) is int), None)
