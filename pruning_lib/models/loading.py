@@ -113,10 +113,11 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
                              trust_remote_code=trust_remote_code)
     options = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        config = opening.config_of(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, **options)
         place = {"device_map": "auto", "max_memory": memory and dict(memory)} if device == "auto" else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, config=opening.config_of(source, **options), dtype=DTYPES[dtype], use_safetensors=True,
+            source, config=config, dtype=DTYPES[dtype], use_safetensors=True,
             output_loading_info=True, ignore_mismatched_sizes=True, **options, **place)
         model, found = loaded
         opening.refuse_unfit(found)

@@ -165,6 +165,8 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
 
 def _rounded(s: Sizes, removed: int, multiple_of: int) -> int:
     """Return the number of neurons to remove so that a multiple of ``multiple_of`` is kept; 0 stays 0."""
+    if not s.neurons:
+        return 0
     if not 1 <= multiple_of <= s.neurons:
         raise ValueError(f"multiple_of={multiple_of}; a block of this model has {s.neurons} neurons, "
                          f"give 1 (any number) to {s.neurons}, for a GPU 8 or 64")
