@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
@@ -34,6 +35,7 @@ from pruning_lib.models.parts import (
     projections,
     tensor,
 )
+from pruning_lib.models.toy_models import toy
 
 
 @dataclass(frozen=True)
@@ -118,8 +120,15 @@ def refuse_wrapped(model: nn.Module) -> None:
 
 
 def removable(model: nn.Module) -> dict[str, str]:
-    """Return, for heads, neurons, experts and blocks, why they cannot be removed; empty where they can."""
-    refused = family_of(model).refused
+    """Return, for heads, neurons, experts and blocks, why they cannot be removed; empty where they can.
+
+    A model without weights cannot be tried: a toy network of its type is.
+    """
+    family = family_of(model)
+    refused = dict(family.refused)
+    if family.found and not family.verified:
+        with suppress(Exception):  # of a type whose toy network cannot be built, shapes alone tell
+            refused = {**family_of(toy(cast(Any, model).config.model_type)).refused, **refused}
     return {unit: refused.get(unit, "") for unit in ("heads", "neurons", "experts", "blocks")}
 
 

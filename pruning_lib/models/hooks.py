@@ -52,6 +52,11 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
         yield
 
 
+def by_prompt(x: Tensor, mask: Tensor) -> Tensor:
+    """Return x as (B, T, columns), mask being (B, T): some families put all tokens in one row before the MLP."""
+    return x if x.ndim == 3 else x.view(*mask.shape, -1)
+
+
 @contextmanager
 def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
     """Skip one residual block inside the ``with`` block: its output is its input; may be nested.

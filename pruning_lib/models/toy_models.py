@@ -53,6 +53,7 @@ EXTRA: dict[str, dict[str, Any]] = {
                                                 for kind in ("full_attention", "sliding_attention")}},
     "git": {"vision_config": {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 1,
                               "num_attention_heads": 4, "image_size": 32, "patch_size": 16}},
+    "bailing_hybrid": {"num_expert_group": 1, "topk_group": 1},
     "zaya": {"num_experts_per_tok": 1},
     "reformer": {"is_decoder": True, "attn_layers": ["local", "local"], "axial_pos_embds": False},
     "xmod": {"default_language": "en_XX"},

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib.models import families, offload
-from pruning_lib.models.hooks import evaluating, inputs_to
+from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
 from pruning_lib.pruning.selection import Importance
 
 
@@ -112,6 +112,7 @@ def score_sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
 
     def see(i: int, x: Tensor) -> None:
         here = weights.to(x.device)
+        x = by_prompt(x, here)
         if i < len(heads_out):
             with offload.materialized(heads_out[i]):
                 w_out = families.matrix(heads_out[i])

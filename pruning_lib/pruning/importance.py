@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from pruning_lib._registry import Table
 from pruning_lib.models import families
-from pruning_lib.models.hooks import evaluating, inputs_to
+from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
 from pruning_lib.pruning import amp, reconstruction
 from pruning_lib.pruning.selection import Importance
 
@@ -83,7 +83,7 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
     tokens = 0
 
     def see(i: int, x: Tensor) -> None:
-        x = x[mask].double()  # (tokens, columns)
+        x = by_prompt(x, mask)[mask].double()  # (tokens, columns)
         sums[i] += torch.stack([x.sum(0), x.pow(2).sum(0)])
 
     with torch.inference_mode(), evaluating(model), inputs_to(modules, see):

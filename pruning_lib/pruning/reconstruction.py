@@ -35,7 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib.models import families, surgery
-from pruning_lib.models.hooks import evaluating, inputs_to, only_block, outputs_of
+from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to, only_block, outputs_of
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import least_squares
 from pruning_lib.pruning.least_squares import Gram, GramAccumulator
@@ -151,7 +151,7 @@ def grams(model: nn.Module, layers: Sequence[nn.Linear], batches: Sequence[Batch
           ) -> list[Gram]:
     """Return the Gram matrices of the inputs of linear ``layers`` of ``model``, from one pass without padding."""
     sums = [GramAccumulator(layer) for layer in layers]
-    with torch.no_grad(), evaluating(model), inputs_to(layers, lambda i, x: sums[i].add(x[mask.to(x.device)])):
+    with torch.no_grad(), evaluating(model), inputs_to(layers, lambda i, x: sums[i].add(by_prompt(x, mask)[mask.to(x.device)])):
         for batch in tqdm(batches, desc="Gram matrices", disable=not progress, leave=False):
             mask = batch["attention_mask"].bool()
             _forward(model, batch)
@@ -252,7 +252,8 @@ class _ResidualStream:
               inputs_to([block], lambda _, x: seen.update({-1: x})),
               outputs_of((*added, block), lambda i, y: seen.update({i: y}))):
             _forward(self.model, batch)
-        return seen[-1], seen[0], seen[1], seen[2]
+        heads, neurons = (seen[i].view_as(seen[-1]) for i in (0, 1))
+        return seen[-1], heads, neurons, seen[2]
 
 
 def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch],
@@ -262,8 +263,8 @@ def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch]
     for batch in batches:
         with inputs_to([closing.layer], lambda _, x: seen.append(x)):
             points = now.points(closing.block, batch)
-        x = seen.pop()
-        mask = batch["attention_mask"].bool().to(x.device)
+        mask = batch["attention_mask"].bool().to(seen[-1].device)
+        x = by_prompt(seen.pop(), mask)
         lacking = targets[id(batch)][closing.heads] - points[closing.heads] if targets else None
         sums.add(x[mask], None if lacking is None else lacking[mask] / now.factor)
     return sums.gram()

@@ -15,18 +15,25 @@ from pruning_lib.models.toy_models import randomise, toy
 from pruning_lib.pruning.selection import choose
 
 BOTH = ("gemma2 gemma3_text cohere cohere2 starcoder2 glm glm4 ministral arcee exaone4 ernie4_5 hunyuan_v1_dense seed_oss "
-        "nemotron apertus youtu gemma3 granite_swa").split()
+        "nemotron apertus gemma3 granite_swa").split()
 NEURONS = {"olmo2": "q_norm", "olmo3": "q_norm", "stablelm": "width / heads", "helium": "output projection",
            "gpt_neox": "width / heads", "diffllama": "even", "gpt2": "width / heads", "opt": "width / heads",
            "falcon": "width / heads", "qwen3_5_text": "1 of 2 blocks"}
+LATENT = ("deepseek_v3",)  # heads of its own kind, neurons in experts
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18]])
 
 
 @pytest.fixture(scope="module")
 def model_of():
-    """``model_of(name)``: a toy network in float64, made once."""
+    """``model_of(name)``: a toy network in float64, made once; experts are multiplied in float32 at most."""
     made = {}
-    return lambda name: made.setdefault(name, made.get(name) or toy(name, dtype=torch.float64))
+
+    def make(name):
+        if name not in made:
+            made[name] = toy(name, dtype=torch.float32 if name in LATENT else torch.float64)
+        return made[name]
+
+    return make
 
 
 def logits(model, ids=IDS):
@@ -73,15 +80,15 @@ def masked(model, plan):
     return model
 
 
-@pytest.mark.parametrize(("name", "cut"), [*((n, c) for n in BOTH for c in ("whole_groups", "equal_queries")
-                                             if (n, c) != ("youtu", "equal_queries")),
-                                           *((n, "whole_groups") for n in NEURONS)])
+@pytest.mark.parametrize(("name", "cut"), [*((n, c) for n in BOTH for c in ("whole_groups", "equal_queries")),
+                                           *((n, "whole_groups") for n in (*NEURONS, *LATENT))])
 def test_removing_equals_masking_and_reloads_plainly(name, cut, model_of, tmp_path):
     model = model_of(name)
     plan = plan_of(model, cut)
     pruned, expected = surgery.remove(model, plan), logits(masked(model, plan))
     assert (logits(model) - expected).abs().max() > 1e-3  # the removed parts did matter
-    torch.testing.assert_close(logits(pruned), expected, rtol=1e-9, atol=1e-9)
+    near = 1e-4 if name in LATENT else 1e-9
+    torch.testing.assert_close(logits(pruned), expected, rtol=near, atol=near)
     assert families.parameter_count(pruned) == plan.sizes.parameters - plan.removed_parameters
     assert_reloads(pruned, tmp_path)
 
@@ -133,10 +140,11 @@ def test_the_text_tower_of_a_multimodal_wrapper_is_cut_and_reloads(tmp_path):
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 32}
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).double().eval()
     randomise(model, 0)
-    plan = plan_of(model, "equal_queries")
+    assert "width / heads" in families.removable(model)["heads"]
+    plan = plan_of(model, "whole_groups")
     pruned = surgery.remove(model, plan)
     torch.testing.assert_close(logits(pruned), logits(masked(model, plan)), rtol=1e-9, atol=1e-9)
-    assert pruned.config.text_config.num_attention_heads == 2 and model.config.text_config.num_attention_heads == 4
+    assert pruned.config.text_config.intermediate_size == 19 and model.config.text_config.intermediate_size == 24
     assert_reloads(pruned, tmp_path, Qwen2_5_VLForConditionalGeneration)
 
 
@@ -179,6 +187,13 @@ def test_weights_that_are_not_at_hand_are_not_cut_without_a_trial():
     assert families.sizes(model).heads == 4  # sizes are known from shapes alone
     with pytest.raises(ValueError, match="not at hand"):
         surgery.remove(model, plan_of(model, "whole_groups"))
+
+
+def test_without_weights_the_same_reason_is_given(model_of):
+    """``inspect`` reads the config alone."""
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(model_of("olmo2").config)
+    assert families.removable(model) == families.removable(model_of("olmo2"))
 
 
 def test_a_toy_network_has_no_parameter_at_zero(tiny):
