@@ -29,15 +29,14 @@ VERSIONS = ("torch", "transformers", "lm-eval")
 _started = time.monotonic()
 
 
-
 def folder() -> Path:
     """Return the folder for writing and reading records."""
     return Path(os.environ.get("PRUNING_RESULTS") or "results")
 
 
-def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, Any],
-          rows: Sequence[Mapping[str, Any]] = (), data: Mapping[str, str] | None = None,
-          items: Mapping[str, str] | None = None) -> Path:
+def write(notebook: str, *, values: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = (),
+          data: Mapping[str, str] | None = None, items: Mapping[str, str] | None = None,
+          parameters: Mapping[str, Any] | None = None) -> Path:
     """Write the record of a run atomically.
 
     Parameters
@@ -47,6 +46,7 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
     rows : small table of a run that measures several models: one mapping per line
     data : data set -> fingerprint of the samples used
     items : task -> packed correctness of items, for paired comparisons
+    parameters : parameters of the run; by default those that the runner executes the notebook with
 
     Raises
     ------
@@ -54,7 +54,8 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
         for a value that JSON cannot represent (NaN, infinity).
     """
     run = os.environ.get("PRUNING_RUN") or notebook
-    record = {"run": run, "notebook": notebook, "parameters": dict(parameters), "values": _plain(values),
+    given = json.loads(os.environ.get("PRUNING_PARAMETERS") or "{}") if parameters is None else dict(parameters)
+    record = {"run": run, "notebook": notebook, "parameters": given, "values": _plain(values),
               "rows": [_plain(row) for row in rows], "items": dict(items or {}), "made_with": made_with(data or {})}
     path = folder() / f"{_checked(run)}.json"
     record["checksum"] = checksum(record)
@@ -72,11 +73,13 @@ def read(run: str) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         known = ", ".join(sorted({p.stem for place in places for p in place.glob("*.json")})) or "none yet"
-        raise ValueError(f"no record of run {run!r}; recorded: {known}. Create it with: pruning-lib run {run}") from None
+        raise ValueError(f"no record of run {run!r}; recorded: {known}. "
+                         f"Create it with: pruning-lib run {run}") from None
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not text, or huge numbers
         raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error
     if not _has_form(record):
-        raise ValueError(f"{path.name} is not a record: it needs run, parameters, values and made_with; run {run} again")
+        raise ValueError(f"{path.name} is not a record: it needs run, parameters, values and made_with; "
+                         f"run {run} again")
     if record["run"] != run:
         raise ValueError(f"{path.name} is not a record of {run} but of {record['run']!r}; run {run} again")
     if "checksum" in record and not checksum_ok(record):
@@ -162,7 +165,8 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     table["label"] = [recipe(line) + end for line, end in zip(lines, ends, strict=True)]
     table["recipe"] = [recipe({**line, "recovery_pairs": 0}) + end for line, end in zip(lines, ends, strict=True)]
     table["text_used"] = ["" if line["reconstruction"] == "none" else
-                          f"{line['reconstruction_samples']:.0f} texts of {line['reconstruction_text']}" for line in lines]
+                          f"{line['reconstruction_samples']:.0f} texts of {line['reconstruction_text']}"
+                          for line in lines]
     table = table.sort_values(["dtype", "run"], ignore_index=True)
     return table if every_format else table.drop_duplicates(["notebook", *sorted(asked)], ignore_index=True)
 
