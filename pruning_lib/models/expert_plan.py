@@ -34,7 +34,7 @@ class ExpertSizes:
     parameters: int
 
     def removed_parameters(self, experts: int, neurons: int) -> int:
-        """Return how many parameters go with so many experts per block and so many neurons of each expert that stays."""
+        """Return the number of parameters of so many experts per block and so many neurons of each kept expert."""
         inside = len(self.blocks) * (self.experts - experts) * neurons * self.neuron_parameters
         plain = sum(self.plain_removed(i, neurons) * per for i, per in enumerate(self.plain_parameters))
         return len(self.blocks) * experts * self.expert_parameters + inside + plain
@@ -90,9 +90,9 @@ class ExpertPlan:
 
     def __str__(self) -> str:
         s, kept = self.sizes, self.kept
-        return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {len(s.blocks)} blocks with "
-                f"experts keeps {kept['experts']} of {s.experts} experts, each with {kept['neurons']} of {s.neurons} "
-                f"neurons")
+        return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {len(s.blocks)} blocks "
+                f"with experts keeps {kept['experts']} of {s.experts} experts, each with {kept['neurons']} of "
+                f"{s.neurons} neurons")
 
 
 def _check(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:

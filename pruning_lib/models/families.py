@@ -145,8 +145,9 @@ def _found(model: nn.Module, kind: str) -> LanguageFamily:
     if model not in _FOUND:
         known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
         if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
-            raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as transformers "
-                             f"loads them; image networks, of which only whole blocks can be removed: {images}")
+            raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as "
+                             f"transformers loads them; image networks, of which only whole blocks can be removed: "
+                             f"{images}")
         _FOUND[model] = verification.verified(model, structure.find(model))
     return _FOUND[model]
 
@@ -237,7 +238,7 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Return the sizes of ``model``, read from its modules; without heads or neurons that can be removed their number is 0.
+    """Return the sizes of ``model``, read from its modules; the number of heads or neurons that cannot be removed is 0.
 
     Raises
     ------

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from pruning_lib._registry import Table
 
-
 NO_EXPERTS = "its blocks have no experts"
 
 

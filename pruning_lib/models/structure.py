@@ -101,7 +101,8 @@ def _orders(part: Part, parts: tuple[Part, ...]) -> list[Part]:
 
 
 def _shared(part: Part, parts: tuple[Part, ...]) -> bool:
-    return any(other.unit == "heads" and (other.parameter, other.axis) == (part.parameter, part.axis) for other in parts)
+    return any(other.unit == "heads" and (other.parameter, other.axis) == (part.parameter, part.axis)
+               for other in parts)
 
 
 def text_config(config: Any) -> Any:
@@ -231,8 +232,8 @@ def _neurons(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tu
         else:
             parts = [row.part("neurons") for row in rows]
             return parts, outputs[0].parameter.removesuffix(".weight"), {"neurons": (name,)}
-    raise Unplaced("; ".join(reasons) or "no field of its config states the number of neurons, transformers computes it "
-                                         "from the width")
+    raise Unplaced("; ".join(reasons) or "no field of its config states the number of neurons, transformers computes "
+                                         "it from the width")
 
 
 def _output_projections(model: nn.Module, path: str, block: int, rows: tuple[Growth, ...]) -> list[Growth]:
@@ -322,8 +323,8 @@ def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]]
                   ) -> None:
     having = [i for i, rows in enumerate(queries) if rows]
     if not having or any(row.entries < 0 for row in queries[having[0]]):
-        raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width / "
-                       "heads")
+        raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as "
+                       "width / heads")
     if len(set(queries)) > 1 or len(set(groups)) > 1:
         raise Unplaced(f"{len(having)} of {len(queries)} blocks have attention heads of this kind, a plan removes as "
                        f"many in every block")

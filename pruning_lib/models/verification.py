@@ -1,4 +1,4 @@
-"""Tries a record that ``structure`` found: one unit masked, the same unit removed, and the logits of two tokens compared.
+"""Trials of a record of ``structure``: one unit masked, the same unit removed, and the logits of two tokens compared.
 
 Order of this file: a record · one unit · the swap of a block · norms.
 """
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from pruning_lib.models import offload
 from pruning_lib.models.cutting import cut_block, refresh, state, zero
-from pruning_lib.models.language_families import LanguageFamily, Part
-from pruning_lib.models.parts import block_counts, matrix, places, tensor
+from pruning_lib.models.language_families import LanguageFamily
+from pruning_lib.models.parts import block_counts, places
 from pruning_lib.models.structure import Unplaced, input_axis, layouts, rebuilt, text_config
 
 EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
@@ -87,7 +87,8 @@ def trials(model: nn.Module, family: LanguageFamily, unit: str) -> list[dict[str
     return [next((t for t in options if _storable(model, family, counts, t)), options[0]) for options in found]
 
 
-def _storable(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int], removed: Mapping[str, Tensor]) -> bool:
+def _storable(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int],
+              removed: Mapping[str, Tensor]) -> bool:
     try:
         rebuilt(model, values_of(model, family, _left(counts, removed)))
     except Unplaced:
@@ -184,7 +185,7 @@ def logits(model: Any) -> Tensor:
 
 
 def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
-    """Return the norms of the first block that take just what an output projection gives, and what the block returns."""
+    """Return the norms of the first block that take just the output of an output projection, and the block's output."""
     block, seen = first_block(model, family), {}
     found: dict[str, Any] = {"heads_norm": "", "neurons_norm": ""}
     handles = [block.register_forward_hook(lambda _, args, y: found.update(block_gives_tuple=isinstance(y, tuple)))]

@@ -172,8 +172,8 @@ def choose_experts(importance: ExpertImportance, model: nn.Module, *, experts_re
     per_neuron = s.removed_parameters(experts_removed, 1) - whole
     rest = 0.0 if removed_fraction is None else (removed_fraction * s.parameters - whole) / per_neuron
     if not -0.5 <= rest < s.neurons:
-        raise ValueError(f"removed_fraction={removed_fraction} cannot be reached without {experts_removed} of {s.experts} "
-                         f"experts; reachable: {whole / s.parameters:.4f} to "
+        raise ValueError(f"removed_fraction={removed_fraction} cannot be reached without {experts_removed} of "
+                         f"{s.experts} experts; reachable: {whole / s.parameters:.4f} to "
                          f"{(whole + (s.neurons - 1) * per_neuron) / s.parameters:.4f}")
     m = s.neurons - multiple_of * max(1, round((s.neurons - rest) / multiple_of)) if round(rest) else 0
     m = max(0, m)
