@@ -184,8 +184,8 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}).",
         f"- Whole blocks can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), whole experts "
         f"from {can['experts']}.", "",
-        "Every ✓ was measured on a toy network of two blocks with random weights in float32. The masked network and the "
-        f"cut network differ in their logits by at most {worst:.1g} of the largest logit. "
+        "Every ✓ was measured on a toy network of two blocks with random weights in float32. The masked network and "
+        f"the cut network differ in their logits by at most {worst:.1g} of the largest logit. "
         "Plain `AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are "
         f"equal bit for bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the "
         "reason below the table. *Inside experts* means that all neurons of a size belong to experts; – that a type "
