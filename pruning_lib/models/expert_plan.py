@@ -40,19 +40,19 @@ class ExpertSizes:
         return len(self.blocks) * experts * self.expert_parameters + inside + plain
 
     def plain_removed(self, block: int, neurons: int) -> int:
-        """Return how many neurons of the ordinary MLP of a block go with so many of every expert."""
+        """Return the number of neurons removed from the ordinary MLP of a block with so many of every expert."""
         return self.plain[block] // self.neurons * neurons
 
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """Which experts go, and which neurons of those that stay: the same number in every expert, chosen in each.
+    """Experts to remove, and neurons to remove from the others: the same number in every expert, chosen in each.
 
     Attributes
     ----------
-    experts : (Lx, e) numbers of the experts that go
-    neurons : (Lx, E, m) numbers of the neurons that go, of every expert; those of an expert that goes do not count
-    plain : for every block of the model, numbers (k*m,) of the neurons of its ordinary MLP that go
+    experts : (Lx, e) numbers of the removed experts
+    neurons : (Lx, E, m) numbers of the removed neurons, of every expert; those of a removed expert do not count
+    plain : for every block of the model, numbers (k*m,) of the removed neurons of its ordinary MLP
     sizes : of the model the plan was made for
     """
 
@@ -80,12 +80,12 @@ class ExpertPlan:
 
     @property
     def removed_parameters(self) -> int:
-        """Return the exact number of parameters that go."""
+        """Return the exact number of removed parameters."""
         return self.sizes.removed_parameters(self.experts.shape[1], self.neurons.shape[-1])
 
     @property
     def removed_fraction(self) -> float:
-        """Return the exact fraction of all parameters of the model that goes."""
+        """Return the exact fraction of all parameters of the model that is removed."""
         return self.removed_parameters / self.sizes.parameters
 
     def __str__(self) -> str:

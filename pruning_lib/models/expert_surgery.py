@@ -88,8 +88,8 @@ def _plain_count(block: nn.Module, parts: tuple[Part, ...]) -> int:
 def remove(model: nn.Module, plan: ExpertPlan, *, inplace: bool = False) -> nn.Module:
     """Return the model without the experts, and without the neurons of experts, that ``plan`` names.
 
-    The router loses the rows of the experts that go, so its tokens go to those that stay: the model computes what it
-    computed with the removed experts' router scores at minus infinity, and with the removed neurons at zero.
+    The router loses the rows of the removed experts, so its tokens go to those that stay: the logits are those of the
+    whole model with the removed experts' router scores at minus infinity, and with the removed neurons at zero.
 
     Raises
     ------
@@ -251,7 +251,7 @@ def mask_neurons(block: nn.Module, experts: Experts, number: int, neurons: Tenso
 
 @contextmanager
 def masked_routers(blocks: Mapping[int, tuple[nn.Module, Tensor]], experts: Experts) -> Iterator[None]:
-    """Inside the ``with``, routers of the given blocks give some experts a score of minus infinity.
+    """Let the routers of the given blocks score some experts minus infinity inside the ``with``.
 
     Parameters
     ----------

@@ -89,8 +89,8 @@ def family_of(model: nn.Module) -> LanguageFamily:
     Raises
     ------
     ValueError
-        for what is no language model of transformers, whose modules are not where the record says, or in which neither
-        heads nor neurons nor experts could be placed.
+        for anything but a language model of transformers, for one whose modules are not where the record says, or in
+        which neither heads nor neurons nor experts could be placed.
     """
     refuse_wrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)

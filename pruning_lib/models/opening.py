@@ -29,7 +29,7 @@ def config_of(source: str, **options: Any) -> Any:
     Raises
     ------
     ValueError
-        when that family has no place for what the config says, or the head width is nowhere stated.
+        when that family has no place for a setting of the config, or the head width is nowhere stated.
     Exception
         of any kind, from transformers, when there is no config to be read.
     """

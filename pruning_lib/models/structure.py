@@ -1,8 +1,8 @@
 """Finds heads, neurons and experts of a language model that has no record, from the shapes transformers gives it.
 
 One size in the config is raised, the network is built once more without weights, and the parameters whose shape
-follows are those that heads, groups, neurons or experts pass through.  The result is therefore what a plain reload
-accepts.  Shapes leave the order of rows in a fused matrix open: ``layouts`` lists the possible orders, and
+follows are those that heads, groups, neurons or experts pass through.  A plain reload therefore accepts the result.
+Shapes leave the order of rows in a fused matrix open: ``layouts`` lists the possible orders, and
 ``verification`` tries them.
 Order of this file: find · blocks · growth · neurons · experts · heads.
 """
@@ -31,7 +31,7 @@ RAISE = 8  # by how many neurons a field is raised to see which shapes follow
 
 @dataclass(frozen=True)
 class Growth:
-    """By how many entries one axis of one tensor of a block grows when a size in the config grows by one."""
+    """Number of entries by which one axis of one tensor of a block grows when a size in the config grows by one."""
 
     parameter: str
     axis: int
@@ -198,7 +198,7 @@ def _steps(name: str, tensor: Tensor, after: Mapping[str, Tensor]) -> list[int]:
 
 
 def _neuron_growths(model: nn.Module, path: str) -> dict[str, list[tuple[Growth, ...]]]:
-    """Return what follows each config field whose name speaks of the inside of an MLP."""
+    """Return the axes that follow each config field whose name speaks of the inside of an MLP."""
     text, found = text_config(model.config), {}
     for name, value in text.to_dict().items():
         if NEURON_FIELDS.search(name) and (value is None or type(value) is int):
@@ -296,7 +296,7 @@ def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tupl
 
 def _head_growths(model: nn.Module, path: str, count: str, pairs: str | None, H: int, G: int
                   ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
-    """Return what follows the heads alone, and what follows the groups alone; no groups where both go together."""
+    """Return the axes that follow the heads alone, and those that follow the groups alone; none if both follow both."""
     text = text_config(model.config)
     try:
         width = {"head_dim": getattr(text, "head_dim", None) or text.hidden_size // H}

@@ -21,13 +21,13 @@ from pruning_lib.models.parts import block_counts, places
 from pruning_lib.models.structure import Unplaced, input_axis, layouts, rebuilt, text_config
 
 EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
-ROUGH = 0.25  # the same in 16 bits, as a share of what masking changes
+ROUGH = 0.25  # the same in 16 bits, as a share of the difference that masking makes
 
 
 def verified(model: nn.Module, family: LanguageFamily) -> LanguageFamily:
     """Return the record with the layouts that hold for ``model``, and units that do not hold refused with the reason.
 
-    A model whose weights are not at hand (on the meta device, on disk) keeps the usual layouts, and ``verified`` of its
+    A model whose weights are not loaded (on the meta device, on disk) keeps the usual layouts, and ``verified`` of its
     record stays False.
     """
     if any(p.device.type == "meta" for p in model.parameters()):
@@ -121,7 +121,7 @@ def first_block(model: nn.Module, family: LanguageFamily) -> nn.Module:
 
 
 def _compare(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Tensor]) -> None:
-    """Raise Unplaced unless the first block without ``removed`` gives what it gives with ``removed`` masked."""
+    """Raise Unplaced unless the first block without ``removed`` has the output it has with ``removed`` masked."""
     block = first_block(model, family)
     config = text_config(cast(Any, model).config)
     counts = block_counts(block, family, config, columns(family))
@@ -168,7 +168,7 @@ def same(model: nn.Module, path: str, number: int, masked: nn.Module, cut: nn.Mo
 
 @contextmanager
 def swapped(blocks: nn.ModuleList, number: int, other: nn.Module | None) -> Iterator[None]:
-    """Inside the ``with``, another block takes the place of one of the list."""
+    """Let another block take the place of one of the list inside the ``with``."""
     own = blocks[number]
     blocks[number] = own if other is None else other
     try:
