@@ -48,9 +48,14 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
     """
     with ExitStack() as stack:
         for i, module in enumerate(modules):
-            handle = module.register_forward_hook(lambda _, args, y, i=i: see(i, y))
+            handle = module.register_forward_hook(lambda _, args, y, i=i: see(i, y[0] if isinstance(y, tuple) else y))
             stack.callback(handle.remove)
         yield
+
+
+def by_prompt(x: Tensor, mask: Tensor) -> Tensor:
+    """Return x as (B, T, columns), mask being (B, T): some families put all tokens in one row before the MLP."""
+    return x if x.ndim == 3 else x.view(*mask.shape, -1)
 
 
 @contextmanager
@@ -72,7 +77,7 @@ def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
     _refuse_unless_removable(model, block_name)
     with ExitStack() as stack:
         for module, forward in bypasses(model, families.unit(model, block_name)):
-            stack.enter_context(_forwarding(module, forward))
+            stack.enter_context(_forwarding(module, _as_block(model, forward)))
         yield
 
 
@@ -92,15 +97,15 @@ def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]
     unit = families.unit(model, block_name)
     with ExitStack() as stack:
         for path in _blocks_before(model, unit.block):
-            stack.enter_context(_forwarding(model.get_submodule(path), _identity))
+            stack.enter_context(_forwarding(model.get_submodule(path), _as_block(model, _identity)))
         block = model.get_submodule(unit.block)
         if unit.silenced:  # a branch: the block runs without it
             hook = block.register_forward_pre_hook(lambda _, args: (x, *args[1:]))
             stack.callback(hook.remove)
             for module, forward in bypasses(model, unit):
-                stack.enter_context(_forwarding(module, forward))
+                stack.enter_context(_forwarding(module, _as_block(model, forward)))
         else:
-            stack.enter_context(_forwarding(block, lambda *_, **__: x))
+            stack.enter_context(_forwarding(block, _as_block(model, lambda *_, **__: x)))
         yield
 
 
@@ -132,7 +137,7 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
         for info in families.residual_blocks(model):
             if info.name != block_name:
                 for module, forward in bypasses(model, families.unit(model, info.name)):
-                    stack.enter_context(_forwarding(module, forward))
+                    stack.enter_context(_forwarding(module, _as_block(model, forward)))
         if x is not None:
             entered = model.get_submodule(families.unit(model, block_name).block)
             hook = entered.register_forward_pre_hook(lambda _, args: (x, *args[1:]))
@@ -159,6 +164,13 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
             del state["forward"]
         else:
             state["forward"] = before
+
+
+def _as_block(model: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Return a forward that gives a tuple where the blocks of the model do."""
+    if families.is_image_network(model) or not families.family_of(model).block_gives_tuple:
+        return forward
+    return lambda *args, **named: (forward(*args, **named),)
 
 
 def _identity(hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:

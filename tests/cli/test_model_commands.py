@@ -130,8 +130,8 @@ def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, capsy
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--removed-fraction", "0.99"), "cannot be reached"), (("--heads-removed", "1"), "not a lossless cut"),
-    (("--prompts", "1000"), "1000 texts wanted"), (("--blocks-removed", "1"), "give both"),
-    (("--recover", "mini_prompts", "--recover-pairs", "1000"), "1000 pairs wanted"),
+    (("--prompts", "1000"), "n=1000 texts of"), (("--blocks-removed", "1"), "give both"),
+    (("--recover", "mini_prompts", "--recover-pairs", "1000"), "n=1000 pairs of"),
 ])
 def test_what_cannot_be_done_ends_at_once_with_the_way_out_and_no_folder(dense, capsys, tmp_path, arguments, message):
     status, shown, error = run(capsys, "prune", "--model", dense, "--out", tmp_path / "small",
