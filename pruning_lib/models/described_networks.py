@@ -1,7 +1,7 @@
 """Image networks of any kind: described, written to a folder, read from one.
 
 A description is attached to the network: its residual blocks, its classifier, and how to build it again.  Everything is
-found where it can be; ``describe`` states what cannot.  The folder holds the weights, the names of the removed blocks
+found if possible; ``describe`` adds the other facts.  The folder holds the weights, the names of the removed blocks
 and the source; to read it, the source is built, the same blocks are removed, and the weights are filled in.
 """
 
@@ -47,7 +47,7 @@ class Description:
 def describe(network: nn.Module, source: str | None = None, *, arguments: dict[str, Any] | None = None,
              blocks: Sequence[str] | None = None, branches: bool = False, example: Tensor | None = None,
              mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> Description:
-    """State what cannot be found of an image network: how to build it, its blocks, its input.
+    """State the facts of an image network that cannot be found: how to build it, its blocks, its input.
 
     Call it before pruning; without it blocks are found, and networks of torchvision and timm are recognised on saving.
 

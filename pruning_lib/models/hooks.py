@@ -112,7 +112,7 @@ def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]
 def _blocks_before(model: nn.Module, path: str) -> list[str]:
     """Return the paths of the blocks before ``path`` that need not run.
 
-    In a network of no family, blocks that change the shape run all the same: what comes behind may depend on it.
+    In a network of no family, blocks that change the shape run all the same, since later modules may depend on the shape.
     """
     anywhere = families.image_family(model) is not None or not families.is_image_network(model)
     before: list[str] = []

@@ -3,8 +3,8 @@
 An ``ImageConfig`` describes a network without its weights.  The config of a pruned network names the original network
 and the kept blocks; to read it, the original is built without weights, pruned by ``surgery``, and filled.
 Every network takes pixels in [0, 1] and contains its normalisation.
-Any other network, of torchvision, of timm or of one's own, is pruned and saved as it is; ``describe`` states what
-cannot be found.  To add a network that is built by name, add one function to ``NETWORKS``.
+Any other network, of torchvision, of timm or of one's own, is pruned and saved as it is; ``describe`` adds the
+facts that cannot be found.  To add a network that is built by name, add one function to ``NETWORKS``.
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SIZES = (64, 224, 32, 28)  # of square images, tried in this order where a network does not declare its own
+from pruning_lib.models.trial_runs import Run, copied, example_of, inputs, refuse_wrappers, run, same, zeroed
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,6 @@ class Silent(nn.Module):
         return (zeros, *[None] * self.others) if self.others else zeros
 
 
-@dataclass
-class _Run:
-    """Record of one module in one pass."""
-
-    calls: int = 0
-    kept: bool = False  # one tensor in, one of the same shape out
-    shape: tuple[int, ...] = ()  # of the input
-
-
 def find(network: nn.Module, *, example: Tensor | None = None, blocks: Sequence[str] | None = None,
          branches: bool = False) -> Layout:
     """Return the layout of a network, found by running it on random images.
@@ -105,12 +96,12 @@ def find(network: nn.Module, *, example: Tensor | None = None, blocks: Sequence[
     ValueError
         for a wrapped or language model, a network that accepts no image tried, or named blocks that cannot be left out.
     """
-    _refuse_wrappers(network)
+    refuse_wrappers(network)
     modes = {module: module.training for module in network.modules()}
     try:
         with torch.inference_mode():
-            x = _example(network.eval(), example)
-            order, runs, output = _run(network, x)
+            x = example_of(network.eval(), example)
+            order, runs, output = run(network, x)
             names = _named(network, runs, blocks) if blocks is not None else _residual(network, x, order, runs)
             units = {name: Unit(name) for name in names}
             if branches:
@@ -123,82 +114,10 @@ def find(network: nn.Module, *, example: Tensor | None = None, blocks: Sequence[
             module.training = training
 
 
-def _refuse_wrappers(network: nn.Module) -> None:
-    inner = "_orig_mod" if hasattr(network, "_orig_mod") else "module" if isinstance(
-        network, nn.DataParallel | nn.parallel.DistributedDataParallel) else ""
-    if inner:
-        raise ValueError(f"this {type(network).__name__} is a wrapper; give the network itself, model.{inner}")
-    if any(parameter.is_meta for parameter in network.parameters()):
-        raise ValueError("the network has no weights (meta device), so its blocks cannot be found by running it")
-
-
-def _example(network: nn.Module, given: Tensor | None) -> Tensor:
-    """Return two inputs that the network accepts."""
-    weight = next(network.parameters(), None)
-    if weight is None:
-        raise ValueError(f"this {type(network).__name__} has no parameters, so nothing can be removed")
-    if given is not None:
-        return given.to(weight.device, weight.dtype if given.is_floating_point() else given.dtype)
-    convolution = next((m for m in network.modules() if isinstance(m, nn.Conv2d)), None)
-    if convolution is None:
-        raise ValueError(f"this {type(network).__name__} has no 2-d convolution, so the shape of its input is unknown; "
-                         f"give two inputs: image_networks.describe(network, example=...)")
-    channels, problems, generator = convolution.in_channels, [], torch.Generator().manual_seed(0)
-    for size in dict.fromkeys([*_declared(network), *((s, s) for s in SIZES)]):
-        x = torch.rand(2, channels, *size, generator=generator).to(weight.device, weight.dtype)
-        try:
-            network(x)
-            return x
-        except Exception as error:  # networks raise many kinds for an image of another size
-            problems.append(f"{size[0]} x {size[1]}: {error}")
-    raise ValueError(f"this {type(network).__name__} accepts no image of {channels} channels ({'; '.join(problems)}); "
-                     f"give two inputs: image_networks.describe(network, example=...)")
-
-
-def _declared(network: Any) -> list[tuple[int, int]]:
-    """Return the image size that a network states, as torchvision's ViT and all of timm do."""
-    stated = getattr(network, "image_size", None)
-    if stated is None:
-        patches = getattr(getattr(network, "patch_embed", None), "img_size", None)
-        settings = getattr(network, "pretrained_cfg", None) or getattr(network, "default_cfg", None)
-        stated = patches or (settings.get("input_size", (None,))[1:] if isinstance(settings, dict) else None)
-    if isinstance(stated, int):
-        return [(stated, stated)]
-    return [(int(stated[0]), int(stated[1]))] if stated and len(stated) == 2 else []
-
-
-def _run(network: nn.Module, x: Tensor) -> tuple[list[str], dict[str, _Run], Tensor]:
-    """Return the names of all modules in the order in which they return, their records, and the logits."""
-    order: list[str] = []
-    runs = {name: _Run() for name, _ in network.named_modules()}
-
-    def see(name: str, args: tuple, output: Any) -> None:
-        run = runs[name]
-        run.calls += 1
-        if args and isinstance(args[0], Tensor):
-            run.shape = tuple(args[0].shape)
-            run.kept = isinstance(output, Tensor) and output.shape == args[0].shape and output.dtype == args[0].dtype
-        order.append(name)
-
-    with ExitStack() as stack:
-        for name, module in network.named_modules():
-            handle = module.register_forward_hook(lambda _, args, output, name=name: see(name, args, output))
-            stack.callback(handle.remove)
-        output = network(x)
-    if not isinstance(output, Tensor) or output.ndim != 2:
-        raise ValueError(f"this {type(network).__name__} returns {_say(output)}; wrap it in a module that returns "
-                         f"logits (N, classes)")
-    return order, runs, output
-
-
-def _say(output: Any) -> str:
-    return f"a tensor of shape {tuple(output.shape)}" if isinstance(output, Tensor) else f"a {type(output).__name__}"
-
-
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _residual(network: nn.Module, x: Tensor, order: list[str], runs: dict[str, _Run]) -> list[str]:
+def _residual(network: nn.Module, x: Tensor, order: list[str], runs: dict[str, Run]) -> list[str]:
     """Return the smallest modules that return their input when their parameters are zero, in the order of the data.
 
     A module with a single such module inside replaces it unless it is nothing but a container: the global response
@@ -206,12 +125,12 @@ def _residual(network: nn.Module, x: Tensor, order: list[str], runs: dict[str, _
     """
     candidates = [name for name in order if name and runs[name].calls == 1 and runs[name].kept
                   and _may_be_block(network.get_submodule(name))]
-    given = _inputs(network, x, candidates)
+    given = inputs(network, x, candidates)
     found: list[str] = []
     for name in candidates:  # inner modules return before outer ones
         args, named = given.pop(name)
         module, inside = network.get_submodule(name), [inner for inner in found if inner.startswith(f"{name}.")]
-        if len(inside) > 1 or not _returns_its_input(_zeroed(copy.deepcopy(module)), args, named):
+        if len(inside) > 1 or not _returns_its_input(zeroed(copy.deepcopy(module)), args, named):
             continue
         if inside:
             hollow = copy.deepcopy(module)
@@ -228,51 +147,17 @@ def _may_be_block(module: nn.Module) -> bool:
     return not own_layer and next(module.parameters(), None) is not None
 
 
-def _inputs(network: nn.Module, x: Tensor, names: Iterable[str]) -> dict[str, tuple[tuple, dict]]:
-    """Return the arguments of the named modules in one pass; tensors are copied, as modules may work in place."""
-    given: dict[str, tuple[tuple, dict]] = {}
-
-    def keep(name: str, args: tuple, named: dict) -> None:
-        given[name] = tuple(map(_copied, args)), {key: _copied(value) for key, value in named.items()}
-
-    with ExitStack() as stack:
-        for name in names:
-            handle = network.get_submodule(name).register_forward_pre_hook(
-                lambda _, args, named, name=name: keep(name, args, named), with_kwargs=True)
-            stack.callback(handle.remove)
-        network(x)
-    return given
-
-
-def _copied(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) else value
-
-
 def _returns_its_input(module: nn.Module, args: tuple, named: dict) -> bool:
     x = args[0].clone()
     if not bool(x.abs().max() > 0):
         return False  # zeros in, zeros out says nothing
     try:
-        return _same(module(*map(_copied, args), **named), x)
+        return same(module(*map(copied, args), **named), x)
     except Exception:  # zeros may be invalid for a module: then it is not a block
         return False
 
 
-def _zeroed(module: nn.Module) -> nn.Module:
-    for tensor in (*module.parameters(), *module.buffers()):
-        if tensor.is_floating_point():
-            tensor.data.zero_()
-    return module
-
-
-def _same(y: Any, x: Tensor) -> bool:
-    if not isinstance(y, Tensor) or y.numel() != x.numel():
-        return False
-    exact = 1e-5 if x.dtype in (torch.float32, torch.float64) else 1e-2
-    return bool((y.flatten() - x.flatten()).abs().max() <= exact * x.abs().max())
-
-
-def _named(network: nn.Module, runs: dict[str, _Run], names: Sequence[str]) -> list[str]:
+def _named(network: nn.Module, runs: dict[str, Run], names: Sequence[str]) -> list[str]:
     """Return the names given by the user, after a check that each is a module that can be left out."""
     for name in names:
         if name not in runs:
@@ -286,7 +171,7 @@ def _named(network: nn.Module, runs: dict[str, _Run], names: Sequence[str]) -> l
     return [name for name in runs if name in set(names)]
 
 
-def _infos(network: nn.Module, order: list[str], runs: dict[str, _Run], units: dict[str, Unit]
+def _infos(network: nn.Module, order: list[str], runs: dict[str, Run], units: dict[str, Unit]
            ) -> tuple[BlockInfo, ...]:
     """Return all blocks: the removable ones, and modules of the same class that change the shape."""
     wholes = {unit.block for unit in units.values()}
@@ -310,7 +195,7 @@ def _infos(network: nn.Module, order: list[str], runs: dict[str, _Run], units: d
 
 def _branches(network: nn.Module, x: Tensor, units: dict[str, Unit]) -> dict[str, Unit]:
     """Return the branches of all blocks; a block without separable branches stays one unit."""
-    given, found = _inputs(network, x, units), {}
+    given, found = inputs(network, x, units), {}
     for name in units:
         args, named = given.pop(name)
         inside = _branches_of(network.get_submodule(name), args, named)
@@ -336,13 +221,13 @@ def _branches_of(block: nn.Module, args: tuple, named: dict) -> list[list[tuple[
         elif branches:
             branches[-1].append((name, others))
     for branch in branches:
-        zeroed, silenced = copy.deepcopy(block), copy.deepcopy(block)
+        weightless, silenced = copy.deepcopy(block), copy.deepcopy(block)
         for name, others in branch:
-            _zeroed(zeroed.get_submodule(name))
+            zeroed(weightless.get_submodule(name))
             setattr(silenced, name, Silent(others))
         try:
-            inputs = [[_copied(value) for value in args] for _ in range(2)]
-            if not _same(silenced(*inputs[0], **named), zeroed(*inputs[1], **named)):
+            first, second = ([copied(value) for value in args] for _ in range(2))
+            if not same(silenced(*first, **named), weightless(*second, **named)):
                 return []
         except Exception:  # a shape that zeros of the input do not have: this block is one unit
             return []
@@ -356,16 +241,16 @@ def _children(block: nn.Module) -> list[str]:
 def _run_zeroed(block: nn.Module, args: tuple, named: dict, children: list[str], x: Tensor
                 ) -> list[tuple[str, bool, int]]:
     """Return (child, whether it received the input of the block, further values) in the order of the data."""
-    work, seen = _zeroed(copy.deepcopy(block)), []
+    work, seen = zeroed(copy.deepcopy(block)), []
 
     def see(name: str, args: tuple, output: Any) -> None:
-        received = bool(args) and isinstance(args[0], Tensor) and _same(args[0], x)
+        received = bool(args) and isinstance(args[0], Tensor) and same(args[0], x)
         seen.append((name, received, len(output) - 1 if isinstance(output, tuple) else 0))
 
     for name in children:
         work.get_submodule(name).register_forward_hook(
             lambda _, args, output, name=name: see(name, args, output))
-    work(*map(_copied, args), **named)
+    work(*map(copied, args), **named)
     return seen if len({name for name, *_ in seen}) == len(seen) else []
 
 
