@@ -1,4 +1,4 @@
-"""How to build a network without its weights: a name of torchvision or timm, or an import path.
+"""Sources of networks: a name of torchvision or timm, or an import path, that builds one without its weights.
 
 A source is written beside the weights of a pruned network.  A file can only name: builders of the two libraries, called
 with plain arguments and never with weights to fetch, and functions that the caller of the reader has allowed by name.

@@ -23,6 +23,7 @@ from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.hooks import inputs_to, resume_after, skip_block
 from pruning_lib.models.image_networks import describe
 from pruning_lib.models.loading import load_model
+from pruning_lib.training.sgd import recalibrate_batchnorm
 
 
 class Sum(nn.Module):
@@ -97,6 +98,8 @@ def build(key):
         for name, parameter in network.named_parameters():
             if "layer_scale" in name or not parameter.any():
                 nn.init.uniform_(parameter, 0.2, 0.5)
+        if any(isinstance(module, nn.BatchNorm2d) for module in network.modules()):
+            recalibrate_batchnorm(network, torch.rand(8, 3, 64, 64))  # else the signal fades on the way
     return network
 
 
