@@ -5,10 +5,13 @@ from pruning_lib.data.text import (
     INPUTS,
     Dataset,
     articles,
+    calibration_texts,
     fingerprint,
     instruction_prompt,
+    is_test_text,
     pairs,
     texts,
 )
 
-__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "fingerprint", "instruction_prompt", "pairs", "texts"]
+__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "calibration_texts", "fingerprint",
+           "instruction_prompt", "is_test_text", "pairs", "texts"]
