@@ -67,7 +67,8 @@ DATASETS["mini_calibration_text"] = Dataset(_plain, ours="mini_calibration_text.
 DATASETS["mini_text"] = Dataset(_plain, ours="mini_text.jsonl", splits=("test",))
 
 
-def texts(name: str | Path, n: int | None = None, *, split: str | None = None, seed: int | None = None) -> list[str]:
+def texts(name: str | Path, n: int | None = None, *, split: str | None = None, seed: int | None = None,
+          at_most: int | None = None) -> list[str]:
     """Return the first ``n`` texts of a data set (all by default), or ``n`` drawn with ``seed``.
 
     Parameters
@@ -76,6 +77,7 @@ def texts(name: str | Path, n: int | None = None, *, split: str | None = None, s
         ``"mine.jsonl:question"``, ``"org/name@validation:text"``.  Without a column the texts are taken from ``text``,
         from Alpaca's three columns, or from the only column of texts
     split : part of the data set; by default the first of the table's, on the hub ``"train"``
+    at_most : without ``n``, the first so many, or all where there are fewer
 
     Raises
     ------
@@ -84,9 +86,10 @@ def texts(name: str | Path, n: int | None = None, *, split: str | None = None, s
     ConnectionError
         when the data set is not at hand and the hub cannot be reached.
     """
-    found = _table_texts(str(name), split, n if seed is None else None) if str(name) in DATASETS else _own_texts(
-        _source(name), split, n)
-    n = len(found) if n is None else n
+    wanted = None if seed is not None else at_most if n is None else n
+    found = (_table_texts(str(name), split, wanted) if str(name) in DATASETS
+             else _own_texts(_source(name), split, wanted))
+    n = min(len(found), at_most or len(found)) if n is None else n
     if not 0 < n <= len(found):
         raise ValueError(f"{n} texts wanted of {str(name)!r}, it has {len(found)}")
     if seed is None:
@@ -97,8 +100,9 @@ def texts(name: str | Path, n: int | None = None, *, split: str | None = None, s
     return [found[i] for i in order[:n].tolist()]
 
 
-def calibration_texts(name: str | Path, n: int | None = None, *, allow_test_text: bool = False) -> list[str]:
-    """Return the first ``n`` texts of a data set that is not for testing.
+def calibration_texts(name: str | Path, n: int | None = None, *, at_most: int | None = None,
+                      allow_test_text: bool = False) -> list[str]:
+    """Return the first ``n`` texts of a data set that is not for testing; ``at_most`` as in ``texts``.
 
     Raises
     ------
@@ -109,7 +113,7 @@ def calibration_texts(name: str | Path, n: int | None = None, *, allow_test_text
         train = ", ".join(key for key, entry in DATASETS.items() if entry.splits[0] != "test")
         raise ValueError(f"{str(name)!r} is test text: a model calibrated on it cannot be measured on it. Take another "
                          f"one ({train}, or a file), or say allow_test_text=True")
-    return texts(name, n)
+    return texts(name, n, at_most=at_most)
 
 
 def is_test_text(name: str | Path) -> bool:

@@ -66,6 +66,9 @@ def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1
     if tokenizer is None:
         raise ValueError("no tokenizer: text goes into language models; of an image network whole blocks can go, see "
                          "consensus.prune and the notebook consensus_prune")
+    if isinstance(prompts, str):
+        raise ValueError(f"prompts is a single text, {prompts[:40]!r}; give a list of texts: [text], or data.texts(name) "
+                         f"for a data set or a file")
     if not prompts:
         raise ValueError("no prompts: give at least one text to calibrate on")
     encoded = [tokenizer(p, truncation=True, max_length=max_length)["input_ids"] for p in prompts]

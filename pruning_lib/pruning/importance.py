@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib._registry import Table
+from pruning_lib._registry import Table, function_of
+from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families
 from pruning_lib.models.hooks import evaluating, inputs_to
 from pruning_lib.pruning import amp, reconstruction
@@ -165,10 +166,40 @@ METHODS["reconstruction_error"] = Method(reconstruction.reconstruction_error, "l
                            needs_text=True)
 
 
+def method_of(method: str | Callable[..., Any]) -> Method:
+    """Return a method of the table, or one made of a function of your own, of which the lowest scores go.
+
+    Parameters
+    ----------
+    method : key of ``METHODS``; a function of the model and the batches; or ``"module:function"``, which names one.
+        The function returns an ``Importance``, or scores of heads (L, H) and neurons (L, M)
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, and for a function that cannot be loaded.
+    """
+    if isinstance(method, str) and ":" not in method:
+        return METHODS[method]
+    function = function_of(method) if isinstance(method, str) else method
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def scores(model: nn.Module, batches: Batches) -> Importance:
+        found = function(model, batches)
+        if isinstance(found, Importance):
+            return found
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+            raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores of "
+                             f"heads (L, H) and of neurons (L, M)")
+        return Importance(*(part.detach().float().cpu() for part in found), {"method": name})
+
+    return Method(scores, "lowest", f"{name}: the lowest scores go")
+
+
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:
     """Importances for several methods; what two methods share is measured once."""
     functions = {name: METHODS[name].importance for name in methods}  # a name that is unknown is refused here
-    batches, measured = list(batches), {}
+    batches, measured = right_padded(batches), {}
     for function in functions.values():
         if function not in measured:
             measured[function] = function(model, batches)
