@@ -1,4 +1,4 @@
-"""Batches of token numbers: what people have, brought into the one form that methods take.
+"""Batches of token numbers: the forms people have, converted to the form of the methods.
 
 Methods take dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right.
 """
@@ -25,7 +25,7 @@ def bos_token(tokenizer: Any) -> int | None:
 
 
 def right_padded(batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Return batches padded on the right, whatever they come as: a list, a generator, a ``DataLoader``.
+    """Return batches padded on the right, from a list, a generator or a ``DataLoader``.
 
     Prompts padded on the left move to the left edge: their tokens then have the positions they were trained with.
     Other keys, such as ``labels``, are left out.
@@ -44,7 +44,7 @@ def _right_padded(batch: Any, number: int) -> dict[str, Tensor]:
     if not isinstance(batch, Mapping) or "input_ids" not in batch:
         raise ValueError(f"batch {number} is a {type(batch).__name__} without input_ids; {WAY}")
     if "attention_mask" not in batch:
-        raise ValueError(f"batch {number} has no attention_mask, so nothing says what is padding; where nothing is, "
+        raise ValueError(f"batch {number} has no attention_mask, so padding is unknown; without padding "
                          f"add attention_mask=torch.ones_like(input_ids)")
     ids, mask = (torch.as_tensor(batch[name]) for name in ("input_ids", "attention_mask"))
     if ids.ndim != 2 or ids.shape != mask.shape:

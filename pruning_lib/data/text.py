@@ -1,9 +1,9 @@
-"""Texts by name, from a file, or from the hub: samples in a fixed order.
+"""Texts by name, from a file, or from the hub, in a fixed order.
 
-A name of the table is looked for in this order: the folder named by ``PRUNING_DATA`` (one subfolder each, parquet files
-as on the hub), then the hub.  The ``mini_`` sets are ours, small, and come with the repository.  Anything else is a
-file or a data set on the hub, written as in ``sources``.
-Calibration, recovery and test data are three different sets.
+A data set of the table is searched first in the folder ``PRUNING_DATA`` (one subfolder per set, parquet files as on the
+hub), then on the hub.  The ``mini_`` sets are our own, small, and part of the repository.  Any other name is a file or
+a data set on the hub, written as in ``sources``.
+Calibration data, fine-tuning data and test data are three different sets.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ INPUTS = Path(__file__).resolve().parents[2] / "data" / "inputs"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a data set is and how a row becomes a text."""
+    """Sources of a data set, and the function that turns a row into a text."""
 
     text: Callable[[dict], str]
     folder: str = ""  # under PRUNING_DATA
-    hub: tuple[str, ...] = ()  # path, and config where there are several
+    hub: tuple[str, ...] = ()  # path, and config if there are several
     ours: str = ""  # file under data/inputs
     splits: tuple[str, ...] = ("train",)
     licence: str = "Apache-2.0"
-    lines: bool = False  # the hub stores lines, the texts are articles
+    lines: bool = False  # the hub stores lines, which are joined into articles
 
 
 def instruction_prompt(row: dict) -> str:
-    """The question part of an instruction row in Alpaca's layout, without the answer."""
+    """Return the prompt of an instruction row in the layout of Alpaca, without the answer."""
     layout = ("Below is an instruction that describes a task{more}. Write a response that appropriately completes the "
               "request.\n\n### Instruction:\n{instruction}\n\n{given}### Response:\n")
     given = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
@@ -84,14 +84,14 @@ def texts(name: str | Path, n: int | None = None, *, split: str | None = None, s
     ValueError
         for an unknown name or split, a file that is damaged, a column that cannot be guessed, more texts than there are.
     ConnectionError
-        when the data set is not at hand and the hub cannot be reached.
+        when the data set is not on disk and the hub cannot be reached.
     """
     wanted = None if seed is not None else at_most if n is None else n
     found = (_table_texts(str(name), split, wanted) if str(name) in DATASETS
              else _own_texts(_source(name), split, wanted))
     n = min(len(found), at_most or len(found)) if n is None else n
     if not 0 < n <= len(found):
-        raise ValueError(f"{n} texts wanted of {str(name)!r}, it has {len(found)}")
+        raise ValueError(f"n={n} texts of {str(name)!r}; give 1 to {len(found)}")
     if seed is None:
         return found[:n]
     import torch  # torch's generator drew the texts of the published runs
@@ -124,31 +124,31 @@ def is_test_text(name: str | Path) -> bool:
 
 
 def pairs(name: str | Path, n: int | None = None, *, skip: int = 50) -> list[tuple[str, str]]:
-    """Return instructions and their answers, for recovery; none of them among the first ``skip``, which calibrate.
+    """Return instructions and their answers for fine-tuning, without the calibration prompts.
 
     Parameters
     ----------
-    name : as in ``texts``; a source of one's own has Alpaca's columns, one of the pairs in ``ANSWERED``, or names two
+    name : as in ``texts``; a source of your own has Alpaca's columns, one of the pairs in ``ANSWERED``, or names two
         columns: ``"mine.jsonl:question,reply"``
-    n : number of pairs, from the first on after those left out; None for all
-    skip : prompts at the beginning that calibration looks at; a later row with the same prompt is left out too
+    n : number of pairs, from the first one after ``skip``; None for all
+    skip : number of calibration prompts at the beginning; later rows with the same prompts are left out too
 
     Raises
     ------
     ValueError
-        for a data set without answers, or more pairs than there are.
+        for a data set without answers, or an ``n`` larger than the number of pairs.
     """
     rows = [(prompt, answer) for prompt, answer in _all_pairs(name) if prompt.strip()]
     calibration = {prompt for prompt, _ in rows[:skip]}
     found = [(prompt, answer) for prompt, answer in rows[skip:] if prompt not in calibration and answer.strip()]
     n = len(found) if n is None else n
     if not 0 < n <= len(found):
-        raise ValueError(f"{n} pairs wanted of {str(name)!r}, it has {len(found)} beyond the first {skip}")
+        raise ValueError(f"n={n} pairs of {str(name)!r}; give 1 to {len(found)}, the number beyond the first {skip}")
     return found[:n]
 
 
 def fingerprint(samples: Iterable[str]) -> str:
-    """First 16 hex digits of the SHA-256 of the samples in order: two runs with the same one used the same data."""
+    """Return 16 hex digits of the SHA-256 of the samples; runs with the same fingerprint used the same data."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(sample.encode() + b"\0")
@@ -217,7 +217,7 @@ def _all_pairs(name: str | Path) -> list[tuple[str, str]]:
         entry: Dataset = DATASETS[str(name)]
         if entry.text is not instruction_prompt:
             known = ", ".join(k for k, v in DATASETS.items() if v.text is instruction_prompt)
-            raise ValueError(f"data set {str(name)!r} has no answers to learn from; those that have: {known}")
+            raise ValueError(f"data set {str(name)!r} has no answers; data sets with answers: {known}")
         return [(entry.text(row), row["output"]) for row in _rows(str(name), entry, entry.splits[0], None)]
     source = _source(name)
     records = sources.read(source, "train")
@@ -250,9 +250,9 @@ def _raw_rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict
     try:
         stream = load_dataset(*entry.hub, split=split, streaming=n is not None)
         return list(stream.take(n) if n is not None else stream)
-    except Exception as error:  # datasets raises many kinds when the hub is out of reach
+    except Exception as error:  # datasets raises many types when the hub is unreachable
         ours = ", ".join(k for k, v in DATASETS.items() if v.ours)
         raise ConnectionError(
-            f"data set {name!r} is not at hand: {error}\nSet PRUNING_DATA to a folder that holds {entry.folder!r}, "
+            f"data set {name!r} is not available: {error}\nSet PRUNING_DATA to a folder with {entry.folder!r}, "
             f"go online, or use one of the sets that come with the repository: {ours}"
         ) from error

@@ -16,8 +16,8 @@ def longest(model: Any, wanted: int) -> int:
     return min(wanted, trained_positions(model) or wanted)
 
 
-def refuse_beyond(model: Any, tokens: int, what: str) -> None:
-    """Raise ValueError when ``tokens`` are more than the trained positions; ``what`` says what has so many."""
+def refuse_beyond(model: Any, tokens: int, part: str) -> None:
+    """Raise ValueError when ``tokens`` exceed the trained positions; ``part`` names the text."""
     most = trained_positions(model)
     if most and tokens > most:
-        raise ValueError(f"{what} has {tokens} tokens, the model was trained for {most} positions; give {most} or fewer")
+        raise ValueError(f"{part} has {tokens} tokens, the model was trained for {most} positions; give {most} or fewer")

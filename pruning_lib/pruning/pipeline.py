@@ -1,8 +1,8 @@
-"""Everything a language model can go through to become smaller, in one call: heads, neurons, blocks, reconstruction.
+"""Pipeline: prunes the width and the depth of a language model, with reconstruction, in one call.
 
-Width (heads and neurons by a method of ``baselines.METHODS``), depth (blocks by a criterion of ``criteria.CRITERIA``),
-or width and then depth, the idea of mixing them being MoP's.  All reach the same fraction of all parameters; blocks
-come whole, so depth alone takes the nearest number of blocks and says what it reached.
+Width (heads and neurons by a method of ``importance.METHODS``), depth (blocks by a criterion of
+``block_ranking.CRITERIA``), or width and then depth, a combination proposed by MoP.  All variants remove the same
+fraction of all parameters; depth alone removes the nearest number of whole blocks and reports the fraction reached.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ Texts = str | Path | Sequence[str]
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned language model and how it came about.
+    """A pruned language model and the steps that produced it.
 
     Attributes
     ----------
-    reached_fraction : of all parameters of the model pruning began with
-    steps : what was removed, one sentence per step
-    repairs : what reconstruction did, one entry per closing projection
-    seconds : what took how long
-    plan : which heads and neurons went; None for depth alone
-    blocks : which whole blocks went, by their paths in the model that the width was cut of
+    reached_fraction : removed fraction of all parameters of the original model
+    steps : one sentence per removal step
+    reconstructions : results of the reconstruction, one per output projection
+    seconds : duration of each phase
+    plan : removed heads and neurons; None for depth alone
+    blocks : paths of the removed blocks, in the model after width pruning
     """
 
     model: nn.Module
@@ -76,24 +76,22 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``
     criterion : key of ``block_ranking.CRITERIA``, or ``"none"`` for width alone; or a function of your own or
         ``"module:function"``, as in ``block_ranking.criterion_of``
-    blocks_removed : with both a method and a criterion, how many blocks go after the width was cut; alone 0 takes the
-        number of blocks nearest to the fraction
-    reconstruction : ``"none"``, or re-solve the output projections after the width was cut, in one of the modes of
-        ``reconstruction.reconstruct``: ``"one_pass"``, ``"sequential"``, ``"asymmetric"``
-    ridge : for reconstruction; of several the best on held-out batches
-    text : batches that reconstruction is solved on, and that methods look at which need long text
-    calibration, prompts : with a tokenizer, the name, file or list of prompts that methods and criteria look at (see
-        ``data.texts``), and how many of them, from the first on; None takes 50 of a name or file, or all where there
-        are fewer
-    reconstruction_text, reconstruction_samples : with a tokenizer, the same for ``text``, where that is needed; None
-        takes 100
-    allow_test_text : calibrate on a test set all the same
+    blocks_removed : with both a method and a criterion, number of blocks to remove after width pruning; for depth
+        alone, 0 means the number of blocks nearest to ``removed_fraction``
+    reconstruction : ``"none"``, or the mode in which ``reconstruction.reconstruct`` re-solves the output projections
+        after width pruning: ``"one_pass"``, ``"sequential"``, ``"asymmetric"``
+    ridge : ridge of the reconstruction; of several values, the best one on held-out batches is used
+    text : batches for the reconstruction, and for methods that need long text; by default ``batches``
+    calibration, prompts : with a tokenizer, the calibration prompts (a name, a file, see ``data.texts``, or a list), and
+        the number of them, from the first on; None takes 50 from a name or file, or all if there are fewer
+    reconstruction_text, reconstruction_samples : with a tokenizer, the same for ``text``; None takes 100
+    allow_test_text : whether a test set may be used for calibration
 
     Raises
     ------
     ValueError
-        for unknown names, for what cannot be reached, for prompts longer than the trained positions of the model, and
-        for test text.
+        for unknown names, fractions that cannot be reached, prompts longer than the trained positions of the model, and
+        test text.
     """
     width, depth = _resolved(method, criterion, blocks_removed, reconstruction, removed_fraction)
     width_fraction = 0.0
@@ -106,7 +104,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
                       heads_removed=heads_removed, grouped_query=grouped_query, multiple_of=multiple_of, seed=seed)
 
     if width:
-        plan_of(importance.uniform(model))  # what cannot be reached is refused before anything is measured
+        plan_of(importance.uniform(model))  # refuses an unreachable fraction before any measurement
     elif depth:
         blocks_removed = _block_count(model, removed_fraction, blocks_removed)
     long = reconstruction != "none" or (width is not None and width.needs_text)
@@ -170,12 +168,12 @@ def _resolved(method: Any, criterion: Any, blocks_removed: int, reconstruction: 
     width = None if method == "none" else importance.method_of(method)
     depth = None if criterion == "none" else criterion_of(criterion)
     if not width and not depth:
-        raise ValueError("method and criterion are both 'none': nothing would be removed; name at least one")
+        raise ValueError("method and criterion are both 'none', so nothing is removed; name at least one")
     if not width and reconstruction != "none":
-        raise ValueError("reconstruction re-solves what a width method cut; with method='none' give 'none'")
+        raise ValueError("reconstruction is for width pruning; with method='none' give reconstruction='none'")
     if width and (depth is None) != (blocks_removed == 0):
-        raise ValueError(f"criterion={_named(criterion)!r} and blocks_removed={blocks_removed}: to remove blocks after "
-                         f"the width was cut give both, for width alone neither")
+        raise ValueError(f"criterion={_named(criterion)!r} and blocks_removed={blocks_removed}: give both to remove "
+                         f"blocks after width pruning, or neither for width alone")
     if fraction is None and (width or not blocks_removed):
         raise ValueError("removed_fraction is missing; give the fraction of all parameters to remove"
                          + ", or blocks_removed" * (not width))
@@ -207,7 +205,7 @@ def _describe(criterion: str, blocks: tuple[str, ...]) -> str:
 
 def _without_blocks(model: nn.Module, batches: list, criterion: Criterion, count: int, seed: int
                     ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The model without the first ``count`` blocks of one order, and their paths; nothing is asked again in between."""
+    """Return the model without the first ``count`` blocks of one ranking, and the paths of these blocks."""
     consensus.validate(model, rounds=1, per_round=count, min_blocks=1)
     step = consensus.step(model, lambda network: criterion.order(network, batches, None, seed),
                           per_round=count, min_blocks=1)
@@ -215,14 +213,14 @@ def _without_blocks(model: nn.Module, batches: list, criterion: Criterion, count
 
 
 def _left_for_width(model: nn.Module, fraction: float, blocks_removed: int) -> float:
-    """What the width has to lose so that the rest, with ``blocks_removed`` of the narrower blocks gone, fits."""
+    """Return the fraction to remove by width before ``blocks_removed`` narrower blocks are removed."""
     s, block = families.sizes(model), _block_parameters(model)
     if not 0 <= blocks_removed < s.blocks:
         raise ValueError(f"blocks_removed={blocks_removed}; allowed: 0 to {s.blocks - 1}")
-    narrow = (s.blocks * block - fraction * s.parameters) / (s.blocks - blocks_removed)  # parameters of a block left
+    narrow = (s.blocks * block - fraction * s.parameters) / (s.blocks - blocks_removed)  # parameters of a kept block
     if narrow > block:
         most = int(fraction * s.parameters // block)
-        raise ValueError(f"{blocks_removed} blocks are more than removed_fraction={fraction}; at most {most} fit")
+        raise ValueError(f"{blocks_removed} blocks are more than removed_fraction={fraction}; give at most {most}")
     return s.blocks * (block - narrow) / s.parameters if blocks_removed else fraction
 
 
