@@ -10,8 +10,9 @@ from pruning_lib.data.text import (
     instruction_prompt,
     is_test_text,
     pairs,
+    same_place,
     texts,
 )
 
 __all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "calibration_texts", "fingerprint",
-           "instruction_prompt", "is_test_text", "pairs", "texts"]
+           "instruction_prompt", "is_test_text", "pairs", "same_place", "texts"]

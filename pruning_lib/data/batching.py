@@ -54,7 +54,7 @@ def _right_padded(batch: Any, number: int) -> dict[str, Tensor]:
     if not seen.any(1).all():
         raise ValueError(f"batch {number} has a prompt without tokens; drop empty texts")
     if (seen.diff(dim=1).sum(1) > 1).any():  # a mask changes at most once: where the padding begins, or ends
-        raise ValueError(f"batch {number}: an attention_mask has gaps; it is 1 for the tokens of a prompt, 0 at one end")
+        raise ValueError(f"batch {number}: an attention_mask has gaps; it is 1 for tokens and 0 at one end")
     if seen[:, 0].all():
         return {"input_ids": ids, "attention_mask": mask}
     order = (~seen).to(torch.uint8).argsort(dim=1, stable=True)  # the tokens first, in their order

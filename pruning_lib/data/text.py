@@ -82,7 +82,7 @@ def texts(name: str | Path, n: int | None = None, *, split: str | None = None, s
     Raises
     ------
     ValueError
-        for an unknown name or split, a file that is damaged, a column that cannot be guessed, more texts than there are.
+        for an unknown name or split, a file that is damaged, a column that cannot be guessed, too large an ``n``.
     ConnectionError
         when the data set is not on disk and the hub cannot be reached.
     """
@@ -116,6 +116,14 @@ def calibration_texts(name: str | Path, n: int | None = None, *, at_most: int | 
     return texts(name, n, at_most=at_most)
 
 
+def same_place(first: str | Path, second: str | Path) -> bool:
+    """Return whether two names are of the same data set or file, whatever columns and split they name."""
+    def place(name: str) -> str:
+        return name if name in DATASETS else str(Path(_source(name).place).absolute())
+
+    return place(str(first)) == place(str(second))
+
+
 def is_test_text(name: str | Path) -> bool:
     """Return whether the texts that ``texts(name)`` gives are a test split."""
     if str(name) in DATASETS:
@@ -141,6 +149,8 @@ def pairs(name: str | Path, n: int | None = None, *, skip: int = 50) -> list[tup
     rows = [(prompt, answer) for prompt, answer in _all_pairs(name) if prompt.strip()]
     calibration = {prompt for prompt, _ in rows[:skip]}
     found = [(prompt, answer) for prompt, answer in rows[skip:] if prompt not in calibration and answer.strip()]
+    if not found:
+        raise ValueError(f"{str(name)!r} has no pairs beyond the first {skip} prompts, which calibrate; calibrate on fewer")
     n = len(found) if n is None else n
     if not 0 < n <= len(found):
         raise ValueError(f"n={n} pairs of {str(name)!r}; give 1 to {len(found)}, the number beyond the first {skip}")
@@ -174,7 +184,7 @@ def _source(name: str | Path) -> Source:
     try:
         return sources.parse(name)
     except ValueError as error:
-        if re.fullmatch(r"[\w.-]+", str(name)) and not Path(str(name)).suffix.lower() in sources.FILES:
+        if re.fullmatch(r"[\w.-]+", str(name)) and Path(str(name)).suffix.lower() not in sources.FILES:
             raise ValueError(f"unknown data set {str(name)!r}; known: {', '.join(sorted(DATASETS))} (nearest: "
                              f"{nearest(str(name), DATASETS)}); or give {sources.FORMS}") from None
         raise error
@@ -223,8 +233,7 @@ def _all_pairs(name: str | Path) -> list[tuple[str, str]]:
     records = sources.read(source, "train")
     if not source.columns and "instruction" in records[0].row:
         return [(_instruction(record), sources.text_of(record, "output")) for record in records]
-    known = next((pair for pair in ANSWERED if set(pair) <= set(records[0].row)), ())
-    columns: Sequence[str] = source.columns or known
+    columns: Sequence[str] = source.columns or next((c for c in ANSWERED if set(c) <= set(records[0].row)), ())
     if len(columns) != 2:
         raise ValueError(f"{source} has the columns {', '.join(map(str, records[0].row))}; name the two with prompts "
                          f"and answers: {source}:PROMPTS,ANSWERS")

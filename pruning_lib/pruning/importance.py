@@ -195,7 +195,8 @@ def method_of(method: str | Callable[..., Any]) -> Method:
         if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
             raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores of "
                              f"heads (L, H) and of neurons (L, M)")
-        return Importance(*(part.detach().float().cpu() for part in found), {"method": name})
+        heads, neurons = (part.detach().float().cpu() for part in found)
+        return Importance(heads, neurons, {"method": name})
 
     return Method(scores, "lowest", f"{name}: removes the lowest scores")
 

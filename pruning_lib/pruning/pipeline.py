@@ -93,10 +93,10 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
         for unknown names, fractions that cannot be reached, prompts longer than the trained positions of the model, and
         test text.
     """
-    width, depth = _resolved(method, criterion, blocks_removed, reconstruction, removed_fraction)
+    width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction)
     width_fraction = 0.0
     if width:
-        assert removed_fraction is not None  # ``_resolved`` refused that
+        assert removed_fraction is not None  # ``validate`` refused that
         width_fraction = _left_for_width(model, removed_fraction, blocks_removed)
 
     def plan_of(scores: Importance) -> Plan:
@@ -107,20 +107,21 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
         plan_of(importance.uniform(model))  # refuses an unreachable fraction before any measurement
     elif depth:
         blocks_removed = _block_count(model, removed_fraction, blocks_removed)
-    long = reconstruction != "none" or (width is not None and width.needs_text)
+    long = needs_long_text(method, reconstruction)
     if callable(batches):  # a tokenizer
         if long and not text:
             samples = source_texts(reconstruction_text, reconstruction_samples, SAMPLES, allow_test_text)
             text = tokenized(model, batches, samples)
         batches = tokenized(model, batches, source_texts(calibration, prompts, PROMPTS, allow_test_text))
     batches, text = _fitting(model, batches), _fitting(model, text)
-    network, steps, seconds, plan = model, (), {}, None
+    network, plan, steps = model, None, []
+    seconds: dict[str, float] = {}
     reconstructions: list[Reconstruction] = []
     if width:
         start = time.perf_counter()
         plan = plan_of(width.importance(model, text if text and width.needs_text else batches))
         seconds["scores_s"] = time.perf_counter() - start
-        steps = (f"{_named(method)}: {plan}",)
+        steps.append(f"{_named(method)}: {plan}")
         if reconstruction == "none":
             network = surgery.remove(model, plan)
         else:
@@ -130,8 +131,13 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     blocks: tuple[str, ...] = ()
     if depth:
         network, blocks = _without_blocks(network, batches, depth, blocks_removed, seed)
-        steps += (_describe(_named(criterion), blocks),)
-    return Pruned(network, _reached(model, network), steps, tuple(reconstructions), seconds, plan, blocks)
+        steps.append(_describe(_named(criterion), blocks))
+    return Pruned(network, _reached(model, network), tuple(steps), tuple(reconstructions), seconds, plan, blocks)
+
+
+def needs_long_text(method: str | Callable[..., Any], reconstruction: str) -> bool:
+    """Return whether a method or a reconstruction needs long text beside the calibration prompts."""
+    return reconstruction != "none" or (method != "none" and importance.method_of(method).needs_text)
 
 
 def source_texts(source: Texts, n: int | None, most: int, allow_test_text: bool = False) -> list[str]:
@@ -160,7 +166,7 @@ def _fitting(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[
     return found
 
 
-def _resolved(method: Any, criterion: Any, blocks_removed: int, reconstruction: str, fraction: float | None
+def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: str, fraction: float | None
               ) -> tuple[Method | None, Criterion | None]:
     """Return method and criterion, None for ``"none"``; ValueError for unknown names and contradictions."""
     if reconstruction not in RECONSTRUCTIONS:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -195,6 +196,30 @@ def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[int, int]]) ->
     where = ", ".join(" to ".join(f"{s.blocks * n / s.parameters:.6f}" for n in dict.fromkeys(r)) for r in ranges)
     return ValueError(f"removed_fraction={fraction} cannot be reached with these arguments; reachable: {where} "
                       f"(one neuron and one unit of attention are kept in every block; embeddings are never removed)")
+
+
+def lossless_cuts(model: nn.Module) -> dict[str, Any]:
+    """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
+    s = families.sizes(model)
+    per_group, cuts = s.heads // s.groups, []
+    units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
+             for g in range(s.groups)]
+    units += [("equal_queries", q * s.groups, q * s.groups * s.head_parameters) for q in range(1, per_group)]
+    for cut, heads, parameters in units:
+        refused = ""
+        try:
+            families.refuse_head_count(model, s.heads - heads)
+        except ValueError as error:
+            refused = str(error)
+        least = s.blocks * parameters / s.parameters
+        most = least + s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters
+        cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
+                     "refused": refused})
+    block = sum(p.numel() for p in families.blocks(model)[0].parameters())
+    return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
+            "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
+            "neurons_fraction": s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters,
+            "block_fraction": block / s.parameters, "cuts": cuts}
 
 
 def _which(scores: Tensor, n: int, rule: str, generator: torch.Generator) -> Tensor:
