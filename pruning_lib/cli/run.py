@@ -82,7 +82,7 @@ def _why(row: Row, tree: Tree, code_too: bool = False) -> str:
 
 def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, str]) -> list[Row]:
     if bool(arguments.rows) + arguments.all + arguments.defaults != 1:
-        raise SystemExit("give names of rows, or --all, or --defaults")
+        raise SystemExit("give either names of rows, or --all, or --defaults")
     table = runs.defaults(tree) if arguments.defaults else runs.rows(tree)
     if not (arguments.all or arguments.defaults):
         table = {**runs.defaults(tree), **table}
@@ -114,7 +114,7 @@ def _with(row: Row, overrides: dict[str, str], tree: Tree) -> Row:
 def _override(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise SystemExit(f"-p {text}: wanted NAME=VALUE")
+        raise SystemExit(f"-p {text}: give NAME=VALUE")
     return name, value
 
 

@@ -51,8 +51,8 @@ def same(first, second):
 def test_command_and_function_have_the_same_defaults():
     given = main.parser().parse_args(["prune", "--model", "m", "--out", "o"])
     defaults = {name: p.default for name, p in inspect.signature(pipeline.prune).parameters.items()}
-    shared = {name for name in vars(given) if name in defaults} - {"model"}
-    assert len(shared) == 15
+    shared = {name for name in vars(given) if name in defaults} - {"model", "text"}  # text: of the measurement, and batches
+    assert len(shared) == 14
     assert {name: getattr(given, name) for name in shared} == {name: defaults[name] for name in shared}
     measured = inspect.signature(quality.perplexity).parameters
     assert given.window == measured["window"].default
