@@ -7,7 +7,8 @@ from typing import Any
 
 from pruning_lib.cli.output import accuracy, json_text, perplexity
 
-TABLE = ("## Measured", "", "| model | perplexity and 95 % interval | on | zero-shot, mean |", "| --- | --- | --- | --- |")
+TABLE = ("## Measured", "",
+         "| model | perplexity and 95 % interval | on | zero-shot, mean |", "| --- | --- | --- | --- |")
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
@@ -31,7 +32,8 @@ def card(facts: dict[str, Any]) -> str:
         *(f"- {step}" for step in facts["steps"]), "",
         *(["`pruning.json` names every removed head, neuron and block.", ""] if facts.get("removed") else []),
         "## Calibration and recovery data", "", used, "",
-        *([*TABLE, *rows, ""] if rows else []), "## Load it", "", "```python", "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
+        *([*TABLE, *rows, ""] if rows else []), "## Load it", "", "```python",
+        "from transformers import AutoModelForCausalLM, AutoTokenizer", "",
         'model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")',
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")', "```", "",
         f"Made with pruning_lib ({made['commit']}), torch {made['torch']}, transformers {made['transformers']}."])

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from pruning_lib.cli import output
-from pruning_lib.evaluation import cost
 from pruning_lib.models import families, image_networks, loading
 from pruning_lib.pruning import consensus
 from pruning_lib.pruning.selection import lossless_cuts
@@ -51,7 +50,7 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
     """Return the removable blocks of an image network: blocks that keep the shape, if one per stage remains."""
     infos = families.residual_blocks(network)
     stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
-    facts = {"model": name, "network": network.config.network, "parameters": cost.parameters(network),
+    facts = {"model": name, "network": network.config.network, "parameters": families.parameter_count(network),
              "blocks": [info.name for info in infos], "removable": [info.name for info in infos if info.removable],
              "most_blocks_removed": consensus.max_removable(network, min_blocks=1)}
     lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "

@@ -71,8 +71,8 @@ def parser() -> argparse.ArgumentParser:
 
 def _add_run(commands: Any) -> None:
     run = options.command(commands, "run", "run:run", "execute rows of notebooks/runs.yml")
-    run.description = ("Execute rows of notebooks/runs.yml with papermill. The page and the record of a row appear when "
-                       "it has finished.")
+    run.description = ("Execute rows of notebooks/runs.yml with papermill. The page and the record of a row appear "
+                       "when it has finished.")
     run.add_argument("rows", nargs="*", metavar="ROW", help="names of rows")
     run.add_argument("--all", action="store_true", help="every row of runs.yml except those marked not_run")
     run.add_argument("--defaults", action="store_true", help="every notebook once, with its default parameters")

@@ -12,9 +12,9 @@ from torch import nn
 from pruning_lib import data
 from pruning_lib.cli import output
 from pruning_lib.cli.card import write_card
-from pruning_lib.evaluation import cost, quality
+from pruning_lib.evaluation import quality
 from pruning_lib.evaluation.harness_tasks import check_tasks
-from pruning_lib.models import devices, loading
+from pruning_lib.models import devices, families, loading
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -91,7 +91,7 @@ def _compare(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for name in (arguments.first, arguments.second):
         model, tokenizer = language_model(name, arguments)
         tokens.append([tokenizer(text)["input_ids"] for text in texts])
-        found.append({"parameters": cost.parameters(model), **measured(model, tokenizer, texts, arguments)})
+        found.append({"parameters": families.parameter_count(model), **measured(model, tokenizer, texts, arguments)})
         lines.append(f"{name}: {found[-1]['parameters']:,} parameters, {output.line(found[-1])}")
     first, second = found
     facts: dict[str, Any] = {"first": first, "second": second, "perplexity_ratio": None,

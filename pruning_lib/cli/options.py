@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 TABLES = ("methods", "criteria", "texts", "models", "tasks", "rows")  # names that options take; see ``tables``
-OWN_TEXT = ("a name (pruning-lib list texts), a file (.jsonl .json .txt .parquet; FILE:COLUMN), or a data set of the hub "
-            "(ORG/NAME[/CONFIG][@SPLIT][:COLUMN])")
+OWN_TEXT = ("a name (pruning-lib list texts), a file (.jsonl .json .txt .parquet; FILE:COLUMN), or a data set of the "
+            "hub (ORG/NAME[/CONFIG][@SPLIT][:COLUMN])")
 
 
 def command(commands: Any, name: str, act: str, about: str) -> argparse.ArgumentParser:

@@ -22,9 +22,8 @@ from pruning_lib import data
 from pruning_lib.cli import measure, output
 from pruning_lib.cli.card import write_card
 from pruning_lib.cli.out_folder import refuse_folder, refuse_full_disk, replace_checkpoint
-from pruning_lib.evaluation import cost
 from pruning_lib.experiments import records
-from pruning_lib.models import checkpoints
+from pruning_lib.models import checkpoints, families
 from pruning_lib.pruning import pipeline
 from pruning_lib.training import lora
 
@@ -87,7 +86,7 @@ def _refuse_early(a: argparse.Namespace) -> None:
 
 
 def _refuse_late(model: nn.Module, a: argparse.Namespace) -> None:
-    """Refuse what depends on the model, before it is scored."""
+    """Refuse options that this model cannot take, before it is scored."""
     refuse_full_disk(a.out, model, 1 - (a.removed_fraction or 0))
     if a.recover and next(model.parameters()).dtype == torch.float16:
         raise ValueError("--recover: gradients overflow in float16; give --dtype bfloat16 or float32")
@@ -127,7 +126,7 @@ def _facts(a: argparse.Namespace, found: pipeline.Pruned, texts: _Texts) -> dict
         steps.append(f"reconstruction: {a.reconstruction}; long text: {len(texts.long)} texts of "
                      f"{a.reconstruction_text}")
     return {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-            "parameters": cost.parameters(found.model), "steps": steps, "measured": {}, "losses": [],
+            "parameters": families.parameter_count(found.model), "steps": steps, "measured": {}, "losses": [],
             "arguments": _recorded(a), "removed": _removed(found), "made_with": records.made_with(texts.fingerprints)}
 
 

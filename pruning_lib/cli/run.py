@@ -43,12 +43,16 @@ def _all(rows: list[Row], tree: Tree, arguments: argparse.Namespace) -> list[str
     if arguments.scheduler:
         from pruning_lib.experiments import dask_cluster  # Dask takes a second to load
 
-        return dask_cluster.run(rows, tree, arguments.scheduler, retries=arguments.retries, log=log,
+        return dask_cluster.run(rows, tree, arguments.scheduler, retries=arguments.retries, log=log, warn=_warn,
                                 up_to_date=up_to_date)
     if arguments.jobs == 1 and not any(row.memory_gb or row.resources for row in rows):
         return [row.name for row in rows if not _one(row, tree, up_to_date, log)]
     machine = local.Machine.here(arguments.jobs, arguments.memory)
-    return local.run(rows, tree, machine, retries=arguments.retries, log=log, up_to_date=up_to_date)
+    return local.run(rows, tree, machine, retries=arguments.retries, log=log, warn=_warn, up_to_date=up_to_date)
+
+
+def _warn(text: str) -> None:
+    print(text, file=sys.stderr)
 
 
 def _log(arguments: argparse.Namespace) -> Callable[[str], None]:
@@ -66,10 +70,10 @@ def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool], log: Callable[
     try:
         execution.run(row, tree, log=log)
     except execution.RowFailed as error:
-        print(error, file=sys.stderr)
+        _warn(str(error))
         return False
     except OSError as error:
-        print(f"row {row.name} failed: {error}; published pages and records are unchanged", file=sys.stderr)
+        _warn(f"row {row.name} failed: {error}; published pages and records are unchanged")
         return False
     return True
 

@@ -1,5 +1,6 @@
 """Data sets by name: texts and images, each in a fixed order."""
 
+from pruning_lib.data.batching import batches
 from pruning_lib.data.text import (
     DATASETS,
     INPUTS,
@@ -14,5 +15,5 @@ from pruning_lib.data.text import (
     texts,
 )
 
-__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "calibration_texts", "fingerprint",
+__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "batches", "calibration_texts", "fingerprint",
            "instruction_prompt", "is_test_text", "pairs", "same_place", "texts"]

@@ -8,13 +8,13 @@ Calibration data, fine-tuning data and test data are three different sets.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pruning_lib._files import digest
 from pruning_lib._registry import Table, nearest
 from pruning_lib.data import sources
 from pruning_lib.data.sources import Record, Source
@@ -150,7 +150,8 @@ def pairs(name: str | Path, n: int | None = None, *, skip: int = 50) -> list[tup
     calibration = {prompt for prompt, _ in rows[:skip]}
     found = [(prompt, answer) for prompt, answer in rows[skip:] if prompt not in calibration and answer.strip()]
     if not found:
-        raise ValueError(f"{str(name)!r} has no pairs beyond the first {skip} prompts, which calibrate; calibrate on fewer")
+        raise ValueError(f"{str(name)!r} has no pairs beyond the first {skip} prompts, which are for calibration; "
+                         f"calibrate on fewer")
     n = len(found) if n is None else n
     if not 0 < n <= len(found):
         raise ValueError(f"n={n} pairs of {str(name)!r}; give 1 to {len(found)}, the number beyond the first {skip}")
@@ -159,10 +160,7 @@ def pairs(name: str | Path, n: int | None = None, *, skip: int = 50) -> list[tup
 
 def fingerprint(samples: Iterable[str]) -> str:
     """Return 16 hex digits of the SHA-256 of the samples; runs with the same fingerprint used the same data."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(sample.encode() + b"\0")
-    return digest.hexdigest()[:16]
+    return digest(sample.encode() + b"\0" for sample in samples)
 
 
 def _table_texts(name: str, split: str | None, n: int | None) -> list[str]:

@@ -23,7 +23,7 @@ KINDS = ("acc_norm", "acc", "exact_match")  # the reported kind of other tasks i
 
 
 def check_tasks(tasks: str) -> None:
-    """Raise ValueError for a name that lm-eval does not know, with the nearest; ImportError where it is not installed."""
+    """Raise ValueError, with the nearest names, for one that lm-eval does not know; ImportError without lm-eval."""
     if tasks in TASKS:
         if tasks != "none":
             _needed()
@@ -33,8 +33,9 @@ def check_tasks(tasks: str) -> None:
             continue
         known = manager(everything=True).all_tasks
         if name not in known:
-            raise ValueError(f"tasks={tasks!r}: lm-eval has no task or group {name!r}; nearest: {nearest(name, known)}; "
-                             f"allowed: official, mini, none, or names of lm-eval joined by commas")
+            raise ValueError(f"tasks={tasks!r}: lm-eval has no task or group {name!r}; nearest: "
+                             f"{nearest(name, known)}; allowed: official, mini, none, or names of lm-eval joined by "
+                             f"commas")
 
 
 def names_of(tasks: str) -> list[str]:

@@ -24,8 +24,8 @@ from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
 from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
 
-__all__ = ["MEASURES", "OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval", "mean_interval", "pack", "paired",
-           "perplexity", "questions", "unpack", "zero_shot"]
+__all__ = ["MEASURES", "OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval", "mean_interval", "pack",
+           "paired", "perplexity", "questions", "unpack", "zero_shot"]
 
 MEASURES: Table = Table("measure")
 WINDOW = 2048  # tokens of a window of ``perplexity``, where the model takes as many
@@ -40,9 +40,9 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     """Compute perplexity: the exponential of the mean negative log-likelihood of a token, given its window so far.
 
     The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart.
-    Each token counts once, in the first window that contains it and a token before it.  Windows share no context.  If the
-    tokenizer puts a BOS token in front of a text, as those of Gemma and LLaMA do, every window begins with one, as in
-    training (Gemma 3 270M without it: perplexity 93 instead of 48).  It is one of the ``window`` tokens and is not
+    Each token counts once, in the first window that contains it and a token before it.  Windows share no context.  If
+    the tokenizer puts a BOS token in front of a text, as those of Gemma and LLaMA do, every window begins with one, as
+    in training (Gemma 3 270M without it: perplexity 93 instead of 48).  It is one of the ``window`` tokens and is not
     predicted.
 
     Parameters
@@ -94,7 +94,7 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
 
 
 def check_window(model: nn.Module, window: int | None, stride: int | None = None) -> tuple[int, int]:
-    """Return window and stride of ``perplexity`` with defaults filled in; ValueError for sizes the model cannot take."""
+    """Return window and stride of ``perplexity``, defaults filled in; ValueError for sizes the model cannot take."""
     window = positions.longest(model, WINDOW) if window is None else window
     stride = window if stride is None else stride
     if not 0 < stride <= window or window < 2:
@@ -146,7 +146,8 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limi
         for name, samples in result["samples"].items():  # one, or the tasks of a group
             right = harness_tasks.correctness(samples)
             reported = kind or next(iter(right), "")
-            values |= {f"{name}_{key}": value for key, value in harness_tasks.other_metrics(result["results"][name]).items()}
+            others = harness_tasks.other_metrics(result["results"][name])
+            values |= {f"{name}_{metric}": value for metric, value in others.items()}
             if reported:
                 values |= _accuracies(name, right, reported)
                 means.append(values[f"{name}_{reported}_fraction"])

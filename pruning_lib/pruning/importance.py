@@ -193,12 +193,39 @@ def method_of(method: str | Callable[..., Any]) -> Method:
         if isinstance(found, Importance):
             return found
         if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
-            raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores of "
-                             f"heads (L, H) and of neurons (L, M)")
+            raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores "
+                             f"of heads (L, H) and of neurons (L, M)")
         heads, neurons = (part.detach().float().cpu() for part in found)
         return Importance(heads, neurons, {"method": name})
 
     return Method(scores, "lowest", f"{name}: removes the lowest scores")
+
+
+def importance(model: nn.Module, batches: Batches, *, method: str | Callable[..., Any] = "amp") -> Importance:
+    """Return the importance of every head and neuron of a language model.
+
+    Parameters
+    ----------
+    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on one side
+    method : key of ``METHODS``, or a function of your own, as in ``method_of``
+
+    Returns
+    -------
+    Importance with heads (L, H) and neurons (L, M); larger means keep
+
+    Raises
+    ------
+    ValueError
+        for unknown names, and for batches of another form.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("smollm2-135m-instruct")  # doctest: +SKIP
+    >>> pl.importance(model, pl.batches(["The sea is"], tokenizer)).heads.shape  # doctest: +SKIP
+    torch.Size([30, 9])
+    """
+    return method_of(method).importance(model, right_padded(batches))
 
 
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:

@@ -19,7 +19,7 @@ from pruning_lib import data
 from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families, positions, surgery
 from pruning_lib.models.plan import Plan
-from pruning_lib.pruning import amp, consensus, importance
+from pruning_lib.pruning import consensus, importance
 from pruning_lib.pruning.block_ranking import Criterion, criterion_of
 from pruning_lib.pruning.importance import Method
 from pruning_lib.pruning.reconstruction import MODES, RIDGES, Reconstruction, reconstruct
@@ -68,7 +68,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     Parameters
     ----------
     batches : the tokenizer, which turns ``calibration`` into batches; or batches of calibration prompts, as
-        ``amp.batches`` makes them, a ``DataLoader`` or any other iterable of dicts of ``input_ids`` and
+        ``data.batches`` makes them, a ``DataLoader`` or any other iterable of dicts of ``input_ids`` and
         ``attention_mask``, each (B, T)
     method : key of ``importance.METHODS``, or ``"none"`` for depth alone; or a function of your own or
         ``"module:function"``, as in ``importance.method_of``
@@ -82,8 +82,8 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
         after width pruning: ``"one_pass"``, ``"sequential"``, ``"asymmetric"``
     ridge : ridge of the reconstruction; of several values, the best one on held-out batches is used
     text : batches for the reconstruction, and for methods that need long text; by default ``batches``
-    calibration, prompts : with a tokenizer, the calibration prompts (a name, a file, see ``data.texts``, or a list), and
-        the number of them, from the first on; None takes 50 from a name or file, or all if there are fewer
+    calibration, prompts : with a tokenizer, the calibration prompts (a name, a file, see ``data.texts``, or a list),
+        and the number of them, from the first on; None takes 50 from a name or file, or all if there are fewer
     reconstruction_text, reconstruction_samples : with a tokenizer, the same for ``text``; None takes 100
     allow_test_text : whether a test set may be used for calibration
 
@@ -141,7 +141,7 @@ def needs_long_text(method: str | Callable[..., Any], reconstruction: str) -> bo
 
 
 def source_texts(source: Texts, n: int | None, most: int, allow_test_text: bool = False) -> list[str]:
-    """Return the texts of a list, or the first ``n`` of a name or file; None takes ``most``, or all where there are fewer.
+    """Return the texts of a list, or the first ``n`` of a name or file; None takes ``most``, or all if there are fewer.
 
     Raises
     ------
@@ -155,7 +155,7 @@ def source_texts(source: Texts, n: int | None, most: int, allow_test_text: bool 
 
 def tokenized(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[dict[str, Tensor]]:
     """Return batches of texts, cut at 512 tokens, or at the trained positions of the model where there are fewer."""
-    return amp.batches(texts, tokenizer, max_length=positions.longest(model, 512))
+    return data.batches(texts, tokenizer, max_length=positions.longest(model, 512))
 
 
 def _fitting(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
@@ -231,9 +231,8 @@ def _left_for_width(model: nn.Module, fraction: float, blocks_removed: int) -> f
 
 
 def _block_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in families.blocks(model)[0].parameters())
+    return families.parameter_count(families.blocks(model)[0])
 
 
 def _reached(model: Any, network: Any) -> float:
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, network))
-    return 1 - after / before
+    return 1 - families.parameter_count(network) / families.parameter_count(model)

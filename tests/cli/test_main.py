@@ -1,4 +1,4 @@
-"""The command runs what it is asked for, puts it where it says, and refuses the rest on stderr before anything runs."""
+"""The command runs the requested rows, writes to the documented places, and refuses bad input before any run."""
 
 import json
 import os
@@ -23,7 +23,7 @@ from pruning_lib.report import book
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A repository with notebooks and rows and no pages yet; the current folder."""
+    """Return a repository with notebooks and rows but without pages, as the current folder."""
     make_tree(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -31,7 +31,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """(row, tree) of every row that would have run; rows called ``mute`` fail."""
+    """Return (row, tree) of every intercepted run; rows named ``mute`` fail."""
     calls = []
 
     def run(row, tree, **_):
@@ -48,7 +48,7 @@ def files(root):
 
 
 def command(*arguments, cwd):
-    """The installed command, as a user calls it."""
+    """Run the installed command as a user does."""
     program = Path(sys.executable).with_name("pruning-lib")
     return subprocess.run([str(program), *arguments], cwd=cwd, capture_output=True, text=True)
 
@@ -76,7 +76,7 @@ def test_no_command_is_an_error_of_usage(capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["run", "smal"], "no row smal; nearest to smal: small, silent, (plain|mute|tiny); all rows: pruning-lib list rows"),
+    (["run", "smal"], "no row smal; nearest to smal: small, silent, (plain|mute|tiny); all rows: pruning-lib"),
     (["run", "small", "-p", "fractoin=0.1"], "tiny has no parameter 'fractoin'; it has: fraction, count, name, flag"),
     (["run", "small", "-p", "count=many"], "parameter count takes int like 3, got 'many'"),
     (["run", "small", "-p", "count=true"], "parameter count takes int like 3, got True"),
@@ -164,7 +164,8 @@ def test_quiet_and_json_print_failures_on_stderr_and_the_result_alone_on_stdout(
 @pytest.mark.parametrize("arguments", [["--help"], ["prune", "--help"], ["run", "--help"], ["--version"]])
 def test_help_loads_no_heavy_package(arguments):
     """Counted, not timed: NumPy alone takes longer than all of this."""
-    heavy = ("torch", "transformers", "numpy", "scipy", "yaml", "nbformat", "papermill", "pandas", "lm_eval", "datasets")
+    heavy = ("torch", "transformers", "numpy", "scipy", "yaml", "nbformat", "papermill", "pandas", "lm_eval",
+             "datasets")
     code = (f"import sys\nfrom pruning_lib.cli import main\ntry:\n    main.main({arguments})\nexcept SystemExit:\n"
             f"    pass\nprint([m for m in {heavy} if m in sys.modules], len(sys.modules), file=sys.stderr)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -189,7 +190,8 @@ def test_a_mistyped_command_answers_with_the_nearest(capsys):
 
 @pytest.mark.parametrize(("words", "wanted"), [
     (["pruning-lib", "pr"], ["prune"]), (["pruning-lib", "prune", "--method", "ac"], ["activation_norm"]),
-    (["pruning-lib", "prune", "--calib"], ["--calibration"]), (["pruning-lib", "evaluate", "--tasks", "o"], ["official"]),
+    (["pruning-lib", "prune", "--calib"], ["--calibration"]),
+    (["pruning-lib", "evaluate", "--tasks", "o"], ["official"]),
     (["pruning-lib", "prune", "--grouped-query", "w"], ["whole_groups"]), (["pruning-lib", "list", "mo"], ["models"]),
     (["pruning-lib", "evaluate", "cifar10-resnet2"], ["cifar10-resnet20"])])
 def test_the_completion_script_completes(capsys, words, wanted):
@@ -215,7 +217,7 @@ def test_every_name_in_a_table_is_listed_with_a_word(capsys):
 
 @pytest.fixture
 def small_is_fresh(root):
-    """Pages of ``small``, up to date, and of ``plain``, made from another notebook."""
+    """Write an up-to-date page of ``small``, and a page of ``plain`` from another notebook."""
     tree, rows = Tree.at(root), runs.rows(Tree.at(root))
     tree.records.mkdir(parents=True)
     for name, made_from in (("small", staleness.fingerprint(rows["small"], tree)), ("plain", "0" * 16)):
@@ -232,7 +234,7 @@ def test_stale_leaves_out_rows_that_are_up_to_date(small_is_fresh, ran, capsys):
     assert [row.name for row, _ in ran] == ["plain", "mute", "look"]
     assert "small: up to date" in capsys.readouterr().out
     assert main.main(["run", "small"]) == 0
-    assert [row.name for row, _ in ran][-1] == "small"  # who asks for a row by name gets it
+    assert [row.name for row, _ in ran][-1] == "small"  # a row given by name runs
 
 
 def test_status_says_for_each_row_whether_and_why_it_has_to_run_and_changes_nothing(small_is_fresh, root, capsys):
@@ -245,7 +247,7 @@ def test_status_says_for_each_row_whether_and_why_it_has_to_run_and_changes_noth
 
 
 def test_who_reads_along_may_stop_reading(root):
-    """As ``pruning-lib status | head -1`` does: no traceback, and no complaint when Python ends."""
+    """Close the pipe as ``pruning-lib status | head -1`` does: no traceback, and no error on exit."""
     program = [str(Path(sys.executable).with_name("pruning-lib")), "status"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -255,7 +257,7 @@ def test_who_reads_along_may_stop_reading(root):
 
 
 def test_the_command_runs_a_row_for_real_with_another_value_and_touches_no_published_page(root, small_is_fresh):
-    """Of a notebook without torch, which would take seconds more."""
+    """Run a notebook without torch, to save seconds."""
     light = "import os, pathlib\npathlib.Path(os.environ['PRUNING_RESULTS']).mkdir()\n" \
             "(pathlib.Path(os.environ['PRUNING_RESULTS']) / 'small.json').write_text(str(count))"
     notebook(root / "notebooks" / "tiny.ipynb", "# Tiny", "fraction = 0.5\ncount = 3  # how many", light)

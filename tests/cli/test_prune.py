@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from pruning_lib import data
 from pruning_lib.cli import main
 from pruning_lib.evaluation import quality
 from pruning_lib.models import loading
@@ -20,7 +21,8 @@ QUICK = ["--calibration", "mini_prompts", "--prompts", "4", "--text", "mini_text
 def dense(tmp_path, tiny, tokenizer):
     """A folder with a toy LLaMA of 512 positions whose tokens are characters."""
     folder = tmp_path / "dense"
-    tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60, fields={"max_position_embeddings": 512}).save_pretrained(folder)
+    model = tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60, fields={"max_position_embeddings": 512})
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -51,7 +53,7 @@ def same(first, second):
 def test_command_and_function_have_the_same_defaults():
     given = main.parser().parse_args(["prune", "--model", "m", "--out", "o"])
     defaults = {name: p.default for name, p in inspect.signature(pipeline.prune).parameters.items()}
-    shared = {name for name in vars(given) if name in defaults} - {"model", "text"}  # text: of the measurement, and batches
+    shared = {name for name in vars(given) if name in defaults} - {"model", "text"}  # text means two things
     assert len(shared) == 14
     assert {name: getattr(given, name) for name in shared} == {name: defaults[name] for name in shared}
     measured = inspect.signature(quality.perplexity).parameters
@@ -88,7 +90,7 @@ def test_prompts_answers_and_text_of_files_are_used(prune, dense, tmp_path):
     assert len(facts["steps"]) == 2 and "LoRA on 3 answers" in facts["steps"][1]
     assert facts["measured"]["recovered"]["tokens"] == 66 - 2  # of two windows, all but the first tokens
     model, tokenizer = loading.load_model(str(dense))
-    prompts = amp.batches([row["ask"] for row in rows[:5]], tokenizer)
+    prompts = data.batches([row["ask"] for row in rows[:5]], tokenizer)
     assert facts["removed"]["neurons"] == [" ".join(map(str, sorted(row.tolist()))) for row in pipeline.prune(
         model, prompts, removed_fraction=0.2).plan.neurons]
     status, _, error = prune("--recover", f"{mine}:ask,reply", "--calibration", f"{mine}:ask", out=tmp_path / "all")

@@ -1,4 +1,4 @@
-"""A plan removes what was asked for, the least important first, and cannot be unequal."""
+"""A plan reaches the requested fraction, removes the least important units first, and is equal across blocks."""
 
 import math
 import re
@@ -18,7 +18,7 @@ def count(model):
 
 
 def reachable(error):
-    """Ranges (or points) an error states: [(low, high), ...]."""
+    """Return the ranges (or points) in an error message: [(low, high), ...]."""
     stated = re.search(r"reachable: (.*?) \(", str(error)).group(1)
     return [tuple(map(float, (part.split(" to ") * 2)[:2])) for part in stated.split(", ")]
 
@@ -67,7 +67,8 @@ def test_heads_and_neurons_lose_the_same_share(tiny, random_importance):
 def test_one_query_per_group_cannot_be_cut_evenly_and_the_refusal_says_what_can(tiny, random_importance):
     model = tiny("mistral", heads=4, groups=4)
     with pytest.raises(ValueError, match="grouped_query='whole_groups'"):
-        choose(random_importance(model), model, removed_fraction=0.2, grouped_query="equal_queries", heads_removed="same_share")
+        choose(random_importance(model), model, removed_fraction=0.2, grouped_query="equal_queries",
+               heads_removed="same_share")
     assert choose(random_importance(model), model, removed_fraction=0.2, grouped_query="equal_queries", scope="neurons")
 
 
@@ -94,7 +95,7 @@ def test_a_refused_fraction_is_told_the_range_that_can_be_reached_and_its_ends_c
 
 
 def test_the_stated_range_can_be_reached_at_seven_billion_parameters_too(llama2_7b, random_importance):
-    """There one neuron per block is 0.00006 of the model: the ends must be stated more finely than that."""
+    """State the ends with enough digits: one neuron per block is 0.00006 of the model."""
     importance = random_importance(llama2_7b)
     for heads_removed in range(0, 32, 3):
         with pytest.raises(ValueError, match="reachable") as refused:
@@ -136,7 +137,8 @@ def test_the_neurons_kept_are_the_multiple_nearest_to_the_fraction(tiny, random_
     multiples = range(multiple_of, 41, multiple_of)
     for fraction in [0.0, *torch.linspace(0.01, 0.5, 30).tolist()]:
         exact = choose(importance, model, removed_fraction=fraction, heads_removed="same_share")
-        plan = choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of, heads_removed="same_share")
+        plan = choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of,
+               heads_removed="same_share")
         assert torch.equal(plan.heads, exact.heads)
         wanted, kept = exact.kept["neurons"], plan.kept["neurons"]
         assert kept == 40 if wanted == 40 else abs(kept - wanted) == min(abs(m - wanted) for m in multiples)
@@ -147,7 +149,8 @@ def test_the_neurons_kept_are_the_multiple_nearest_to_the_fraction(tiny, random_
 def test_a_multiple_that_no_number_of_neurons_can_be_is_refused(tiny, random_importance, multiple_of):
     model = tiny("llama", neurons=40)
     with pytest.raises(ValueError, match=f"multiple_of={multiple_of};.* 40 neurons.*8 or 64"):
-        choose(random_importance(model), model, removed_fraction=0.1, multiple_of=multiple_of, heads_removed="same_share")
+        choose(random_importance(model), model, removed_fraction=0.1, multiple_of=multiple_of,
+               heads_removed="same_share")
 
 
 @pytest.mark.parametrize(("argument", "value", "allowed"), [
@@ -166,7 +169,7 @@ def test_a_wrong_argument_is_answered_with_what_was_given_and_what_is_allowed(
 
 
 def hand_made():
-    """Two blocks, six heads in three groups of two, six neurons; blocks disagree about everything."""
+    """Return importances of two blocks with different orders: six heads in three groups, six neurons."""
     heads = torch.tensor([[1., 9., 4., 4., 0., 5.], [7., 0., 1., 1., 6., 6.]])
     neurons = torch.tensor([[3., 1., 2., 6., 5., 4.], [1., 2., 3., 4., 5., 6.]])
     return Importance(heads, neurons, {})
@@ -207,7 +210,7 @@ def test_random_choices_repeat_with_their_seed_and_leave_the_global_generator_al
         choose(random_importance(model, seed=importance_seed), model, removed_fraction=0.3, rule="random", seed=seed,
                grouped_query=cut, heads_removed="same_share") for importance_seed, seed in ((0, 3), (1, 3), (0, 4)))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.heads, same.heads) and torch.equal(first.neurons, same.neurons)  # scores play no part
+    assert torch.equal(first.heads, same.heads) and torch.equal(first.neurons, same.neurons)  # scores unused
     assert not torch.equal(first.neurons, other.neurons)
     assert not torch.equal(first.neurons[0], first.neurons[1])  # blocks draw their own
 
@@ -218,7 +221,7 @@ NO_NEURONS = torch.zeros(2, 0, dtype=torch.long)
 
 
 @pytest.mark.parametrize(("cut", "heads"), [
-    ("whole_groups", [[0, 1, 2], [0, 1, 2]]),  # no group would stay
+    ("whole_groups", [[0, 1, 2], [0, 1, 2]]),  # no group would be kept
     ("whole_groups", [[0, 0], [0, 1]]), ("whole_groups", [[1, 0], [0, 1]]), ("whole_groups", [[0], [3]]),
     ("whole_groups", [[-1], [0]]), ("whole_groups", [[0]]), ("whole_groups", [[[0]] * 3] * 2),
     ("whole_groups", [[0.0], [1.0]]), ("whole_groups", [[True], [False]]), ("whole_groups", 0),
