@@ -15,7 +15,7 @@ from typing import Any
 
 FILES = (".jsonl", ".json", ".txt", ".parquet")
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
-COLUMNS = re.compile(r"\w[\w .-]*(,\w[\w .-]*)*")
+COLUMNS = re.compile(r"\w[\w .-]*(, ?\w[\w .-]*)*")
 FORMS = ("a file (.jsonl, .json, .txt, .parquet; FILE:COLUMN names the column), or a data set on the hub "
          "(ORG/NAME[/CONFIG][@SPLIT][:COLUMN])")
 
@@ -161,13 +161,13 @@ def _from_hub(source: Source, split: str, n: int | None) -> list[Record]:
         from datasets import load_dataset
     except ImportError as error:
         raise ImportError(f"{source}: data sets of the hub need datasets: pip install 'pruning-lib[eval]'") from error
-    split = source.split or split
+    name, split = [part for part in (source.place, source.config) if part], source.split or split
     try:
-        rows = load_dataset(*filter(None, [source.place, source.config]), split=split, streaming=n is not None)
+        rows = load_dataset(*name, split=split, streaming=n is not None)
         rows = list(rows.take(n) if n is not None else rows)
     except Exception as error:  # datasets raises many kinds
-        raise ConnectionError(f"the hub did not give {source}, split {split!r}: {error}\nIs it {FORMS}? A split is "
-                              f"chosen with @SPLIT, a file needs no network") from error
+        raise ConnectionError(f"the hub did not give {'/'.join(name)}, split {split!r}: {error}\nGive another split "
+                              f"with @SPLIT, go online, or give a file, which needs no network") from error
     return [Record(f"{source}, row {i}", dict(row)) for i, row in enumerate(rows, 1)]
 
 
