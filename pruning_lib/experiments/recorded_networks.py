@@ -142,13 +142,13 @@ def robust_correct(subject: RecordedNetwork, attack: str, pixels: Tensor, labels
     attack : key of ``attacks.ATTACKS``
     settings : seed, steps and restarts of ``attacks.robust_correct``
     """
-    smallest = attacks.ATTACKS.facts[attack]["smallest"]  # one attack serves all budgets
+    minimal_norm = attacks.ATTACKS.facts[attack]["minimal_norm"]  # one attack serves all budgets
     about = {"attack": attack, "network": subject.key, "weights": network_cache.digest_of(subject.network),
              "images": digest(pixels.numpy().tobytes() + labels.numpy().tobytes()),
              "code": _code(attack), "torch": torch.__version__,
              "torchattacks": torchattacks.__version__, "device": next(subject.network.parameters()).device.type}
     found: list[np.ndarray] = []
-    for budgets in [list(epsilons)] if smallest else [[epsilon] for epsilon in epsilons]:
+    for budgets in [list(epsilons)] if minimal_norm else [[epsilon] for epsilon in epsilons]:
         ask = partial(attacks.robust_correct, attack, subject.network, pixels, labels, epsilons=budgets, **settings)
         found += network_cache.cached_predictions(ask, epsilons=budgets, **settings, **about)
     return found
@@ -156,6 +156,6 @@ def robust_correct(subject: RecordedNetwork, attack: str, pixels: Tensor, labels
 
 def _code(attack: str) -> dict[str, str]:
     """Return digests of the code of one attack; code of the other attacks does not count."""
-    found = code_digests.digests([f"from pruning_lib.evaluation import attacks\nattacks.answers, attacks.{attack}"])
+    found = code_digests.digests([f"from pruning_lib.evaluation import attacks\nattacks.robust_correct, attacks.{attack}"])
     others = {other for other in attacks.ATTACKS if other != attack}
     return {name: digest for name, digest in found.items() if not others & set(re.findall(r"\w+", name))}

@@ -107,12 +107,12 @@ def test_an_unknown_key_says_who_makes_the_network():
 
 def test_a_digest_tells_weights_apart_and_nothing_else():
     network = image_network("cifar_resnet", depth=8)
-    before = network_cache.digest(network)
-    assert network_cache.digest(network.train().to(memory_format=torch.channels_last)) == before
+    before = network_cache.digest_of(network)
+    assert network_cache.digest_of(network.train().to(memory_format=torch.channels_last)) == before
     with torch.no_grad():
         network.bn1.running_mean[3] += 1e-6
-    assert network_cache.digest(network) != before
-    assert network_cache.digest(network.double()) != network_cache.digest(network.float())
+    assert network_cache.digest_of(network) != before
+    assert network_cache.digest_of(network.double()) != network_cache.digest_of(network.float())
 
 
 def wants(folder, name):
@@ -168,7 +168,7 @@ def test_a_network_may_come_with_the_records(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no network"):
         network_cache.find(made.key)
     monkeypatch.setenv("PRUNING_RECORDS", str(tmp_path / "results"))
-    assert network_cache.digest(network_cache.find(made.key).network) == network_cache.digest(made.network)
+    assert network_cache.digest_of(network_cache.find(made.key).network) == network_cache.digest_of(made.network)
 
 
 ROOT = Path(__file__).parents[2]
