@@ -59,12 +59,12 @@ def parse(text: str | Path) -> Source:
     """
     text = str(text)
     place, columns = _without_columns(text)
-    path = Path(place).expanduser()
-    if path.is_file():
+    path = _path(place)
+    if _is_file(path):
         if path.suffix.lower() not in FILES:
             raise ValueError(f"{place}: a file of texts is one of {', '.join(FILES)}")
         return Source(str(path), True, columns=columns)
-    if path.suffix.lower() in FILES or path.is_dir() and not HUB.fullmatch(place) or place.startswith((".", "/", "~")):
+    if path.suffix.lower() in FILES or place.startswith((".", "/", "~")):
         raise ValueError(f"{place} is no file; give {FORMS}")
     hub = HUB.fullmatch(place)
     if not hub:
@@ -72,10 +72,24 @@ def parse(text: str | Path) -> Source:
     return Source(hub["name"], False, hub["config"] or "", hub["split"] or "", columns)
 
 
+def _path(place: str) -> Path:
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:  # ~NAME of a user that does not exist
+        return Path(place)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null character
+        return False
+
+
 def _without_columns(text: str) -> tuple[str, tuple[str, ...]]:
     """Split ``PLACE:COLUMN,COLUMN``; a file whose own name has a colon keeps it."""
     place, colon, columns = text.rpartition(":")
-    if not colon or Path(text).expanduser().is_file() or not COLUMNS.fullmatch(columns):
+    if not colon or _is_file(_path(text)) or not COLUMNS.fullmatch(columns):
         return text, ()
     return place, tuple(name.strip() for name in columns.split(","))
 
