@@ -171,7 +171,8 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps:
     return best
 
 
-@register_attack("square", norm="Linf", access="scores", steps=200, about="random squares, kept where the margin shrinks")
+@register_attack("square", norm="Linf", access="scores", steps=200,
+                 about="random squares, kept where the margin shrinks")
 def square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Return images after Square with ``steps`` queries (Andriushchenko et al. 2020, arXiv:1912.00049)."""
     return torchattacks.Square(model, norm="Linf", eps=epsilon, n_queries=steps, seed=_block_seed())(x, y)

@@ -38,8 +38,8 @@ def digests(cells: Iterable[str], package: Path = PACKAGE, names: Mapping[str, s
     cells : code cells of a notebook
     package : folder of the package whose definitions are followed
     names : today's names of modules (``"module"``), definitions (``"module.name"``), and attributes, arguments or
-        variables (``"*.name"``), and texts (``"=text"``) that were renamed; with them the code of an earlier version has the digests of today's
-        where nothing but names changed
+        variables (``"*.name"``), and texts (``"=text"``) that were renamed; with them the code of an earlier version
+        has the digests of today's where nothing but names changed
     """
     renamed = tuple(sorted((names or {}).items()))
     return dict(_digests(tuple(cells), package, renamed, _stamp(package)))
@@ -178,7 +178,8 @@ class _Canonical(ast.NodeTransformer):
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         for inner in ast.walk(node):
             for field, value in ast.iter_fields(inner):
-                if isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant) and isinstance(value.value, str)):
+                if isinstance(value, ast.JoinedStr) or (isinstance(value, ast.Constant)
+                                                        and isinstance(value.value, str)):
                     setattr(inner, field, ast.Constant(""))
                 elif isinstance(value, list):
                     setattr(inner, field, [ast.Constant("") if isinstance(v, ast.JoinedStr) or (

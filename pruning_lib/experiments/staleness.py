@@ -75,7 +75,8 @@ def stale_reason(row: Row, tree: Tree) -> str:
 
 def provenance(row: Row, tree: Tree) -> dict[str, Any]:
     """Return the provenance of a page made now, for the metadata of the page."""
-    return {"fingerprint": fingerprint(row, tree), "code": code_of(row, tree), "inputs": input_digests.digests_of(row, tree)}
+    return {"fingerprint": fingerprint(row, tree), "code": code_of(row, tree),
+            "inputs": input_digests.digests_of(row, tree)}
 
 
 def _stored_provenance(page: Path) -> dict[str, Any]:

@@ -43,7 +43,8 @@ def test_other_settings_are_another_network(other):
 
 
 def test_a_run_of_other_settings_inside_settings_is_another_network():
-    assert network_cache.get_or_train(make, start={"seed": 0}).key != network_cache.get_or_train(make, start={"seed": 1}).key
+    first, second = (network_cache.get_or_train(make, start={"seed": seed}) for seed in (0, 1))
+    assert first.key != second.key
 
 
 def test_interrupted_it_leaves_nothing_behind(tmp_path):
