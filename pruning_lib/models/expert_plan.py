@@ -91,8 +91,8 @@ class ExpertPlan:
     def __str__(self) -> str:
         s, kept = self.sizes, self.kept
         return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {len(s.blocks)} blocks "
-                f"with experts keeps {kept['experts']} of {s.experts} experts, each with {kept['neurons']} of {s.neurons} "
-                f"neurons")
+                f"with experts keeps {kept['experts']} of {s.experts} experts, each with {kept['neurons']} of "
+                f"{s.neurons} neurons")
 
 
 def _check(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:

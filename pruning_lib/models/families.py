@@ -151,7 +151,8 @@ def _found(model: nn.Module, kind: str) -> LanguageFamily:
         known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
         if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
             raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as "
-                             f"transformers loads them; image networks, of which only whole blocks can be removed: {images}")
+                             f"transformers loads them; image networks, of which only whole blocks can be removed: "
+                             f"{images}")
         _FOUND[model] = verification.verified(model, structure.find(model))
     return _FOUND[model]
 

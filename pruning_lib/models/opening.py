@@ -43,7 +43,8 @@ def config_of(source: str, **options: Any) -> Any:
     in_the_way = [name for name in family.not_stored_with if fields.get(name)]
     if in_the_way:
         raise ValueError(f"{fields['num_attention_heads']} heads do not divide the width {fields['hidden_size']}, "
-                         f"which transformers refuses, and with {', '.join(in_the_way)} no other family stores this network")
+                         f"which transformers refuses, and with {', '.join(in_the_way)} no other family "
+                         f"stores this network")
     kept = {k: v for k, v in fields.items() if v is not None and k not in
             ("model_type", "architectures", "transformers_version", "pretraining_tp", *family.not_stored_with)}
     head_dim = fields.get("head_dim") or _head_width(source, fields["num_attention_heads"])
