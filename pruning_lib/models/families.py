@@ -22,7 +22,7 @@ from pruning_lib._registry import Table
 from pruning_lib.models import structure, verification
 from pruning_lib.models.cifar_resnet import Block, CifarResNet
 from pruning_lib.models.classifier_logits import logits, logits_known
-from pruning_lib.models.language_families import FAMILIES, Experts, LanguageFamily, Part
+from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
 from pruning_lib.models.parts import (
     Projections,
     Rows,
@@ -37,7 +37,7 @@ from pruning_lib.models.parts import (
 )
 from pruning_lib.models.toy_models import toy
 
-__all__ = ["FAMILIES", "IMAGE_FAMILIES", "BlockInfo", "Experts", "ImageFamily", "LanguageFamily", "Part", "Projections",
+__all__ = ["FAMILIES", "IMAGE_FAMILIES", "NO_EXPERTS", "BlockInfo", "Experts", "ImageFamily", "LanguageFamily", "Part", "Projections",
            "Rows", "Sizes", "block_count_fields", "block_counts", "block_parts", "blocks", "classifier", "copy_of",
            "family_of", "head_width", "image_blocks", "image_family", "keeps_shape", "linear", "logits", "logits_known",
            "matrix", "named_paths", "parameter_count", "places", "projections", "refuse_head_count", "refuse_wrapped",

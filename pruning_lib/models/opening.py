@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import safe_open
 from torch import nn
@@ -35,6 +35,9 @@ def config_of(source: str, **options: Any) -> Any:
     """
     from transformers import AutoConfig, PretrainedConfig
 
+    base = adapter_base(Path(source))
+    if base is not None:
+        refuse_adapter(source, base)
     fields, _ = PretrainedConfig.get_config_dict(source)
     kind = fields.get("model_type")
     family = FAMILIES[kind] if kind in FAMILIES else None
@@ -70,6 +73,13 @@ def adapter_base(folder: Path) -> str | None:
     if not path.is_file() or (folder / "config.json").is_file():
         return None
     return json.loads(path.read_text()).get("base_model_name_or_path") or ""
+
+
+def refuse_adapter(folder: str | Path, base: str) -> NoReturn:
+    """Raise ValueError with the two ways from an adapter to a model."""
+    raise ValueError(f"{folder} holds an adapter of {base or 'a base model it does not name'}, not a model: merge it first "
+                     f"(peft: merge_and_unload, then save_pretrained), or give merge_adapter=True, on the command line "
+                     f"--merge-adapter")
 
 
 def merged(base: nn.Module, folder: Path) -> nn.Module:
