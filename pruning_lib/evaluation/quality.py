@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from pruning_lib._registry import Table
 from pruning_lib.data.text import INPUTS
+from pruning_lib.evaluation.window_losses import WindowLosses
 from pruning_lib.models import families
 from pruning_lib.models.hooks import evaluating
 
@@ -35,7 +36,7 @@ TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in O
 @MEASURES.register(unit="1", better="lower")
 @torch.inference_mode()
 def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int = 1024, stride: int = 1024,
-               max_tokens: int | None = None, progress: bool = True) -> dict[str, float | None]:
+               max_tokens: int | None = None, progress: bool = True) -> dict[str, Any]:
     """Exponential of the mean negative log-likelihood of a token, given the tokens before it in its window.
 
     The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart;
@@ -49,7 +50,8 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     Returns
     -------
     dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``; None where there
-    is a single window), ``tokens`` (predicted), ``window``, ``stride``
+    is a single window), ``tokens`` (predicted), ``window``, ``stride``, and ``windows``, the loss of every window as
+    text for ``window_losses.paired``
     """
     if not 0 < stride <= window or window < 2:
         raise ValueError(f"window={window}, stride={stride}; wanted 0 < stride <= window, window >= 2")
@@ -70,7 +72,8 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     mean, half = _mean_interval(np.array(losses), np.array(counts))
     low, high = (None, None) if half is None else (_exp(mean - half), _exp(mean + half))
     return {"perplexity": _exp(mean), "perplexity_low": low, "perplexity_high": high,
-            "tokens": int(sum(counts)), "window": window, "stride": stride}
+            "tokens": int(sum(counts)), "window": window, "stride": stride,
+            "windows": WindowLosses(np.array(losses), np.array(counts)).pack()}
 
 
 @MEASURES.register(unit="fraction", better="higher")
