@@ -103,6 +103,27 @@ def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axe
     return ax
 
 
+def draws(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axes:
+    """Draw a point per line of ``table``, a row per method, and a bar at each method's mean; logarithmic.
+
+    ``table`` has columns ``method`` and ``quality``.
+    """
+    unknown = set(table.method) - set(COLOUR)
+    if unknown:
+        raise ValueError(f"no colour for {', '.join(sorted(unknown))}; enter one in plots.COLOUR and plots.MARKER")
+    places = {method: -i for i, method in enumerate(dict.fromkeys(table.method))}
+    for method, place in places.items():
+        values = table[table.method == method][quality]
+        ax.plot(values, [place] * len(values), MARKER[method], color=COLOUR[method], alpha=0.6, linestyle="none")
+        ax.plot(values.mean(), place, "|", color=COLOUR[method], ms=18, mew=2)
+    ax.set_yticks(list(places.values()), [method.replace("_", " ") for method in places])
+    log_ticks(ax, leading=(1, 2, 3, 5))
+    ax.set(xlabel=label or quality.replace("_", " "))
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.08, y=0.1)
+    return ax
+
+
 def forest(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
     """A point per line of ``table`` with its interval, first line on top; one look per ``kind``.
 
