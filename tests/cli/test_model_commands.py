@@ -1,4 +1,4 @@
-"""The commands do what a practitioner asks for, end in a folder that loads plainly, and refuse the rest at once."""
+"""The commands inspect, prune, evaluate and compare, write a loadable folder, and refuse bad input at once."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from pruning_lib.pruning import amp, selection
 
 @pytest.fixture
 def dense(tmp_path, tiny, tokenizer):
-    """A folder with a toy LLaMA whose tokens are characters."""
+    """Return a folder with a toy LLaMA whose tokens are characters."""
     folder = tmp_path / "dense"
     tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -27,7 +27,7 @@ SMALL = ["--calibration", "mini_prompts", "--prompts", "4", "--text", "mini_text
 
 
 def run(capsys, *arguments):
-    """(exit status, standard output, standard error)"""
+    """Return (exit status, standard output, standard error) of a command."""
     status = main.main([*map(str, arguments)])
     return status, *capsys.readouterr()
 
