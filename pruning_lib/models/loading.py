@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib._files import cache, check, download, new_folder
+from pruning_lib._files import cache, check, download
 from pruning_lib._registry import Table
 from pruning_lib.models import image_networks, packaged
 from pruning_lib.models.image_networks import ImageConfig

@@ -14,8 +14,8 @@ from torch import Tensor
 
 # Okabe and Ito's colours, safe for colour-blind readers; one per method, the same in every figure
 COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
-          "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "reconstruction_error": "#882255",
-          "peak_to_peak": "#44AA99"}
+          "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442",
+          "reconstruction_error": "#882255", "peak_to_peak": "#44AA99"}
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v",
           "wanda": "P", "flap": "X", "taylor": "d", "reconstruction_error": "p", "peak_to_peak": "<"}
 # colour and marker of criteria that rank blocks; variants of one metric share a colour and differ in LINE
