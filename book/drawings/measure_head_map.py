@@ -30,7 +30,7 @@ def lost(scores, gone):
 
 def step(importance, model, fraction, heads_removed, gone):
     """Return [heads and neurons removed in each block, fraction reached, importance lost of heads and of neurons]."""
-    plan = amp.choose(importance, model, removed_fraction=fraction, heads_removed=heads_removed)
+    plan = selection.choose(importance, model, removed_fraction=fraction, heads_removed=heads_removed)
     gone[plan.removed_heads.shape[1]] = plan.removed_heads.tolist()
     return [plan.removed_heads.shape[1], plan.neurons.shape[1], round(plan.removed_fraction, 4),
             round(lost(importance.heads, plan.removed_heads), 4), round(lost(importance.neurons, plan.neurons), 4)]
@@ -43,7 +43,7 @@ def unevenness(scores):
 def measure(record):
     row = record["parameters"]
     model, tokenizer = loading.load_model(row["model"], dtype=row["dtype"])
-    scores = amp.importance(model, amp.batches(data.texts(row["calibration"], row["prompts"]), tokenizer))
+    scores = amp.importance(model, data.batches(data.texts(row["calibration"], row["prompts"]), tokenizer))
     scores = selection.Importance(scores.heads, scores.neurons, {})
     gone: dict[int, list] = {}
     steps = {name: [step(scores, model, fraction, heads, gone) for fraction in STEPS] for name, heads in SPLITS.items()}

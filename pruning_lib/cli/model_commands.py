@@ -24,7 +24,7 @@ from pruning_lib.evaluation import quality
 from pruning_lib.experiments import records
 from pruning_lib.models import checkpoints, families, image_networks, loading
 from pruning_lib.models.plan import GROUPED
-from pruning_lib.pruning import amp, consensus, importance, pipeline
+from pruning_lib.pruning import consensus, importance, pipeline
 from pruning_lib.pruning.block_ranking import CRITERIA
 from pruning_lib.training import lora
 
@@ -204,10 +204,10 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     long = a.reconstruct != "none" or (a.method != "none" and importance.METHODS[a.method].needs_text)
     more = data.texts(a.reconstruction_text, a.reconstruction_samples) if long else []
     found = pipeline.prune(
-        model, amp.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
+        model, data.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
         heads_removed=None if a.heads_removed < 0 else a.heads_removed, grouped_query=a.grouped_query,
         criterion=a.criterion, blocks_removed=a.blocks_removed, reconstruction=a.reconstruct, multiple_of=a.multiple_of,
-        text=amp.batches(more, tokenizer) if more else (), seed=a.seed)
+        text=data.batches(more, tokenizer) if more else (), seed=a.seed)
     measured = {"dense": measure(model, tokenizer, a), "pruned": measure(found.model, tokenizer, a)}
     steps = [*found.steps]
     if more:

@@ -56,7 +56,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
 
     Parameters
     ----------
-    batches : calibration prompts, as returned by ``amp.batches``, for methods and criteria
+    batches : calibration prompts, as returned by ``data.batches``, for methods and criteria
     method : key of ``importance.METHODS``, or ``"none"`` for depth alone
     heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``
     criterion : key of ``block_ranking.CRITERIA``, or ``"none"`` for width alone

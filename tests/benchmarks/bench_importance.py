@@ -68,7 +68,7 @@ WAYS = {"published": published, "ours": ours, "floor": floor}
 def setting(dtype):
     model, tokenizer = loading.load_model("smollm2-135m-instruct", dtype=dtype)
     ids = [tokenizer(text)["input_ids"][:n] for text, n in zip(data.texts("mini_text"), LENGTHS, strict=False)]
-    return model, amp.batches([tokenizer.decode(i) for i in ids], tokenizer)
+    return model, data.batches([tokenizer.decode(i) for i in ids], tokenizer)
 
 
 def peak_bytes(way, model, batches):

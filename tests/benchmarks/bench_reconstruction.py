@@ -20,13 +20,13 @@ from bench_importance import floor, peak_bytes, peak_elsewhere
 
 from pruning_lib import data
 from pruning_lib.models import loading
-from pruning_lib.pruning import amp, reconstruction
+from pruning_lib.pruning import amp, reconstruction, selection
 
 TEXTS = 4
 
 
 def resolved(mode, model, batches):
-    plan = amp.choose(amp.importance(model, batches[:1], progress=False), model, removed_fraction=0.2, heads_removed=0)
+    plan = selection.choose(amp.importance(model, batches[:1], progress=False), model, removed_fraction=0.2, heads_removed=0)
     return reconstruction.reconstruct(model, plan, batches, mode=mode, progress=False)[1]
 
 
@@ -35,7 +35,7 @@ WAYS = {"floor": floor, **{mode: partial(resolved, mode) for mode in reconstruct
 
 def setting():
     model, tokenizer = loading.load_model("smollm2-135m-instruct")
-    return model, amp.batches(data.texts("mini_calibration_text", TEXTS), tokenizer)
+    return model, data.batches(data.texts("mini_calibration_text", TEXTS), tokenizer)
 
 
 def main():

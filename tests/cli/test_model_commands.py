@@ -75,7 +75,7 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text (long)",
                                                "mini_prompts (recovery)"}
     whole, tokenizer = loading.load_model(str(dense))
-    plan = selection.choose(amp.importance(whole, amp.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
+    plan = selection.choose(amp.importance(whole, data.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
                         removed_fraction=facts["arguments"]["removed_fraction"], heads_removed=2)
     assert facts["removed"]["heads"] == [" ".join(map(str, row)) for row in plan.removed_heads.sort().values.tolist()]
     assert facts["removed"]["neurons"] == [" ".join(map(str, row)) for row in plan.neurons.sort().values.tolist()]
