@@ -22,6 +22,7 @@ from tqdm import tqdm
 from pruning_lib._registry import Table
 from pruning_lib.data.batching import bos_token
 from pruning_lib.data.text import INPUTS
+from pruning_lib.evaluation import window_losses
 from pruning_lib.evaluation.window_losses import WindowLosses
 from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
@@ -105,7 +106,7 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
 
 
 def check_window(model: nn.Module, window: int | None, stride: int | None = None) -> tuple[int, int]:
-    """Return window and stride of ``perplexity`` with defaults filled in; ValueError for what the model cannot take."""
+    """Return window and stride of ``perplexity`` with defaults filled in; ValueError for a window the model cannot take."""
     window = positions.longest(model, WINDOW) if window is None else window
     stride = window if stride is None else stride
     if not 0 < stride <= window or window < 2:
@@ -221,18 +222,23 @@ def questions(items: dict[str, str]) -> dict[str, int]:
     return {task: int(packed.partition(":")[0]) for task, packed in items.items()}
 
 
-def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
-    """Compare two models on the same items: mean over tasks of accuracy(first) - accuracy(second).
+def paired(first: dict[str, str] | str, second: dict[str, str] | str) -> dict[str, float]:
+    """Compare two models on the same items (mean over tasks of accuracy, first - second) or on the same windows.
 
     Parameters
     ----------
-    first, second : task -> packed items, as ``zero_shot`` returns them
+    first, second : task -> packed items, as ``zero_shot`` returns them; or ``windows``, as ``perplexity`` returns them,
+        which ``window_losses.paired`` compares
 
     Returns
     -------
-    dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within each task),
+    For items a dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within each task),
     ``items``, and ``p_value`` of the exact McNemar test over the pooled items
     """
+    if isinstance(first, str) and isinstance(second, str):
+        return window_losses.paired(first, second)
+    if isinstance(first, str) or isinstance(second, str):
+        raise ValueError("items of tasks cannot be compared with windows of a text; give two of the same kind")
     if set(first) != set(second) or not first:
         raise ValueError(f"the two models were measured on different tasks: {sorted(first)} and {sorted(second)}; "
                          f"measure both on the same tasks")

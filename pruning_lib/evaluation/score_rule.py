@@ -1,17 +1,17 @@
-"""When a difference between two scores becomes a statement: the rule for AMP against other scores, and its arithmetic.
+"""Rule for a difference between two scores to become a statement, AMP against others, and its arithmetic.
 
 The rule was written and committed before the runs that it judges (rows ``draws-*`` of ``notebooks/runs.yml``).
 
-*Question.*  A score says which heads and neurons go.  Two scores are compared at the same removed fraction, on the same
-model, by the perplexity that is left without reconstruction and tuning.
+*Question.*  A score decides which heads and neurons are removed.  Two scores are compared at the same removed fraction,
+on the same model, by the perplexity that is left without reconstruction and tuning.
 
 *Units.*  Calibration draws: a score is run on several disjoint draws of prompts, and two scores see the same draws
 (paired).  ``random`` sees no prompts; its units are seeds, and its comparison is not paired.
 
-*What is compared.*  The ratio of perplexities, first / second: exponential of the mean difference of log perplexity
+*Measure.*  The ratio of perplexities, first / second: exponential of the mean difference of log perplexity
 over draws, with a t interval and p-value over draws (paired t-test; Welch's t-test against ``random``).
 
-*What is sure.*  The first score is *better* if all four hold, *worse* if all four hold the other way round:
+*Sure differences.*  The first score is *better* if all four hold, *worse* if all four hold the other way round:
 
 1. the ratio is at most 1 / ``SMALLEST`` (a gain of 2 %; rounding to bfloat16 moves a perplexity by about 1 %);
 2. the p-value stays below ``LEVEL`` after Holm's correction over all comparisons of the claim, all fractions together;
@@ -27,7 +27,7 @@ Everything else is *not told apart*.
 *partly* if better cases outnumber worse ones; *contradicted* if there are worse cases and no better ones; *partly
 contradicted* if worse cases outnumber better ones; *no difference* otherwise.
 
-*Two claims.*  "Importances tell what can go": AMP against ``random``.  "Better than other scores": AMP against all
+*Two claims.*  "Importances tell unimportant parts apart": AMP against ``random``.  "Better than other scores": AMP against all
 other scores that were run, at all fractions that were run.
 
 *The default* that the library recommends is the score with the lowest mean log perplexity at 20 %, if it is better than
@@ -111,7 +111,7 @@ def holm(p_values: Sequence[float]) -> np.ndarray:
 
 
 def judge(comparisons: Sequence[Comparison]) -> list[str]:
-    """Return what is known of each comparison of one claim, in the words of the rule of this module."""
+    """Return the judgement on each comparison of one claim, in the words of the rule of this module."""
     corrected = holm([c.p_value for c in comparisons])
     return [_judged(c, p) for c, p in zip(comparisons, corrected, strict=True)]
 

@@ -45,7 +45,7 @@ class WindowLosses:
 
     @classmethod
     def unpack(cls, text: str) -> WindowLosses:
-        """Read what ``pack`` wrote; ValueError for any other text."""
+        """Read the text of ``pack``; ValueError for any other text."""
         try:
             pairs = [(int(n), float(loss)) for n, loss in (window.split(":") for window in text.split())]
         except ValueError:

