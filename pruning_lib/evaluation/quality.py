@@ -106,7 +106,7 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
 
 
 def check_window(model: nn.Module, window: int | None, stride: int | None = None) -> tuple[int, int]:
-    """Return window and stride of ``perplexity`` with defaults filled in; ValueError for a window the model cannot take."""
+    """Return window and stride of ``perplexity``, defaults filled in; ValueError for those the model cannot take."""
     window = positions.longest(model, WINDOW) if window is None else window
     stride = window if stride is None else stride
     if not 0 < stride <= window or window < 2:
@@ -232,8 +232,8 @@ def paired(first: dict[str, str] | str, second: dict[str, str] | str) -> dict[st
 
     Returns
     -------
-    For items a dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within each task),
-    ``items``, and ``p_value`` of the exact McNemar test over the pooled items
+    For items a dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within
+    each task), ``items``, and ``p_value`` of the exact McNemar test over the pooled items
     """
     if isinstance(first, str) and isinstance(second, str):
         return window_losses.paired(first, second)

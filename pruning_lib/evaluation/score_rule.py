@@ -27,8 +27,8 @@ Everything else is *not told apart*.
 *partly* if better cases outnumber worse ones; *contradicted* if there are worse cases and no better ones; *partly
 contradicted* if worse cases outnumber better ones; *no difference* otherwise.
 
-*Two claims.*  "Importances tell unimportant parts apart": AMP against ``random``.  "Better than other scores": AMP against all
-other scores that were run, at all fractions that were run.
+*Two claims.*  "Importances tell unimportant parts apart": AMP against ``random``.  "Better than other scores": AMP
+against all other scores that were run, at all fractions that were run.
 
 *The default* that the library recommends is the score with the lowest mean log perplexity at 20 %, if it is better than
 AMP there by this rule and not worse at any other fraction; else AMP.

@@ -209,7 +209,7 @@ METHODS["magnitude"] = Method(magnitude, "lowest", "removes the smallest weights
 METHODS["activation_norm"] = Method(activation_norm, "lowest", "removes the smallest activations, without weights")
 METHODS["wanda"] = Method(wanda, "lowest", "removes the smallest weight x activation (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "removes the smallest variation over tokens (FLAP, without its biases)")
-METHODS["peak_to_peak"] = Method(peak_to_peak, "lowest", "removes the smallest range of weights x activation (OptiPFair)")
+METHODS["peak_to_peak"] = Method(peak_to_peak, "lowest", "removes the smallest weight range x activation (OptiPFair)")
 METHODS["taylor"] = Method(taylor, "lowest", "removes the smallest first-order change of the loss (LLM-Pruner)")
 METHODS["reconstruction_error"] = Method(
     reconstruction.reconstruction_error, "lowest",

@@ -153,12 +153,14 @@ def main():
     parser.add_argument("--reconstruction-text", default="mini_calibration_text")
     parser.add_argument("--texts", type=int, default=10, help="texts for reconstruction; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--only", nargs="*", choices=list(RIVALS), default=list(RIVALS), metavar="NAME",
+                        help="measure only these; with --write the other lines stay as they were")
     parser.add_argument("--write", action="store_true", help=f"write the table to data/inputs/{OUT.name}")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     prompts, lines = data.texts(arguments.calibration, arguments.prompts), []
     spawn = multiprocessing.get_context("spawn")
-    for name in RIVALS:
+    for name in arguments.only:
         if "reconstruction" in name and not arguments.texts:
             continue
         answers = spawn.Queue()
@@ -170,6 +172,10 @@ def main():
     difference = score_difference(*loading.load_model(arguments.model), prompts[:8])
     print(f"our score of OptiPFair's differs from its own by {difference:.1e} at most, relative")
     if arguments.write:
+        before = json.loads(OUT.read_text())["rows"] if OUT.exists() else []
+        lines = {line["name"]: line for line in (*before, *lines)}
+        lines = [lines[name] for name in RIVALS if name in lines]
+        del arguments.only, arguments.write
         versions = {name: metadata.version(name) for name in ("optipfair", "torch-pruning", "torch", "transformers")}
         OUT.write_text(json.dumps({"arguments": vars(arguments), "versions": versions, "score_difference": difference,
                                    "prompts": data.fingerprint(prompts), "rows": lines}, indent=1) + "\n")
