@@ -19,7 +19,6 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib._registry import Table
 from pruning_lib.data.batching import bos_token
 from pruning_lib.data.text import INPUTS
 from pruning_lib.evaluation import window_losses
@@ -27,7 +26,6 @@ from pruning_lib.evaluation.window_losses import WindowLosses
 from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
 
-MEASURES: Table = Table("measure")
 WINDOW = 2048  # tokens of a window of ``perplexity``, where the model takes as many
 
 # task -> reported kind of accuracy: acc compares log-likelihoods, acc_norm log-likelihoods per character
@@ -36,7 +34,6 @@ OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "a
 TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in OFFICIAL.items()}, "none": {}}
 
 
-@MEASURES.register(unit="1", better="lower")
 @torch.inference_mode()
 def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int | None = None,
                stride: int | None = None, max_tokens: int | None = None, progress: bool = True
@@ -115,7 +112,6 @@ def check_window(model: nn.Module, window: int | None, stride: int | None = None
     return window, stride
 
 
-@MEASURES.register(unit="fraction", better="higher")
 def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limits: dict[str, int] | None = None,
               stock: bool = False) -> tuple[dict[str, float], dict[str, str]]:
     """Measure zero-shot accuracy on five multiple-choice tasks through lm-eval's Python API.
@@ -177,7 +173,6 @@ def interval(right: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-@MEASURES.register(unit="fraction", better="higher")
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "float32", images_per_batch: int = 256
              ) -> tuple[dict[str, float], str]:
