@@ -298,7 +298,7 @@ def test_models_measured_on_other_tasks_or_other_numbers_of_items_are_not_compar
     ten, nine = (quality.pack(np.ones(n, bool)) for n in (10, 9))
     with pytest.raises(ValueError, match="piqa: 10 items against 9"):
         quality.paired({"piqa": ten}, {"piqa": nine})
-    with pytest.raises(ValueError, match=r"same tasks: \['piqa'\] and \['arc_easy'\]"):
+    with pytest.raises(ValueError, match=r"different tasks: \['piqa'\] and \['arc_easy'\]"):
         quality.paired({"piqa": ten}, {"arc_easy": ten})
     with pytest.raises(ValueError, match="same tasks"):
         quality.paired({}, {})
