@@ -188,8 +188,8 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         "`AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are equal bit "
         f"for bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the reason "
         "below the table. *Inside experts* means that all neurons of a size belong to experts; – that a type has none. "
-        "Types without a record of their own are found from the shapes of the network (see {doc}`adding`); a setting of a "
-        "particular model can still forbid what its type allows, and is then refused with the reason.", "",
+        "Types without a record of their own are found from the shapes of the network (see {doc}`adding`); a setting "
+        "of a particular model can still forbid what its type allows, and is then refused with the reason.", "",
         "| type | heads | neurons | experts | blocks |", "| --- | --- | --- | --- | --- |"]
     reasons = {reason: types for reason, types in reasons.items() if types}
     numbers = {reason: str(i) for i, reason in enumerate(reasons, 1)}

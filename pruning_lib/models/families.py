@@ -37,11 +37,11 @@ from pruning_lib.models.parts import (
 )
 from pruning_lib.models.toy_models import toy
 
-__all__ = ["FAMILIES", "IMAGE_FAMILIES", "NO_EXPERTS", "BlockInfo", "Experts", "ImageFamily", "LanguageFamily", "Part", "Projections",
-           "Rows", "Sizes", "block_count_fields", "block_counts", "block_parts", "blocks", "classifier", "copy_of",
-           "family_of", "head_width", "image_blocks", "image_family", "keeps_shape", "linear", "logits", "logits_known",
-           "matrix", "named_paths", "parameter_count", "places", "projections", "refuse_head_count", "refuse_wrapped",
-           "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny"]
+__all__ = ["FAMILIES", "IMAGE_FAMILIES", "NO_EXPERTS", "BlockInfo", "Experts", "ImageFamily", "LanguageFamily", "Part",
+           "Projections", "Rows", "Sizes", "block_count_fields", "block_counts", "block_parts", "blocks", "classifier",
+           "copy_of", "family_of", "head_width", "image_blocks", "image_family", "keeps_shape", "linear", "logits",
+           "logits_known", "matrix", "named_paths", "parameter_count", "places", "projections", "refuse_head_count",
+           "refuse_wrapped", "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny"]
 
 
 @dataclass(frozen=True)

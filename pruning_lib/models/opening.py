@@ -77,9 +77,9 @@ def adapter_base(folder: Path) -> str | None:
 
 def refuse_adapter(folder: str | Path, base: str) -> NoReturn:
     """Raise ValueError with the two ways from an adapter to a model."""
-    raise ValueError(f"{folder} holds an adapter of {base or 'a base model it does not name'}, not a model: merge it first "
-                     f"(peft: merge_and_unload, then save_pretrained), or give merge_adapter=True, on the command line "
-                     f"--merge-adapter")
+    raise ValueError(f"{folder} holds an adapter of {base or 'a base model it does not name'}, not a model: merge it "
+                     f"first (peft: merge_and_unload, then save_pretrained), or give merge_adapter=True, on the "
+                     f"command line --merge-adapter")
 
 
 def merged(base: nn.Module, folder: Path) -> nn.Module:
