@@ -214,18 +214,32 @@ def made_with(data: Mapping[str, str]) -> dict[str, Any]:
             "minutes": round((time.monotonic() - _started) / 60, 2), "data": dict(data)}
 
 
+def finite(value: Any) -> Any:
+    """Return ``value`` with null for every infinity and NaN; in a dict ``<key>_reason`` says which one it was."""
+    if isinstance(value, dict):
+        reasons = {f"{key}_reason": _reason(item) for key, item in value.items() if _reason(item)}
+        return {**{key: finite(item) for key, item in value.items()}, **reasons}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if _reason(value) else value
+
+
+def _reason(value: Any) -> str:
+    if not isinstance(value, float) or math.isfinite(value):
+        return ""
+    return "not a number" if math.isnan(value) else "infinite: too large for a floating-point number"
+
+
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values to JSON types; raise ValueError for others."""
+    """Convert values to JSON types, infinities and NaN to null with a reason; raise ValueError for other types."""
     plain = {}
     for key, value in values.items():
         if hasattr(value, "item"):
             value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{key} is {value}: a record needs finite numbers; store None and a reason")
         if not isinstance(value, (int, float, str, bool, type(None))):
             raise ValueError(f"{key} is a {type(value).__name__}; a record takes numbers, texts, true, false and null")
         plain[key] = value
-    return plain
+    return finite(plain)
 
 
 def _checked(run: str) -> str:
