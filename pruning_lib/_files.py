@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
+import urllib.error
+import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
@@ -25,17 +28,15 @@ def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Pat
     ValueError
         when the file is not the one expected; it is deleted.
     """
-    import requests
-
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
     try:
         if url.startswith("file://"):
-            shutil.copyfile(requests.utils.unquote(url.removeprefix("file://")), part)
+            shutil.copyfile(urllib.request.url2pathname(url.removeprefix("file://")), part)
         else:
             _stream(url, part, have, timeout_s)
-    except requests.RequestException as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to go on from there") from error
     check(part, sha256, name=path.name)
     return part.replace(path)
@@ -51,21 +52,22 @@ def check(path: Path, sha256: str, *, name: str = "") -> None:
 
 
 def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
-    import requests
-
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
-        if answer.status_code == 416:  # everything is there already
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        opened = urllib.request.urlopen(request, timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # everything is there already
             return
-        answer.raise_for_status()
-        if answer.status_code != 206:
+        raise
+    with opened as answer:
+        if answer.status != 206:
             have = 0
         total = have + int(answer.headers.get("Content-Length", 0))
         with part.open("ab" if have else "wb") as file, tqdm(
             total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
         ) as bar:
-            for chunk in answer.iter_content(1 << 16):  # a chunk that breaks off is lost
+            while chunk := answer.read(1 << 16):
                 file.write(chunk)
                 bar.update(len(chunk))
     if total and part.stat().st_size < total:
-        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")
+        raise ConnectionError(f"{part.stat().st_size} of {total} bytes came")

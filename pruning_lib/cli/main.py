@@ -10,16 +10,20 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import yaml
+from typing import TYPE_CHECKING, Any
 
 from pruning_lib import __version__, _locks
+from pruning_lib._extras import Lazy, MissingExtra, extra
 from pruning_lib.cli import model_commands
-from pruning_lib.experiments import execution, local, runs, staleness
-from pruning_lib.experiments.runs import Row, Tree
-from pruning_lib.experiments.staleness import MADE_BEFORE
-from pruning_lib.report import book
+
+if TYPE_CHECKING:
+    from pruning_lib.experiments import execution, local, runs, staleness
+    from pruning_lib.experiments.runs import Row, Tree
+    from pruning_lib.report import book
+else:  # the commands for models do without papermill and what comes with it
+    execution, local, runs, staleness = (Lazy(f"pruning_lib.experiments.{name}", "report")
+                                         for name in ("execution", "local", "runs", "staleness"))
+    book = Lazy("pruning_lib.report.book", "report")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,6 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     try:
         return arguments.act(arguments)
+    except MissingExtra as error:
+        print(f"pruning-lib: {error}", file=sys.stderr)
+        return 1
     except BrokenPipeError:  # who read along has seen enough: pruning-lib status | head
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
         return 128 + signal.SIGPIPE
@@ -78,7 +85,7 @@ def _places(parser: argparse.ArgumentParser) -> None:
 def _run(arguments: argparse.Namespace) -> int:
     overrides = dict(_override(text) for text in arguments.overrides)
     out = arguments.out or (arguments.root / "build" / "own" if overrides else None)
-    tree = Tree.at(arguments.root, out)
+    tree = runs.Tree.at(arguments.root, out)
     chosen = sorted(_chosen(arguments, tree, overrides), key=lambda row: row.reading)  # readings read what runs record
     failed = _all(chosen, tree, arguments)
     if failed:
@@ -120,7 +127,7 @@ def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool]) -> bool:
 def _why(row: Row, tree: Tree, code_too: bool = False) -> str:
     """Why a row has to run again."""
     found = staleness.staleness_of(row, tree)
-    return found.why or (MADE_BEFORE if code_too and not found.code_known else "")
+    return found.why or (staleness.MADE_BEFORE if code_too and not found.code_known else "")
 
 
 def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]) -> list[Row]:
@@ -153,6 +160,8 @@ def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise SystemExit(f"-p {text}: wanted NAME=VALUE")
+    with extra("report"):
+        import yaml
     try:
         return name, yaml.safe_load(value) if value else ""
     except yaml.YAMLError:
@@ -161,7 +170,7 @@ def _override(text: str) -> tuple[str, Any]:
 
 
 def _status(arguments: argparse.Namespace) -> int:
-    tree = Tree.at(arguments.root, arguments.out)
+    tree = runs.Tree.at(arguments.root, arguments.out)
     unknown = []
     for name, row in runs.rows(tree).items():
         if row.not_run and not tree.page(row).exists():
@@ -172,7 +181,7 @@ def _status(arguments: argparse.Namespace) -> int:
         print(f"{name:30} {found.why or 'up to date'}" + (f"; running: {running}" if running else ""))
         unknown += [] if found.code_known or found.why else [name]
     if unknown:
-        print(f"{MADE_BEFORE}: {', '.join(unknown)}. To run them again: pruning-lib run --all --stale-code",
+        print(f"{staleness.MADE_BEFORE}: {', '.join(unknown)}. To run them again: pruning-lib run --all --stale-code",
               file=sys.stderr)
     return 0
 

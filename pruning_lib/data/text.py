@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 
+from pruning_lib._extras import extra
 from pruning_lib._registry import Table
 
 INPUTS = Path(__file__).resolve().parents[2] / "data" / "inputs"
@@ -132,12 +133,14 @@ def _rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict]:
         return [json.loads(line) for line in (INPUTS / entry.ours).read_text().splitlines()]
     local = Path(os.environ.get("PRUNING_DATA", "")) / entry.folder / "data"
     if os.environ.get("PRUNING_DATA") and local.is_dir():
-        import pandas as pd
+        with extra("eval"):
+            import pandas as pd
 
         if not list(local.glob(f"{split}-*.parquet")):
             raise ValueError(f"{local} has no {split}-*.parquet")
         return pd.concat(map(pd.read_parquet, sorted(local.glob(f"{split}-*.parquet")))).to_dict("records")
-    from datasets import load_dataset
+    with extra("eval"):
+        from datasets import load_dataset
 
     try:
         stream = load_dataset(*entry.hub, split=split, streaming=n is not None)

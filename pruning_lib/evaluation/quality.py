@@ -19,6 +19,7 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import extra
 from pruning_lib._registry import Table
 from pruning_lib.data.text import INPUTS
 from pruning_lib.models import families
@@ -93,8 +94,9 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limi
     """
     if tasks not in TASKS or tasks == "none":
         raise ValueError(f"tasks={tasks!r}; allowed: official, mini")
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    with extra("eval"):
+        import lm_eval
+        from lm_eval.models.huggingface import HFLM
 
     from pruning_lib.evaluation.shared_context_lm import SharedContextLM
 
@@ -248,7 +250,8 @@ def _exp(x: float) -> float:
 @cache
 def _manager(*, everything: bool) -> Any:
     """lm-eval's index of tasks, made once: it reads 14,000 files for its own, and none for ours."""
-    from lm_eval.tasks import TaskManager
+    with extra("eval"):
+        from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=everything)
 
@@ -257,7 +260,8 @@ def _task(name: str) -> Any:
     """What lm-eval takes: a name for an official task, a filled-in config for one of ours."""
     if not name.startswith("mini_"):
         return name
-    import yaml
+    with extra("eval"):
+        import yaml
 
     config = yaml.safe_load((INPUTS / "mini" / f"{name}.yaml").read_text())
     file: Path = INPUTS / "mini" / f"{name.removeprefix('mini_')}.jsonl"

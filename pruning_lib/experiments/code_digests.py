@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALWAYS = "<module>"  # statements that belong to no name
@@ -87,7 +88,7 @@ class _Module:
     """The top level of one file: which statements belong to which name, and what its imports mean."""
 
     def __init__(self, dotted: str, text: str, package: Path) -> None:
-        self.dotted, self.package, self.tree = dotted, package, _without_docstrings(ast.parse(text))
+        self.dotted, self.package, self.tree = dotted, package, _plain_imports(_without_docstrings(ast.parse(text)))
         self.parts: dict[str, list[tuple[str, ast.stmt]]] = defaultdict(list)
         self.imports: dict[str, Place] = {}
         self.whole: list[Place] = []  # of "import package.module", which is then used as package.module.name
@@ -255,6 +256,17 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
                     first.value.value, str):
                 node.body = node.body[1:] or [ast.Pass()]
     return tree
+
+
+class _PlainImports(ast.NodeTransformer):
+    def visit_With(self, node: ast.With) -> Any:
+        guarded = all(isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in node.body)
+        return node.body if guarded else self.generic_visit(node)
+
+
+def _plain_imports(tree: ast.Module) -> ast.Module:
+    """Return the tree with imports in the place of ``with extra(...)`` around them, which computes nothing."""
+    return ast.fix_missing_locations(_PlainImports().visit(tree))
 
 
 def _canonical(module: _Module, statement: ast.stmt, renamed: Mapping[str, str]) -> str:

@@ -13,10 +13,12 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import nbformat
-
+from pruning_lib._extras import extra
 from pruning_lib._files import cache
 from pruning_lib.experiments.runs import Row, Tree, parameters_of, source
+
+with extra("report"):
+    import nbformat
 
 SMALL_BYTES = 1 << 20  # the digest of a larger file is remembered
 IMAGE_FOLDERS = {"cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-import yaml
+from pruning_lib._extras import extra
+
+with extra("report"):
+    import nbformat
+    import papermill
+    import yaml
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # also the name of a file, so never a path
 KEYS = ("notebook", "parameters", "reading", "resources", "memory_gb", "not_run")

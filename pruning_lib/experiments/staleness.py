@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
+from pruning_lib._extras import extra
 from pruning_lib.experiments import code_digests, input_digests, records
 from pruning_lib.experiments.runs import Row, Tree, source
+
+with extra("report"):
+    import nbformat
 
 NO_NUMBERS = ("plots.", "results.", "locks.")  # they show, store and wait: a run's numbers stay when they change
 MADE_BEFORE = "made before code was fingerprinted"

@@ -7,17 +7,15 @@ Order of this file: language families · image families · residual blocks · si
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from pruning_lib._registry import Table
-from pruning_lib.models.cifar_resnet import Block, CifarResNet
 
 
 @dataclass(frozen=True)
@@ -109,17 +107,23 @@ class Projections:
 class ImageFamily:
     """Where the residual blocks are in one family of image networks."""
 
-    network: type[nn.Module]
-    block: tuple[type[nn.Module], ...]  # what counts as a block among the members of the sequences
+    network: str  # path of its class; torchvision's are looked up only when a model comes, for it may not be installed
+    block: tuple[str, ...]  # classes that count as a block among the members of the sequences
     sequences: tuple[str, ...]  # paths to the sequences of blocks, in the order data passes them
     classifier: str  # the layer that turns features (N, P) into classes
 
 
 IMAGE_FAMILIES: Table = Table("image family")
-IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(CifarResNet, (Block,), ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(
+    "pruning_lib.models.cifar_resnet.CifarResNet", ("pruning_lib.models.cifar_resnet.Block",),
+    ("layer1", "layer2", "layer3"), "linear")
 IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
-    ResNet, (BasicBlock, Bottleneck), ("layer1", "layer2", "layer3", "layer4"), "fc")
-IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2, (InvertedResidual,), ("features",), "classifier.1")
+    "torchvision.models.resnet.ResNet",
+    ("torchvision.models.resnet.BasicBlock", "torchvision.models.resnet.Bottleneck"),
+    ("layer1", "layer2", "layer3", "layer4"), "fc")
+IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(
+    "torchvision.models.mobilenetv2.MobileNetV2", ("torchvision.models.mobilenetv2.InvertedResidual",), ("features",),
+    "classifier.1")
 
 
 @dataclass(frozen=True)
@@ -179,7 +183,13 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 def image_family(model: nn.Module) -> ImageFamily | None:
     """The record of an image network, found by its class; None for anything else."""
-    return next((family for family in IMAGE_FAMILIES.values() if isinstance(model, family.network)), None)
+    return next((family for family in IMAGE_FAMILIES.values() if _is_a(model, family.network)), None)
+
+
+def _is_a(module: nn.Module, path: str) -> bool:
+    """Whether ``module`` is of the class at ``path``; there is no such module before the class was imported."""
+    home, _, name = path.rpartition(".")
+    return home in sys.modules and isinstance(module, getattr(sys.modules[home], name))
 
 
 def residual_blocks(model: nn.Module) -> list[BlockInfo]:
@@ -203,7 +213,7 @@ def image_blocks(model: nn.Module) -> list[BlockInfo]:
     found: list[BlockInfo] = []
     for sequence in family.sequences:
         for i, block in enumerate(cast(nn.Sequential, model.get_submodule(sequence))):
-            if isinstance(block, family.block):
+            if any(_is_a(block, name) for name in family.block):
                 keeps = keeps_shape(block)
                 stage = found[-1].stage + (not keeps) if found else 0
                 found.append(BlockInfo(f"{sequence}.{i}", stage, keeps))

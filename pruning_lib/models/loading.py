@@ -22,6 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning_lib._extras import extra
 from pruning_lib._files import cache, check, download
 from pruning_lib._registry import Table
 from pruning_lib.models import image_networks
@@ -55,7 +56,8 @@ class TorchWeights:
     def url(self) -> str:
         if "://" in self.address:
             return self.address
-        from torchvision.models import get_weight
+        with extra("vision"):
+            from torchvision.models import get_weight
 
         return get_weight(self.address).url
 

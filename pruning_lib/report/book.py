@@ -13,11 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import yaml
-
+from pruning_lib._extras import extra
 from pruning_lib.experiments.runs import Tree, defaults, rows
 from pruning_lib.report import slides
+
+with extra("report"):
+    import nbformat
+    import yaml
 
 
 def refresh_prose(page: Any, notebook: Any) -> Any:

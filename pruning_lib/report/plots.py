@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-import matplotlib as mpl
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
+
+from pruning_lib._extras import extra
+
+with extra("report"):
+    import matplotlib as mpl
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
 COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",

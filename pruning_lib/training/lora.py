@@ -28,6 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import extra
 from pruning_lib.models import families
 from pruning_lib.models.hooks import evaluating
 from pruning_lib.training.sgd import dropout_seeded
@@ -117,7 +118,8 @@ def _check(model: nn.Module, settings: Settings, teacher: nn.Module | None) -> N
 
 def _with_adapters(model: nn.Module, settings: Settings) -> Any:
     """Put adapters, drawn from the seed, on every projection of every block; all else is frozen."""
-    from peft import LoraConfig, get_peft_model
+    with extra("recovery"):
+        from peft import LoraConfig, get_peft_model
 
     family = families.family_of(model)
     paths = {family.queries, family.keys, family.values, family.heads_out, *family.neurons_in, family.neurons_out}
