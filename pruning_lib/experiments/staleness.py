@@ -20,7 +20,8 @@ from pruning_lib.experiments.runs import Row, Tree, source
 with extra("report"):
     import nbformat
 
-NO_NUMBERS = ("plots.", "results.", "locks.")  # they show, store and wait: a run's numbers stay when they change
+# code that shows, stores or waits; a notebook's own code is in its fingerprint
+NO_NUMBERS = ("report.", "experiments.records.", "_locks.", code_digests.NOTEBOOK)
 MADE_BEFORE = "made before code was fingerprinted"
 
 
@@ -51,7 +52,7 @@ def fingerprint(row: Row, tree: Tree) -> str:
     Prose does not count: the book takes it from the notebook as it is today.
     """
     notebook = nbformat.read(source(row, tree), as_version=4)
-    parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    parts = [code_digests.of_notebook(_code_cells(notebook))]
     parts += [json.dumps(dict(row.parameters), sort_keys=True)]
     if row.reading:
         parts += [path.read_text(errors="replace") for path in sorted(tree.records.glob("*.json"))]
@@ -89,8 +90,12 @@ def _stored_provenance(page: Path) -> dict[str, Any]:
 def code_of(row: Row, tree: Tree) -> dict[str, str]:
     """Name -> digest of the definitions the notebook leads to; for a run, without those that make no number."""
     notebook = nbformat.read(source(row, tree), as_version=4)
-    found = code_digests.digests(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    found = code_digests.digests(_code_cells(notebook))
     return _relevant(found, row)
+
+
+def _code_cells(notebook: Any) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
 
 
 def _relevant(found: dict[str, str], row: Row) -> dict[str, str]:
