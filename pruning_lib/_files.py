@@ -18,6 +18,12 @@ def cache() -> Path:
     return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
 
 
+def tree() -> Path:
+    """Return the folder that holds data/inputs, notebooks and book: part of an installed package, else the repository."""
+    package = Path(__file__).resolve().parent
+    return package / "_tree" if (package / "_tree").is_dir() else package.parent
+
+
 def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
     """Fetch ``url`` to ``path`` with a progress bar; goes on where an interrupted download stopped.
 

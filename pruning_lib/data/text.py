@@ -18,9 +18,10 @@ from pathlib import Path
 import torch
 
 from pruning_lib._extras import extra
+from pruning_lib._files import tree
 from pruning_lib._registry import Table
 
-INPUTS = Path(__file__).resolve().parents[2] / "data" / "inputs"
+INPUTS = tree() / "data" / "inputs"
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALWAYS = "<module>"  # statements that belong to no name
@@ -113,7 +112,7 @@ class _Module:
     """The top level of one file: which statements belong to which name, and what its imports mean."""
 
     def __init__(self, dotted: str, text: str, package: Path) -> None:
-        self.dotted, self.package, self.tree = dotted, package, _plain_imports(_without_docstrings(ast.parse(text)))
+        self.dotted, self.package, self.tree = dotted, package, _without_docstrings(ast.parse(text))
         self.parts: dict[str, list[tuple[str, ast.stmt]]] = defaultdict(list)
         self.imports: dict[str, Place] = {}
         self.whole: list[Place] = []  # of "import package.module", which is then used as package.module.name
@@ -276,6 +275,7 @@ def _python(cell: str) -> str:
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [part for statement in node.body for part in _unguarded(statement)]
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(
                     first.value.value, str):
@@ -283,15 +283,10 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
     return tree
 
 
-class _PlainImports(ast.NodeTransformer):
-    def visit_With(self, node: ast.With) -> Any:
-        guarded = all(isinstance(statement, (ast.Import, ast.ImportFrom)) for statement in node.body)
-        return node.body if guarded else self.generic_visit(node)
-
-
-def _plain_imports(tree: ast.Module) -> ast.Module:
-    """Return the tree with imports in the place of ``with extra(...)`` around them, which computes nothing."""
-    return ast.fix_missing_locations(_PlainImports().visit(tree))
+def _unguarded(statement: ast.stmt) -> list[ast.stmt]:
+    """Return the imports inside a ``with extra(...)``, which computes nothing; else the statement."""
+    body = statement.body if isinstance(statement, ast.With) else []
+    return body if body and all(isinstance(part, (ast.Import, ast.ImportFrom)) for part in body) else [statement]
 
 
 def _canonical(module: _Module, statement: ast.stmt, renamed: Mapping[str, str]) -> str:
