@@ -13,7 +13,7 @@ with extra("vision"):
 
 
 class _OnPixels:
-    """Put before a torchvision network, it normalises what comes in; the names of the weights stay torchvision's."""
+    """Mixin for a torchvision network that normalises its input; the names of the weights are those of torchvision."""
 
     normalise: Normalise
 
