@@ -8,7 +8,6 @@ Every set has three disjoint splits: "calibration" for scores, "train" for train
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pruning_lib._extras import extra
-from pruning_lib._files import cache
+from pruning_lib._files import cache, digest
 from pruning_lib._registry import Table
 
 SPLITS = ("calibration", "train", "test")
@@ -85,7 +84,7 @@ def balanced(labels: Tensor, per_class: int, *, seed: int = 0) -> Tensor:
 
 def fingerprint(pixels: Tensor) -> str:
     """Return 16 hex digits of the SHA-256 of the pixels; runs with the same fingerprint used the same images."""
-    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return digest(pixels.contiguous().numpy().tobytes())
 
 
 def _digits(part: str) -> tuple[Tensor, Tensor]:

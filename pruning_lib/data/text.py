@@ -7,7 +7,6 @@ Calibration data, fine-tuning data and test data are three different sets.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from pathlib import Path
 import torch
 
 from pruning_lib._extras import extra
-from pruning_lib._files import tree
+from pruning_lib._files import digest, tree
 from pruning_lib._registry import Table
 
 INPUTS = tree() / "data" / "inputs"
@@ -123,10 +122,7 @@ def pairs(name: str, n: int | None = None, *, skip: int = 50) -> list[tuple[str,
 
 def fingerprint(samples: Iterable[str]) -> str:
     """Return 16 hex digits of the SHA-256 of the samples; runs with the same fingerprint used the same data."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(sample.encode() + b"\0")
-    return digest.hexdigest()[:16]
+    return digest(sample.encode() + b"\0" for sample in samples)
 
 
 def _rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict]:

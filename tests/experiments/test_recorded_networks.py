@@ -1,4 +1,4 @@
-"""Networks of recorded runs are the ones recorded; small ones are made as the runs make theirs."""
+"""Networks of recorded runs equal the recorded ones; small networks follow the procedure of the runs."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def pair(cache):
 
 @pytest.fixture
 def recorded(pair, tmp_path, monkeypatch):
-    """Records of the two as ``consensus_prune`` writes them; returns a function that writes one with changes."""
+    """Write the records of both networks and return a function that writes a changed record."""
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     monkeypatch.delenv("PRUNING_RECORDS", raising=False)
     test = images.load("digits", "test")
@@ -60,7 +60,7 @@ def test_recorded_networks_are_found_again_in_the_order_asked_for(pair, recorded
 def test_a_network_that_answers_otherwise_than_recorded_is_refused(pair, recorded):
     dense, pruned = pair
     recorded(pruned, row={"key": dense.key})
-    with pytest.raises(ValueError, match=f"network {dense.key} answers .* of 500 test images .* another network"):
+    with pytest.raises(ValueError, match=f"network {dense.key} has the recorded predictions .* of 500 .* another network"):
         recorded_networks.from_runs(["cka"], ["final"], "digits")
 
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 from itertools import product
@@ -13,9 +12,8 @@ import torch
 import transformers
 from conftest import build
 from safetensors.torch import save_file
-from transformers import AutoTokenizer
 
-from pruning_lib.models import checkpoints, families, loading, surgery
+from pruning_lib.models import checkpoints, families, surgery
 from pruning_lib.pruning.selection import choose
 
 COMPAT = Path(os.environ.get("PRUNING_COMPAT") or Path(__file__).resolve().parents[2] / "build" / "compat")

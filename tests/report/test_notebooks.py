@@ -1,8 +1,9 @@
-"""The rules of notebooks: stored clean, prose before code, parameters flat and explained, one record or none."""
+"""Rules of notebooks: stored without output, prose before code, flat explained parameters, one record or none."""
 
 import ast
 import json
 import re
+import statistics
 from pathlib import Path
 
 import nbformat
@@ -19,10 +20,10 @@ from pruning_lib.pruning import block_ranking, importance, pipeline
 
 
 def rows_of(tree):
-    """The rows of runs.yml; unknown notebooks, unknown parameters and values of another type are refused."""
+    """Return the rows of runs.yml; unknown notebooks, unknown parameters and values of another type are refused."""
     try:
         return runs.rows(tree)
-    except SystemExit as refusal:  # which would end pytest without a word on the other tests
+    except SystemExit as refusal:  # which would end pytest without a report of the other tests
         pytest.fail(f"notebooks/runs.yml: {refusal}", pytrace=False)
 
 
@@ -32,10 +33,12 @@ ROWS = rows_of(TREE)
 READINGS = {row.notebook for row in ROWS.values() if row.reading}
 PATHS = sorted(TREE.notebooks.glob("*.ipynb"))
 RUNS = [path for path in PATHS if path.stem not in READINGS]
-DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib.results", "pruning_lib.plots",
-                  "pruning_lib.data",  # for figures of others, in data/inputs
-                  "pruning_lib.evaluate"}  # for statistics over recorded items only
+DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib", "pruning_lib.experiments.records",
+                  "pruning_lib.data",  # for published figures, in data/inputs
+                  "pruning_lib.evaluation.quality"}  # for statistics over recorded items only
+OF_THE_PACKAGE = {"plots", "records", "read_record", "compare"}
 STATISTICS = {"questions", "mean_interval", "paired"}
+MODULES_OF_A_NOTEBOOK = 3  # the median, at most
 
 
 def every(paths):
@@ -51,7 +54,7 @@ def tree_of(cell):
 
 
 def code_of(path):
-    """The syntax trees of all code cells, as one."""
+    """Return one syntax tree of all code cells."""
     return ast.Module([node for cell in cells(path, "code") for node in tree_of(cell).body], [])
 
 
@@ -60,7 +63,8 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{a.name}" if node.module == "pruning_lib" else node.module for a in node.names)
+            ours = node.module.split(".")[0] == "pruning_lib"
+            yield from (f"{node.module}.{a.name}" if ours else node.module for a in node.names)
 
 
 def parameters_cells(path):
@@ -68,9 +72,9 @@ def parameters_cells(path):
 
 
 def records_written(path):
-    """Calls of results.write."""
+    """Return the calls of ``pl.record``."""
     return [node for node in ast.walk(code_of(path))
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "results.write"]
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pl.record"]
 
 
 def test_there_are_runs_and_readings_and_each_has_a_row():
@@ -80,7 +84,7 @@ def test_there_are_runs_and_readings_and_each_has_a_row():
 
 def test_a_row_has_a_name_that_a_record_can_have_and_that_is_given_once():
     names = re.findall(r"^([^\s#][^:]*):", (TREE.notebooks / "runs.yml").read_text(), re.M)
-    assert names == list(ROWS)  # YAML would let the second of two rows win without a word
+    assert names == list(ROWS)  # YAML would silently keep the second of two equal names
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) for name in names)
 
 
@@ -114,18 +118,18 @@ def test_a_page_starts_with_its_one_title_and_says_something(path):
 
 @every(PATHS)
 def test_prose_stands_before_code(path):
-    """Only the imports, and the last cell of a run, which writes the record, may follow other code."""
+    """Allow code after code only for imports and for the last cell of a run, which writes the record."""
     everything = cells(path)
     for before, cell in zip(everything, everything[1:], strict=False):
         only_imports = all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree_of(cell).body) \
             if cell.cell_type == "code" else False
-        closing = cell is everything[-1] and "results.write" in cell.source
+        closing = cell is everything[-1] and "pl.record" in cell.source
         assert before.cell_type == "markdown" or cell.cell_type == "markdown" or only_imports or closing, cell.source
 
 
 @every(PATHS)
 def test_a_code_cell_is_short_and_shows_one_thing(path):
-    listed = parameters_cells(path)  # a line each, however many
+    listed = parameters_cells(path)  # one line each
     long = [cell.source for cell in cells(path, "code") if len(cell.source.splitlines()) > 20 and cell not in listed]
     assert not long, f"{len(long)} cell(s) of more than 20 lines: {[source.splitlines()[0] for source in long]}"
 
@@ -163,9 +167,8 @@ def test_the_parameters_of_a_run_are_flat_literals_each_with_a_word_on_it(path):
 
 @every(RUNS)
 def test_every_parameter_is_used(path):
-    """Once for something and once for the record."""
     used = [n.id for n in ast.walk(code_of(path)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
-    assert not [name for name in runs.parameters_of(path) if used.count(name) < 2]
+    assert not [name for name in runs.parameters_of(path) if name not in used]
 
 
 KEYS = {"model": {"fresh", "toy", *loading.MODELS}, "image_set": images.IMAGES,
@@ -182,7 +185,7 @@ LISTS = {"methods": importance.METHODS, "attacks": attacks.ATTACKS,
 def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
     row = ROWS.get(name) or runs.defaults(TREE)[name]
     values = {**runs.parameters_of(runs.source(row, TREE)), **row.parameters}
-    if row.not_run.startswith("needs") or values.get("random_weights"):  # see tests/test_shapes.py
+    if row.not_run.startswith("needs") or values.get("random_weights"):  # see tests/models/test_published_configs.py
         assert values.pop("model") in published_configs.PUBLISHED_CONFIGS
     assert not {key: values[key] for key, table in KEYS.items() if key in values and values[key] not in table}
     assert all(word in table for key, table in LISTS.items() for word in values.get(key, "").split())
@@ -198,22 +201,17 @@ def test_the_defaults_pass_the_runners_checks(path):
 
 
 @every(RUNS)
-def test_a_run_writes_one_record_of_all_its_parameters_under_its_own_name_and_shows_no_path(path):
+def test_a_run_writes_one_record_under_its_own_name_and_shows_no_path(path):
     (call,) = records_written(path)
     assert ast.literal_eval(call.args[0]) == path.stem
-    given = next(k.value for k in call.keywords if k.arg == "parameters")
-    if isinstance(given, ast.Name):
-        given = next(node.value for node in code_of(path).body if isinstance(node, ast.Assign)
-                     and ast.unparse(node.targets[0]) == given.id)
-    pairs = {k.arg: ast.unparse(k.value) for k in given.keywords}
-    assert pairs == {name: name for name in runs.parameters_of(path)}
-    assert any(k.arg == "data" for k in call.keywords)
-    assert cells(path, "code")[-1].source.rstrip().endswith(";")  # else the page shows where the record lies
+    keywords = {k.arg for k in call.keywords}
+    assert "data" in keywords and "parameters" not in keywords  # the runner records the parameters
+    assert cells(path, "code")[-1].source.rstrip().endswith(";")  # else the page shows the path of the record
 
 
 @every(RUNS)
 def test_a_run_carries_no_labels(path):
-    """A run has many pages; the same label on two of them breaks the strict build."""
+    """Forbid labels, because equal labels on several pages of a run break the strict build."""
     labels = r"^\([\w-]+\)=|:label:|:name:|\{#[\w-]+\}|\\label"
     assert not [cell.source for cell in cells(path, "markdown") if re.search(labels, cell.source, re.M)]
 
@@ -224,7 +222,15 @@ def test_a_reading_has_no_parameters_writes_no_record_and_computes_no_model(path
     assert not {name for name in imported(path) if name not in DRAWS_OR_READS
                 and name.split(".")[0] not in DRAWS_OR_READS}
     used = {node.attr for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)
-            and ast.unparse(node.value) == "evaluate"}
+            and ast.unparse(node.value) == "quality"}
     assert used <= STATISTICS
-    named = {ast.unparse(node.value) for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)}
-    assert named & {"results", "data"}
+    public = {node.attr for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)
+              and ast.unparse(node.value) == "pl"}
+    assert public <= OF_THE_PACKAGE
+    assert public & {"records", "read_record"} or {"records", "data"} & {
+        ast.unparse(node.value) for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)}
+
+
+def test_a_notebook_imports_few_modules_of_the_package():
+    ours = [[name for name in imported(path) if name.split(".")[0] == "pruning_lib"] for path in PATHS]
+    assert statistics.median(map(len, ours)) <= MODULES_OF_A_NOTEBOOK
