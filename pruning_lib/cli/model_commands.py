@@ -64,8 +64,9 @@ def _add_prune(commands: Any) -> None:
                         help="query heads per block; -1 for the same share of heads and neurons, as in the paper")
     parser.add_argument("--grouped-query", default="whole_groups", choices=GROUPED,
                         help="removal of heads that share keys and values")
-    parser.add_argument("--multiple-of", type=int, default=1,
-                        help="round the neurons kept per block to a multiple; 8 or 64 for a GPU")
+    parser.add_argument("--multiple-of", type=int,
+                        help="round the neurons kept per block to a multiple (without this to 32, as quantised files "
+                        "need it; 64 or 128 for a GPU, 1 for any number)")
     parser.add_argument("--criterion", default="none", choices=["none", *CRITERIA], help="ranking of blocks")
     parser.add_argument("--blocks-removed", type=int, default=0, help="blocks to remove after heads and neurons")
     parser.add_argument("--reconstruct", default="none", choices=pipeline.RECONSTRUCTIONS,

@@ -228,7 +228,7 @@ def _add_rotary(writer: Any, fields: dict[str, Any]) -> None:
         writer.add_rope_scaling_attn_factors(_longrope_attention(fields, original))
 
 
-def _longrope_attention(fields: dict[str, Any], original: int) -> float:
+def _longrope_attention(fields: dict[str, Any], original: Any) -> float:
     """Return the factor of queries and keys that goes with long-context factors (Phi-3)."""
     stated, scale = fields["rotary"].get("attention_factor"), fields["max_position_embeddings"] / original
     if stated:

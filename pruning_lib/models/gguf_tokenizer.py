@@ -76,7 +76,7 @@ def read(folder: Path, size: int) -> Vocabulary:
         raise _unknown(folder, made["model"]["type"])
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in made["model"]["merges"]]
     ids = tokenizer("a")["input_ids"]
-    common = {"special": {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")
+    common: dict[str, Any] = {"special": {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")
                           if getattr(tokenizer, f"{name}_token_id") is not None},
               "begins_with_bos": bool(ids) and ids[0] == tokenizer.bos_token_id,
               "ends_with_eos": bool(ids) and ids[-1] == tokenizer.eos_token_id,
@@ -94,7 +94,8 @@ def _tokens(made: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
 
     words = {number: word for word, number in made["model"]["vocab"].items()}
     added = {token["id"]: token for token in made["added_tokens"]}
-    tokens, types = [], []
+    tokens: list[str] = []
+    types: list[int] = []
     for number in range(size):
         token = added.get(number)
         word = token["content"] if token else words.get(number)

@@ -51,7 +51,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
           removed_fraction: float, heads_removed: int | None = None, grouped_query: str = "whole_groups",
           criterion: str = "none", blocks_removed: int = 0, reconstruction: str = "none",
           ridge: float | Sequence[float] = RIDGES, text: Iterable[Mapping[str, Tensor]] = (),
-          multiple_of: int = 1, seed: int = 0) -> Pruned:
+          multiple_of: int | None = None, seed: int = 0) -> Pruned:
     """Remove ``removed_fraction`` of all parameters; ``model`` itself stays as it is.
 
     Parameters

@@ -54,10 +54,11 @@ def other_version():
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths if OLD else [str(COMPAT), *paths])}
 
 
-def rotary(name, theta=500_000.0):
-    """The fields of a config in this version's own form."""
+def rotary(family, name, theta=500_000.0):
+    """Return the fields of a config in this version's own form."""
     if OLD:
-        scaling = {{"rope_type": "type"}.get(k, k): v for k, v in ROTARY[name].items()}  # the form that all of it takes
+        key = "type" if family == "olmo" else "rope_type"
+        scaling = {{"rope_type": key}.get(k, k): v for k, v in ROTARY[name].items()}
         return {"rope_theta": theta, "rope_scaling": None if name == "base" else scaling}
     return {"rope_parameters": {**ROTARY[name], "rope_theta": theta}}
 
@@ -65,7 +66,7 @@ def rotary(name, theta=500_000.0):
 def network(family, name, tied, dtype, random_importance):
     """A toy network of these, one of six heads cut: a LLaMA of five is stored as Mistral."""
     config = families.tiny(family, width=48, vocabulary=128, heads=6, groups=6, neurons=64)
-    fields = {**config.to_dict(), **rotary(name), "tie_word_embeddings": tied}
+    fields = {**config.to_dict(), **rotary(family, name), "tie_word_embeddings": tied}
     if "partial_rotary_factor" in config.to_dict().get("rope_parameters", {}) and not OLD:
         fields["rope_parameters"]["partial_rotary_factor"] = config.rope_parameters["partial_rotary_factor"]
     model = build(type(config)(**fields))
