@@ -84,12 +84,13 @@ def _write(texts: dict[Path, str]) -> None:
 
 
 def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, log: Callable[[str], None] = print,
-        up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
+        warn: Callable[[str], None] | None = None, up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
     """Run rows on the cluster of ``scheduler`` and return the names of failed rows.
 
     Parameters
     ----------
     retries : number of further attempts after the process of a row died although its worker did not
+    warn : function that prints failures; by default ``log``
     up_to_date : predicate evaluated just before a row starts; rows with True are skipped
 
     Raises
@@ -102,7 +103,9 @@ def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, lo
     except (OSError, ValueError) as error:
         raise SystemExit(f"no scheduler at {scheduler}: {error}") from None
     with client:
-        return _Run(rows, tree, client, retries, log, up_to_date).all()
+        running = _Run(rows, tree, client, retries, log, up_to_date)
+        running.waiting.progress.warn = warn or log
+        return running.all()
 
 
 class _Run:

@@ -84,7 +84,7 @@ class Progress:
     def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, log: Callable[[str], None]) -> None:
         self.expected = {row.name: _minutes(row, tree) for row in rows}
         self.left, self.total = dict.fromkeys(self.expected), len(rows)
-        self.at_a_time, self.log = at_a_time, log
+        self.at_a_time, self.log, self.warn = at_a_time, log, log
         self.took: list[float] = []
         self.failed: list[str] = []
 
@@ -97,7 +97,7 @@ class Progress:
             self.log(f"[{self.total - len(self.left)}/{self.total}] {row.name}: {what}{self.estimate()}")
         else:
             self.failed.append(row.name)
-            self.log(f"[{self.total - len(self.left)}/{self.total}] {outcome.message}")
+            self.warn(f"[{self.total - len(self.left)}/{self.total}] {outcome.message}")
 
     def estimate(self) -> str:
         """Return the remaining time as text, from earlier records or else from the mean of finished rows."""
@@ -113,15 +113,18 @@ def _minutes(row: Row, tree: Tree) -> float | None:
 
 
 def run(rows: Sequence[Row], tree: Tree, machine: Machine, *, retries: int = 1, log: Callable[[str], None] = print,
-        up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
+        warn: Callable[[str], None] | None = None, up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
     """Run rows in processes of this machine and return the names of failed rows.
 
     Parameters
     ----------
     retries : number of further attempts after the process of a row died
+    warn : function that prints failures; by default ``log``
     up_to_date : predicate evaluated just before a row starts; rows with True are skipped
     """
-    return _Run(rows, tree, machine, retries, log, up_to_date).all()
+    running = _Run(rows, tree, machine, retries, log, up_to_date)
+    running.progress.warn = warn or log
+    return running.all()
 
 
 class Queue:

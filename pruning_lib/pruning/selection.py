@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,6 +24,7 @@ from pruning_lib.models.plan import GROUPED, Plan
 RULES = ("lowest", "highest", "random")
 MULTIPLE = 32  # numbers in a block of a quantised file
 SCOPES = ("heads_and_neurons", "neurons", "heads")
+SAME_SHARE = "same_share"
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class Importance:
 
 
 def choose(importance: Importance, model: nn.Module, *, removed_fraction: float, scope: str = "heads_and_neurons",
-           rule: str = "lowest", grouped_query: str = "whole_groups", heads_removed: int | None = None,
+           rule: str = "lowest", grouped_query: str = "whole_groups", heads_removed: int | str | None = 0,
            multiple_of: int | None = None, seed: int = 0) -> Plan:
     """Choose heads and neurons to remove so that ``removed_fraction`` of *all* parameters is removed.
 
@@ -80,7 +82,9 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
         ones
     grouped_query : ``"whole_groups"`` removes a key/value head with all its queries (smaller KV cache);
         ``"equal_queries"`` removes the same number of queries from every group (finer choice, same KV cache)
-    heads_removed : query heads to remove in every block; None gives heads and neurons the same share
+    heads_removed : query heads to remove in every block, by default 0, the best choice in the report;
+        ``"same_share"`` removes the same share of heads and of neurons, as in the paper (None is an older name of it).
+        With ``scope="heads"`` and 0, the number follows from the fraction
     multiple_of : number whose nearest multiple is the number of kept neurons per block; the plan states the fraction
         this reaches.  None: 32, the block length of quantised files, where the model itself has a multiple of 32
         neurons, else any number.  GPUs like 64 or 128; with an odd number the pruned model was up to three times slower
@@ -103,7 +107,7 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     if grouped_query == "equal_queries" and scope != "neurons" and s.heads == s.groups:
         raise ValueError("this model has one query head per key/value head; use grouped_query='whole_groups'")
     _check_importance(importance, s)
-    units, neurons = _how_many(s, removed_fraction, scope, grouped_query, heads_removed)
+    units, neurons = _how_many(s, removed_fraction, scope, grouped_query, _head_count(heads_removed, scope))
     neurons = _rounded(s, neurons, multiple_of, units * _unit(s, grouped_query).parameters)
     families.refuse_head_count(model, s.heads - units * _unit(s, grouped_query).heads)
     generator = torch.Generator().manual_seed(seed)
@@ -127,6 +131,15 @@ def _unit(s: Sizes, grouped_query: str) -> _Unit:
     if grouped_query == "whole_groups":
         return _Unit(per_group, per_group * s.head_parameters + s.group_parameters, s.groups)
     return _Unit(s.groups, s.groups * s.head_parameters, per_group)
+
+
+def _head_count(heads_removed: int | str | None, scope: str) -> int | None:
+    """Return the query heads to remove per block; None where their number follows from the fraction."""
+    if heads_removed in (SAME_SHARE, None) or (scope == "heads" and heads_removed == 0):
+        return None
+    if not isinstance(heads_removed, int) or isinstance(heads_removed, bool):
+        raise ValueError(f"heads_removed={heads_removed!r}; give a number of query heads per block, or {SAME_SHARE!r}")
+    return heads_removed
 
 
 def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_removed: int | None) -> tuple[int, int]:
@@ -205,6 +218,30 @@ def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[int, int]]) ->
     where = ", ".join(" to ".join(f"{s.blocks * n / s.parameters:.6f}" for n in dict.fromkeys(r)) for r in ranges)
     return ValueError(f"removed_fraction={fraction} cannot be reached with these arguments; reachable: {where} "
                       f"(one neuron and one unit of attention are kept in every block; embeddings are never removed)")
+
+
+def lossless_cuts(model: nn.Module) -> dict[str, Any]:
+    """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
+    s = families.sizes(model)
+    per_group, cuts = s.heads // s.groups, []
+    units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
+             for g in range(s.groups)]
+    units += [("equal_queries", q * s.groups, q * s.groups * s.head_parameters) for q in range(1, per_group)]
+    for cut, heads, parameters in units:
+        refused = ""
+        try:
+            families.refuse_head_count(model, s.heads - heads)
+        except ValueError as error:
+            refused = str(error)
+        least = s.blocks * parameters / s.parameters
+        most = least + s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters
+        cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
+                     "refused": refused})
+    block = sum(p.numel() for p in families.blocks(model)[0].parameters())
+    return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
+            "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
+            "neurons_fraction": s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters,
+            "block_fraction": block / s.parameters, "cuts": cuts}
 
 
 def _which(scores: Tensor, n: int, rule: str, generator: torch.Generator) -> Tensor:
