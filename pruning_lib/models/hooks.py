@@ -5,8 +5,10 @@ After each ``with`` block the model is in its previous state.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,7 +49,7 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
     """
     with ExitStack() as stack:
         for i, module in enumerate(modules):
-            handle = module.register_forward_hook(lambda _, args, y, i=i: see(i, y))
+            handle = module.register_forward_hook(lambda _, args, y, i=i: see(i, y[0] if isinstance(y, tuple) else y))
             stack.callback(handle.remove)
         yield
 
@@ -125,7 +127,7 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
     """Replace the forward method of ``module`` inside the ``with`` block."""
     state = module.__dict__
     before = state.get("forward")  # may be set already, by an outer ``skip_block`` or by accelerate
-    state["forward"] = forward
+    state["forward"] = (lambda *given, **named: (forward(*given, **named),)) if _in_tuple(type(module)) else forward
     try:
         yield
     finally:
@@ -133,6 +135,14 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
             del state["forward"]
         else:
             state["forward"] = before
+
+
+@cache
+def _in_tuple(kind: type[nn.Module]) -> bool:
+    """Return whether blocks of a class put their output into a tuple, as some do in transformers 4."""
+    if not kind.__module__.startswith("transformers."):
+        return False
+    return "outputs = (hidden_states,)" in inspect.getsource(kind.forward)
 
 
 def _identity(hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:
