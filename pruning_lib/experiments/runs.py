@@ -37,8 +37,8 @@ class Tree:
     def at(cls, root: Path, out: Path | None = None) -> Tree:
         """Return the tree of the repository at ``root``, with pages and records in ``out`` if given."""
         if not (root / "notebooks" / "runs.yml").is_file():
-            raise SystemExit(f"{root} has no notebooks/runs.yml; call from the repository, give --root, or lay a tree out "
-                             f"with: pruning-lib init DIR")
+            raise SystemExit(f"{root} has no notebooks/runs.yml; call from the repository, or give --root; an "
+                             f"installed package lays one out with: pruning-lib init DIR")
         if out:
             return cls(root / "notebooks", out / "executed", out / "results", out / "failed")
         return cls(root / "notebooks", root / "book" / "executed", root / "data" / "results", root / "build" / "failed")

@@ -19,7 +19,6 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pruning_lib._extras import extra
 from pruning_lib.models import gguf_tokenizer, portable
 
 # our name of a format -> names of the tensor type and of the file type in the gguf package
@@ -73,8 +72,7 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
     MissingExtra
         when the package gguf is not installed.
     """
-    with extra("gguf"):
-        import gguf
+    gguf = gguf_tokenizer.package()
     folder, path = Path(folder), Path(path)
     if format not in FORMATS:
         raise ValueError(f"format={format!r}; allowed: {', '.join(FORMATS)}")
@@ -128,8 +126,7 @@ def _architecture(fields: dict[str, Any]) -> Architecture:
 
 def _add_numbers(writer: Any, fields: dict[str, Any], architecture: Architecture, format: str) -> None:
     """Write sizes and constants.  Head width always: left out, it would be taken to be width / heads."""
-    import gguf
-
+    gguf = gguf_tokenizer.package()
     if fields["model_type"] == "phi3" and architecture is LLAMA:
         writer.add_name("phi-3")  # llama.cpp concludes from it that special tokens swallow the space behind them
     writer.add_file_type(gguf.LlamaFileType[FORMATS[format][1]])
@@ -153,8 +150,7 @@ def _add_numbers(writer: Any, fields: dict[str, Any], architecture: Architecture
 
 def _add_weights(writer: Any, folder: Path, fields: dict[str, Any], architecture: Architecture, kind: str) -> list[str]:
     """Add every tensor under llama.cpp's name; return the names of matrices that ``kind`` cannot hold."""
-    import gguf
-
+    gguf = gguf_tokenizer.package()
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name], fields["num_hidden_layers"])
     unquantised = []
     for name, tensor in _tensors(folder, fields if architecture is LLAMA else {}):
@@ -207,8 +203,7 @@ def _interleaved(rows: Tensor, D: int) -> Tensor:
 
 
 def _add_rotary(writer: Any, fields: dict[str, Any]) -> None:
-    import gguf
-
+    gguf = gguf_tokenizer.package()
     rotary = fields["rotary"]
     writer.add_rope_freq_base(float(rotary["rope_theta"]))
     writer.add_rope_dimension_count(int(fields["head_dim"] * rotary.get("partial_rotary_factor", 1)))

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pruning_lib._extras import extra
+
 SPACE = "\u2581"  # stands for a space in SentencePiece
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 # how text is cut into words before pairs are merged -> llama.cpp's name of that rule
@@ -57,6 +59,13 @@ class Vocabulary:
             writer.add_chat_template(self.chat_template)
 
 
+def package() -> Any:
+    """Return the package gguf; MissingExtra where it is not installed."""
+    with extra("gguf"):
+        import gguf
+    return gguf
+
+
 def read(folder: Path, size: int) -> Vocabulary:
     """Read the tokenizer in ``folder`` for a model of ``size`` token numbers.
 
@@ -90,8 +99,7 @@ def read(folder: Path, size: int) -> Vocabulary:
 
 def _tokens(made: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
     """Return token and type of every number below ``size``; numbers without a token are padding of the matrix."""
-    import gguf
-
+    gguf = package()
     words = {number: word for word, number in made["model"]["vocab"].items()}
     added = {token["id"]: token for token in made["added_tokens"]}
     tokens: list[str] = []
