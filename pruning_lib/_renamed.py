@@ -14,7 +14,7 @@ MODULES = {  # module of version 0.1 -> module today
     "networks": "models.image_networks", "recover": "training.lora", "finetune": "training.sgd",
     "images": "data.images", "evaluate": "evaluation.quality", "attacks": "evaluation.attacks",
     "corruptions": "evaluation.corruptions", "shortcuts": "evaluation.spurious_cues", "cost": "evaluation.cost",
-    "results": "experiments.records", "plots": "report.plots", "practice": "pruning.selection",
+    "results": "experiments.records", "practice": "pruning.selection",
 }
 NAMES = {  # name of version 0.1 -> place today
     "amp.batches": "data.batching.batches", "amp.choose": "pruning.selection.choose",
@@ -56,7 +56,7 @@ def old_module(name: str) -> _Old:
 
 
 def old_name(module: str, name: str) -> Any:
-    """Return what ``pruning_lib.module.name`` was, where the module is a folder today."""
+    """Return the object of the old name ``pruning_lib.module.name``; the module is a folder today."""
     if f"{module}.{name}" not in NAMES:
         raise AttributeError(f"module 'pruning_lib.{module}' has no attribute {name!r}")
     return getattr(_Old(module), name)

@@ -14,6 +14,7 @@ from pruning_lib.cli import output
 from pruning_lib.cli.card import write_card
 from pruning_lib.evaluation import quality
 from pruning_lib.evaluation.harness_tasks import check_tasks
+from pruning_lib.experiments.records import finite
 from pruning_lib.models import devices, families, loading
 
 
@@ -73,7 +74,7 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     record = Path(arguments.model) / "pruning.json"
     if record.is_file():
         facts = json.loads(record.read_text())
-        facts["measured"][f"evaluated {len(facts['measured'])}"] = output.finite(values)
+        facts["measured"][f"evaluated {len(facts['measured'])}"] = finite(values)
         write_card(record.parent, facts)
     return {"model": arguments.model, **values}, f"{arguments.model}: {output.line(values)}"
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import re
 import sys
 from collections.abc import Callable
 from typing import Any
+
+from pruning_lib.experiments.records import finite
 
 Command = Callable[[argparse.Namespace], tuple[dict[str, Any], str]]
 
@@ -38,22 +39,6 @@ def note(text: str, arguments: argparse.Namespace) -> None:
 def json_text(facts: Any) -> str:
     """Return facts as JSON; infinities and NaN become null with a reason."""
     return json.dumps(finite(facts), indent=1, allow_nan=False)
-
-
-def finite(value: Any) -> Any:
-    """Return ``value`` with null for every infinity and NaN; in a dict ``<key>_reason`` says which one it was."""
-    if isinstance(value, dict):
-        reasons = {f"{key}_reason": _reason(item) for key, item in value.items() if _reason(item)}
-        return {**{key: finite(item) for key, item in value.items()}, **reasons}
-    if isinstance(value, (list, tuple)):
-        return [finite(item) for item in value]
-    return None if _reason(value) else value
-
-
-def _reason(value: Any) -> str:
-    if not isinstance(value, float) or math.isfinite(value):
-        return ""
-    return "not a number" if math.isnan(value) else "infinite: too large for a floating-point number"
 
 
 def in_options(message: str, arguments: argparse.Namespace) -> str:

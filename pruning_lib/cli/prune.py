@@ -162,7 +162,7 @@ def _measure(facts: dict[str, Any], name: str, model: nn.Module, tokenizer: Any,
     """Add the measurements of one model to the facts, and to the files in the folder."""
     values = measure.measured(model, tokenizer, texts.test, a)
     if values:
-        facts["measured"][name] = output.finite(values)
+        facts["measured"][name] = records.finite(values)
         write_card(a.out, facts)
 
 

@@ -17,7 +17,7 @@ from pruning_lib._extras import extra
 
 FILES = (".jsonl", ".json", ".txt", ".parquet")
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
-COLUMNS = re.compile(r"\w[\w .-]*(,\w[\w .-]*)*")
+COLUMNS = re.compile(r"\w[\w .-]*(, ?\w[\w .-]*)*")
 FORMS = ("a file (.jsonl, .json, .txt, .parquet; FILE:COLUMN names the column), or a data set on the hub "
          "(ORG/NAME[/CONFIG][@SPLIT][:COLUMN])")
 
@@ -61,12 +61,12 @@ def parse(text: str | Path) -> Source:
     """
     text = str(text)
     place, columns = _without_columns(text)
-    path = Path(place).expanduser()
-    if path.is_file():
+    path = _path(place)
+    if _is_file(path):
         if path.suffix.lower() not in FILES:
             raise ValueError(f"{place}: a file of texts is one of {', '.join(FILES)}")
         return Source(str(path), True, columns=columns)
-    if path.suffix.lower() in FILES or path.is_dir() and not HUB.fullmatch(place) or place.startswith((".", "/", "~")):
+    if path.suffix.lower() in FILES or place.startswith((".", "/", "~")):
         raise ValueError(f"{place} is no file; give {FORMS}")
     hub = HUB.fullmatch(place)
     if not hub:
@@ -74,10 +74,24 @@ def parse(text: str | Path) -> Source:
     return Source(hub["name"], False, hub["config"] or "", hub["split"] or "", columns)
 
 
+def _path(place: str) -> Path:
+    try:
+        return Path(place).expanduser()
+    except RuntimeError:  # ~NAME of a user that does not exist
+        return Path(place)
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # a name too long, or with a null character
+        return False
+
+
 def _without_columns(text: str) -> tuple[str, tuple[str, ...]]:
     """Split ``PLACE:COLUMN,COLUMN``; a file whose own name has a colon keeps it."""
     place, colon, columns = text.rpartition(":")
-    if not colon or Path(text).expanduser().is_file() or not COLUMNS.fullmatch(columns):
+    if not colon or _is_file(_path(text)) or not COLUMNS.fullmatch(columns):
         return text, ()
     return place, tuple(name.strip() for name in columns.split(","))
 
@@ -159,13 +173,13 @@ def parquet_rows(path: Path) -> list[dict[str, Any]]:
 def _from_hub(source: Source, split: str, n: int | None) -> list[Record]:
     with extra("eval"):
         from datasets import load_dataset
-    split = source.split or split
+    name, split = [part for part in (source.place, source.config) if part], source.split or split
     try:
-        rows = load_dataset(*filter(None, [source.place, source.config]), split=split, streaming=n is not None)
+        rows = load_dataset(*name, split=split, streaming=n is not None)
         rows = list(rows.take(n) if n is not None else rows)
     except Exception as error:  # datasets raises many kinds
-        raise ConnectionError(f"the hub did not give {source}, split {split!r}: {error}\nIs it {FORMS}? A split is "
-                              f"chosen with @SPLIT, a file needs no network") from error
+        raise ConnectionError(f"the hub did not give {'/'.join(name)}, split {split!r}: {error}\nGive another split "
+                              f"with @SPLIT, go online, or give a file, which needs no network") from error
     return [Record(f"{source}, row {i}", dict(row)) for i, row in enumerate(rows, 1)]
 
 

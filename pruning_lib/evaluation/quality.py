@@ -18,22 +18,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib._extras import extra
-from pruning_lib._registry import Table
 from pruning_lib.data.batching import bos_token
 from pruning_lib.evaluation import harness_tasks
 from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
 from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
 
-__all__ = ["MEASURES", "OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval", "mean_interval", "pack",
+__all__ = ["OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval", "mean_interval", "pack",
            "paired", "perplexity", "questions", "unpack", "zero_shot"]
 
-MEASURES: Table = Table("measure")
 WINDOW = 2048  # tokens of a window of ``perplexity``, where the model takes as many
 
 
 
-@MEASURES.register(unit="1", better="lower")
 @torch.inference_mode()
 def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int | None = None,
                stride: int | None = None, max_tokens: int | None = None, progress: bool = True
@@ -104,7 +101,6 @@ def check_window(model: nn.Module, window: int | None, stride: int | None = None
     return window, stride
 
 
-@MEASURES.register(unit="fraction", better="higher")
 def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limits: dict[str, int] | None = None,
               stock: bool = False) -> tuple[dict[str, float], dict[str, str]]:
     """Measure zero-shot accuracy through lm-eval's Python API.
@@ -198,7 +194,6 @@ def interval(right: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-@MEASURES.register(unit="fraction", better="higher")
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "float32", images_per_batch: int = 256
              ) -> tuple[dict[str, float], str]:

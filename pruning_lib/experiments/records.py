@@ -74,11 +74,13 @@ def read(run: str) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         known = ", ".join(sorted({p.stem for place in places for p in place.glob("*.json")})) or "none yet"
-        raise ValueError(f"no record of run {run!r}; recorded: {known}. Create it with: pruning-lib run {run}") from None
+        raise ValueError(f"no record of run {run!r}; recorded: {known}. "
+                         f"Create it with: pruning-lib run {run}") from None
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not text, or huge numbers
         raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error
     if not _has_form(record):
-        raise ValueError(f"{path.name} is not a record: it needs run, parameters, values and made_with; run {run} again")
+        raise ValueError(f"{path.name} is not a record: it needs run, parameters, values and made_with; "
+                         f"run {run} again")
     if record["run"] != run:
         raise ValueError(f"{path.name} is not a record of {run} but of {record['run']!r}; run {run} again")
     if "checksum" in record and not checksum_ok(record):
@@ -166,7 +168,8 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     table["label"] = [recipe(line) + end for line, end in zip(lines, ends, strict=True)]
     table["recipe"] = [recipe({**line, "recovery_pairs": 0}) + end for line, end in zip(lines, ends, strict=True)]
     table["text_used"] = ["" if line["reconstruction"] == "none" else
-                          f"{line['reconstruction_samples']:.0f} texts of {line['reconstruction_text']}" for line in lines]
+                          f"{line['reconstruction_samples']:.0f} texts of {line['reconstruction_text']}"
+                          for line in lines]
     table = table.sort_values(["dtype", "run"], ignore_index=True)
     return table if every_format else table.drop_duplicates(["notebook", *sorted(asked)], ignore_index=True)
 
@@ -214,18 +217,32 @@ def made_with(data: Mapping[str, str]) -> dict[str, Any]:
             "minutes": round((time.monotonic() - _started) / 60, 2), "data": dict(data)}
 
 
+def finite(value: Any) -> Any:
+    """Return ``value`` with null for every infinity and NaN; in a dict ``<key>_reason`` says which one it was."""
+    if isinstance(value, dict):
+        reasons = {f"{key}_reason": _reason(item) for key, item in value.items() if _reason(item)}
+        return {**{key: finite(item) for key, item in value.items()}, **reasons}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if _reason(value) else value
+
+
+def _reason(value: Any) -> str:
+    if not isinstance(value, float) or math.isfinite(value):
+        return ""
+    return "not a number" if math.isnan(value) else "infinite: too large for a floating-point number"
+
+
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values to JSON types; raise ValueError for others."""
+    """Convert values to JSON types, infinities and NaN to null with a reason; raise ValueError for other types."""
     plain = {}
     for key, value in values.items():
         if hasattr(value, "item"):
             value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{key} is {value}: a record needs finite numbers; store None and a reason")
         if not isinstance(value, (int, float, str, bool, type(None))):
             raise ValueError(f"{key} is a {type(value).__name__}; a record takes numbers, texts, true, false and null")
         plain[key] = value
-    return plain
+    return finite(plain)
 
 
 def _checked(run: str) -> str:

@@ -19,7 +19,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from pruning_lib.models import gguf_tokenizer, portable
+from pruning_lib.models import gguf_tokenizer, opening, portable
 
 # our name of a format -> names of the tensor type and of the file type in the gguf package
 FORMATS = {"f32": ("F32", "ALL_F32"), "f16": ("F16", "MOSTLY_F16"), "bf16": ("BF16", "MOSTLY_BF16"),
@@ -107,7 +107,7 @@ def _fields(folder: Path) -> dict[str, Any]:
     if kind not in ARCHITECTURES:
         raise ValueError(f"model type {kind!r} is not converted here; those that are: {', '.join(ARCHITECTURES)}. "
                          f"llama.cpp's own convert_hf_to_gguf.py reads {folder} too")
-    config = portable.read_config(str(folder))
+    config = portable.completed(opening.config_of(str(folder)))
     stated = config.to_dict()
     rotary = stated.get("rope_parameters") or portable.new_rotary(stated)["rope_parameters"]
     if rotary["rope_type"] not in ("default", "linear", "yarn", "llama3", "longrope"):

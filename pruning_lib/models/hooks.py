@@ -54,6 +54,11 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
         yield
 
 
+def by_prompt(x: Tensor, mask: Tensor) -> Tensor:
+    """Return x as (B, T, columns), mask being (B, T): some families put all tokens in one row before the MLP."""
+    return x if x.ndim == 3 else x.view(*mask.shape, -1)
+
+
 @contextmanager
 def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
     """Skip one residual block inside the ``with`` block: its output is its input; may be nested.
@@ -71,7 +76,7 @@ def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
         for a name that is no removable block; the message lists the removable blocks.
     """
     _refuse_unless_removable(model, block_name)
-    with _forwarding(model.get_submodule(block_name), _identity):
+    with _forwarding(model.get_submodule(block_name), _as_block(model, _identity)):
         yield
 
 
@@ -91,8 +96,8 @@ def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             here = info.name == block_name
-            stack.enter_context(_forwarding(model.get_submodule(info.name),
-                                            (lambda *_, **__: x) if here else _identity))
+            stack.enter_context(_forwarding(
+                model.get_submodule(info.name), _as_block(model, (lambda *_, **__: x) if here else _identity)))
             if here:
                 break
         yield
@@ -109,7 +114,7 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             if info.name != block_name:
-                stack.enter_context(_forwarding(model.get_submodule(info.name), _identity))
+                stack.enter_context(_forwarding(model.get_submodule(info.name), _as_block(model, _identity)))
         if x is not None:
             hook = model.get_submodule(block_name).register_forward_pre_hook(lambda _, args: (x, *args[1:]))
             stack.callback(hook.remove)
@@ -127,7 +132,7 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
     """Replace the forward method of ``module`` inside the ``with`` block."""
     state = module.__dict__
     before = state.get("forward")  # may be set already, by an outer ``skip_block`` or by accelerate
-    state["forward"] = (lambda *given, **named: (forward(*given, **named),)) if _in_tuple(type(module)) else forward
+    state["forward"] = forward
     try:
         yield
     finally:
@@ -137,9 +142,18 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
             state["forward"] = before
 
 
+def _as_block(model: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Return a forward that gives a tuple where the blocks of the model do."""
+    if families.image_family(model):
+        return forward
+    if not (families.family_of(model).block_gives_tuple or _in_tuple(type(families.blocks(model)[0]))):
+        return forward
+    return lambda *args, **named: (forward(*args, **named),)
+
+
 @cache
 def _in_tuple(kind: type[nn.Module]) -> bool:
-    """Return whether blocks of a class put their output into a tuple, as some do in transformers 4."""
+    """Return whether blocks of a class put their output into a tuple, as more of them do in transformers 4."""
     if not kind.__module__.startswith("transformers."):
         return False
     return "outputs = (hidden_states,)" in inspect.getsource(kind.forward)

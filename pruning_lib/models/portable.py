@@ -34,11 +34,10 @@ def write_both_forms(path: Path) -> None:
     path.write_text(json.dumps(fields, indent=2) + "\n")
 
 
-def read_config(source: str, **how: Any) -> Any:
-    """Return the config of a folder or hub name; in transformers 4, complete one that transformers 5 wrote."""
+def completed(config: Any) -> Any:
+    """Return a config; in transformers 4, give one that transformers 5 wrote the fields that 4 reads."""
     import transformers
 
-    config = transformers.AutoConfig.from_pretrained(source, **how)
     if int(transformers.__version__.split(".")[0]) < 5 and getattr(config, "rope_parameters", None):
         for name, value in rotary(config.to_dict()).items():
             setattr(config, name, value)

@@ -74,7 +74,7 @@ def follow(text, do):
 
 def test_a_language_model_from_its_folder_to_a_page_in_a_rebuilt_book(here, capsys):
     text = section("A language model")
-    make, load, steps = code(text)
+    make, load, call, steps = code(text)
     exec(make, {})
     follow(text, ["inspect", "prune", "compare", "amp_prune", "book"])
     said = capsys.readouterr().out
@@ -89,6 +89,8 @@ def test_a_language_model_from_its_folder_to_a_page_in_a_rebuilt_book(here, caps
         "chapters").joinpath("intro.html").read_text()
     page = (index.parent / "executed" / "amp_prune.html").read_text()
     assert "my-llama" in page and "<img" in page
+    exec(call, pruned := {})
+    assert pruned["result"].reached_fraction == pytest.approx(0.2, abs=0.01)
     exec(steps, {})
     assert AutoModelForCausalLM.from_pretrained("my-smaller-too").num_parameters() == found["model"].num_parameters()
 

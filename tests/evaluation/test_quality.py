@@ -6,6 +6,7 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import build, hooks_of
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -14,7 +15,7 @@ from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from pruning_lib import data
 from pruning_lib.data.batching import bos_token
-from pruning_lib.evaluation import quality
+from pruning_lib.evaluation import harness_tasks, quality
 from pruning_lib.evaluation.shared_context_lm import SharedContextLM
 from pruning_lib.models import families
 
@@ -248,10 +249,33 @@ def test_the_mini_tasks_score_the_same_with_the_stock_class_and_count_what_they_
     assert values["mini_piqa_acc_fraction"] >= 0  # where there are two kinds, both are stated
 
 
-@pytest.mark.parametrize("tasks", ["none", "minis", ["piqa"]])
-def test_other_tasks_are_refused_with_those_there_are(tiny, tokenizer, tasks):
-    with pytest.raises((ValueError, TypeError), match="official, mini|unhashable"):
+@pytest.mark.parametrize(("tasks", "message"), [
+    ("none", "allowed: official, mini, or names"), ("arc_eazy", "no task or group 'arc_eazy'; nearest: arc_easy"),
+    ("piqa,,boolq", "joined by commas"), ("missing.yaml", "no task or group 'missing.yaml'")])
+def test_other_tasks_are_refused_with_the_nearest(tiny, tokenizer, tasks, message):
+    with pytest.raises(ValueError, match=message):
         quality.zero_shot(tiny("llama"), tokenizer, tasks)
+
+
+def test_groups_of_lm_eval_are_known():
+    for tasks in ("mmlu", "piqa,ai2_arc", "official", "mini", "none"):
+        harness_tasks.check_tasks(tasks)
+
+
+def test_tasks_are_named_one_by_one_or_by_their_file(tiny, tokenizer, tmp_path):
+    model = tiny("llama", fields={"max_position_embeddings": 512})
+    config = {**harness_tasks.task("mini_piqa"), "task": "mine"}
+    config["metric_list"] = [{"metric": name, "aggregation": "mean", "higher_is_better": True}
+                             for name in ("acc", "acc_norm", "brier_score")]
+    config["metric_list"][2]["aggregation"] = "brier_score"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    tasks = f"mini_winogrande,{tmp_path / 'mine.yaml'}"
+    values, items = quality.zero_shot(model, tokenizer, tasks)
+    known, packed = quality.zero_shot(model, tokenizer, "mini")
+    assert items == {"mini_winogrande": packed["mini_winogrande"], "mine": packed["mini_piqa"]}
+    assert values["mine_acc_norm_fraction"] == known["mini_piqa_acc_norm_fraction"] and values["mine_brier_score"] > 0
+    assert values[f"{tasks}_mean_fraction"] == pytest.approx(
+        (known["mini_winogrande_acc_fraction"] + known["mini_piqa_acc_norm_fraction"]) / 2)
 
 
 @pytest.mark.model
@@ -318,7 +342,7 @@ def test_models_measured_on_other_tasks_or_other_numbers_of_items_are_not_compar
     ten, nine = (quality.pack(np.ones(n, bool)) for n in (10, 9))
     with pytest.raises(ValueError, match="piqa: 10 items against 9"):
         quality.paired({"piqa": ten}, {"piqa": nine})
-    with pytest.raises(ValueError, match=r"same tasks: \['piqa'\] and \['arc_easy'\]"):
+    with pytest.raises(ValueError, match=r"different tasks: \['piqa'\] and \['arc_easy'\]"):
         quality.paired({"piqa": ten}, {"arc_easy": ten})
     with pytest.raises(ValueError, match="same tasks"):
         quality.paired({}, {})
