@@ -87,8 +87,8 @@ def family_of(model: nn.Module) -> LanguageFamily:
     Raises
     ------
     ValueError
-        for what is no language model of transformers, whose modules are not where the record says, or in which neither
-        heads nor neurons nor experts could be placed.
+        for anything but a language model of transformers, for one whose modules are not where the record says, or in
+        which neither heads nor neurons nor experts could be placed.
     """
     refuse_wrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -143,8 +143,9 @@ def _found(model: nn.Module, kind: str) -> LanguageFamily:
     if model not in _FOUND:
         known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
         if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
-            raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as transformers "
-                             f"loads them; image networks, of which only whole blocks can be removed: {images}")
+            raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as "
+                             f"transformers loads them; image networks, of which only whole blocks can be removed: "
+                             f"{images}")
         _FOUND[model] = verification.verified(model, structure.find(model))
     return _FOUND[model]
 
@@ -241,7 +242,7 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Return the sizes of ``model``, read from its modules; without heads or neurons that can be removed their number is 0.
+    """Return the sizes of ``model``, read from its modules; the number of heads or neurons that cannot be removed is 0.
 
     Raises
     ------

@@ -30,7 +30,7 @@ def config_of(source: str, **options: Any) -> Any:
     Raises
     ------
     ValueError
-        when that family has no place for what the config says, or the head width is nowhere stated.
+        when that family has no place for a setting of the config, or the head width is nowhere stated.
     Exception
         of any kind, from transformers, when there is no config to be read.
     """
@@ -43,8 +43,9 @@ def config_of(source: str, **options: Any) -> Any:
         return AutoConfig.from_pretrained(source, **options)
     in_the_way = [name for name in family.not_stored_with if fields.get(name)]
     if in_the_way:
-        raise ValueError(f"{fields['num_attention_heads']} heads do not divide the width {fields['hidden_size']}, which "
-                         f"transformers refuses, and with {', '.join(in_the_way)} no other family stores this network")
+        raise ValueError(f"{fields['num_attention_heads']} heads do not divide the width {fields['hidden_size']}, "
+                         f"which transformers refuses, and with {', '.join(in_the_way)} no other family stores this "
+                         f"network")
     kept = {k: v for k, v in fields.items() if v is not None and k not in
             ("model_type", "architectures", "transformers_version", "pretraining_tp", *family.not_stored_with)}
     head_dim = fields.get("head_dim") or _head_width(source, fields["num_attention_heads"])

@@ -1,4 +1,4 @@
-"""Tries a record that ``structure`` found: one unit masked, the same unit removed, and the logits of two tokens compared.
+"""Trials of a record of ``structure``: one unit masked, the same unit removed, and the logits of two tokens compared.
 
 Order of this file: a record · one unit · the swap of a block · norms.
 """
@@ -21,13 +21,13 @@ from pruning_lib.models.parts import block_counts, places
 from pruning_lib.models.structure import Unplaced, input_axis, layouts, rebuilt, text_config
 
 EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
-ROUGH = 0.25  # the same in 16 bits, as a share of what masking changes
+ROUGH = 0.25  # the same in 16 bits, as a share of the difference that masking makes
 
 
 def verified(model: nn.Module, family: LanguageFamily) -> LanguageFamily:
     """Return the record with the layouts that hold for ``model``, and units that do not hold refused with the reason.
 
-    A model whose weights are not at hand (on the meta device, on disk) keeps the usual layouts, and ``verified`` of its
+    A model whose weights are not loaded (on the meta device, on disk) keeps the usual layouts, and ``verified`` of its
     record stays False.
     """
     if any(p.device.type == "meta" for p in model.parameters()):
@@ -87,7 +87,8 @@ def trials(model: nn.Module, family: LanguageFamily, unit: str) -> list[dict[str
     return [next((t for t in options if _storable(model, family, counts, t)), options[0]) for options in found]
 
 
-def _storable(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int], removed: Mapping[str, Tensor]) -> bool:
+def _storable(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int],
+              removed: Mapping[str, Tensor]) -> bool:
     try:
         rebuilt(model, values_of(model, family, _left(counts, removed)))
     except Unplaced:
@@ -120,7 +121,7 @@ def first_block(model: nn.Module, family: LanguageFamily) -> nn.Module:
 
 
 def _compare(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Tensor]) -> None:
-    """Raise Unplaced unless the first block without ``removed`` gives what it gives with ``removed`` masked."""
+    """Raise Unplaced unless the first block without ``removed`` has the output it has with ``removed`` masked."""
     block = first_block(model, family)
     config = text_config(cast(Any, model).config)
     counts = block_counts(block, family, config, columns(family))
@@ -167,7 +168,7 @@ def same(model: nn.Module, path: str, number: int, masked: nn.Module, cut: nn.Mo
 
 @contextmanager
 def swapped(blocks: nn.ModuleList, number: int, other: nn.Module | None) -> Iterator[None]:
-    """Inside the ``with``, another block takes the place of one of the list."""
+    """Let another block take the place of one of the list inside the ``with``."""
     own = blocks[number]
     blocks[number] = own if other is None else other
     try:
@@ -184,7 +185,7 @@ def logits(model: Any) -> Tensor:
 
 
 def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
-    """Return the norms of the first block that take just what an output projection gives, and what the block returns."""
+    """Return the norms of the first block that take just the output of an output projection, and the block's output."""
     block, seen = first_block(model, family), {}
     found: dict[str, Any] = {"heads_norm": "", "neurons_norm": ""}
     handles = [block.register_forward_hook(lambda _, args, y: found.update(block_gives_tuple=isinstance(y, tuple)))]
