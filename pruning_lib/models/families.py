@@ -20,11 +20,17 @@ from torch import Tensor, nn
 
 from pruning_lib._registry import Table
 from pruning_lib.models import structure, verification
-from pruning_lib.models.language_families import FAMILIES, LanguageFamily
+from pruning_lib.models.language_families import FAMILIES, Experts, LanguageFamily, Part
 from pruning_lib.models.parts import (
+    Projections,
+    Rows,
     block_counts,
     block_parts,
+    linear,
+    matrix,
     named_paths,
+    places,
+    projections,
     tensor,
 )
 from pruning_lib.models.toy_models import toy

@@ -152,7 +152,7 @@ def _as_block(model: nn.Module, forward: Callable[..., Tensor]) -> Callable[...,
 
 
 @cache
-def _in_tuple(kind: type[nn.Module]) -> bool:
+def _in_tuple(kind: Any) -> bool:
     """Return whether blocks of a class put their output into a tuple, as more of them do in transformers 4."""
     if not kind.__module__.startswith("transformers."):
         return False

@@ -121,7 +121,7 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
                 _which(importance.neurons.float(), neurons, rule, generator), s)
 
 
-def _refuse_scope(model: nn.Module, s: Sizes, scope: str, heads_removed: int | None) -> None:
+def _refuse_scope(model: nn.Module, s: Sizes, scope: str, heads_removed: int | str | None) -> None:
     """Raise ValueError, with the reason, for heads or neurons that this type of model cannot lose."""
     refused = families.family_of(model).refused
     if not s.heads and scope != "neurons" and heads_removed != 0:
