@@ -23,7 +23,7 @@ def cache() -> Path:
 
 
 def tree() -> Path:
-    """Return the folder that holds data/inputs, notebooks and book: part of an installed package, else the repository."""
+    """Return the folder with data/inputs, notebooks and book: part of an installed package, else the repository."""
     package = Path(__file__).resolve().parent
     return package / "_tree" if (package / "_tree").is_dir() else package.parent
 

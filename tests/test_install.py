@@ -15,8 +15,8 @@ from packaging.requirements import Requirement
 from test_environment import PROJECT
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = ("pruning_lib", "notebooks", "book", "data/inputs", "data/results", "pyproject.toml", "setup.py", "MANIFEST.in",
-           "README.md", "LICENSE", "CONTRIBUTING.md")
+SOURCES = ("pruning_lib", "notebooks", "book", "data/inputs", "data/results", "pyproject.toml", "setup.py",
+           "MANIFEST.in", "README.md", "LICENSE", "CONTRIBUTING.md")
 README = (ROOT / "README.md").read_text()
 
 
@@ -44,18 +44,19 @@ def wheel(tmp_path_factory):
         target.parent.mkdir(parents=True, exist_ok=True)
         ignored = shutil.ignore_patterns("__pycache__", "_build", "*.egg-info")
         shutil.copytree(source, target, ignore=ignored) if source.is_dir() else shutil.copy(source, target)
-    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w", work]
+    command = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "--no-index", "-q", "-w",
+               work]
     subprocess.run([*command, work / "source"], check=True)
     return next(work.glob("*.whl"))
 
 
 @pytest.fixture(scope="module")
 def bare(wheel, tmp_path_factory):
-    """A virtual environment with links to the packages of the core, and the wheel installed, inside another repository."""
+    """A virtual environment inside another repository, with links to the packages of the core, and the wheel."""
     repository = tmp_path_factory.mktemp("repository")
     subprocess.run(["git", "init", "-q", repository], check=True)
-    subprocess.run(["git", "-C", repository, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q", "--allow-empty",
-                    "-m", "other"], check=True)
+    subprocess.run(["git", "-C", repository, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-q",
+                    "--allow-empty", "-m", "other"], check=True)
     folder, links = repository / ".venv", repository / "core"
     venv.create(folder, with_pip=False)
     links.mkdir()
@@ -74,8 +75,8 @@ def bare(wheel, tmp_path_factory):
 
 def run(bare, folder, *command, path="", code=0):
     """Run a program of the bare environment in ``folder`` and return what it printed."""
-    environment = {"PATH": path or str(bare / "bin"), "HOME": str(folder), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1",
-                   "TQDM_DISABLE": "1"}
+    environment = {"PATH": path or str(bare / "bin"), "HOME": str(folder), "HF_HUB_OFFLINE": "1",
+                   "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
     done = subprocess.run([bare / "bin" / command[0], *map(str, command[1:])], cwd=folder, env=environment,
                           capture_output=True, text=True)
     assert done.returncode == code, done.stdout + done.stderr
@@ -93,7 +94,8 @@ def model(tiny, tokenizer, tmp_path_factory):
 def test_the_wheel_carries_what_run_and_book_need_and_no_page_that_a_run_makes(bare, tmp_path):
     assert "now cd there" in run(bare, tmp_path, "pruning-lib", "init", tmp_path / "mine")
     for name in ("notebooks", "data/inputs", "data/results"):
-        wanted = {p.relative_to(ROOT / name) for p in (ROOT / name).rglob("*") if p.is_file() and "__pycache__" not in p.parts}
+        wanted = {p.relative_to(ROOT / name) for p in (ROOT / name).rglob("*")
+                  if p.is_file() and "__pycache__" not in p.parts}
         found = {p.relative_to(tmp_path / "mine" / name) for p in (tmp_path / "mine" / name).rglob("*") if p.is_file()}
         assert found == wanted, name
     notebooks = {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")}
@@ -104,7 +106,8 @@ def test_the_wheel_carries_what_run_and_book_need_and_no_page_that_a_run_makes(b
 
 def test_the_readme_holds_in_an_environment_that_has_the_core_only(bare, model, tmp_path):
     program = re.search(r"```python\n(.*?)```", README, re.DOTALL)[1].replace("smollm2-135m-instruct", str(model))
-    program += ("\nimport sys\nassert not {'torchvision', 'pandas', 'papermill', 'matplotlib', 'lm_eval'} & set(sys.modules)"
+    program += ("\nimport sys"
+                "\nassert not {'torchvision', 'pandas', 'papermill', 'matplotlib', 'lm_eval'} & set(sys.modules)"
                 "\nimport pruning_lib; assert '.venv' in pruning_lib.__file__")
     run(bare, tmp_path, "python", "-c", program)
     assert (tmp_path / "smaller" / "model.safetensors").is_file()
@@ -117,14 +120,14 @@ def test_the_readme_holds_in_an_environment_that_has_the_core_only(bare, model, 
 
 
 def test_reconstruction_is_part_of_the_core_and_the_card_says_no_commit_of_another_repository(bare, model, tmp_path):
-    arguments = ["--model", model, "--removed-fraction", "0.1", "--calibration", "mini_prompts", "--prompts", "4", "--text",
-                 "none", "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text"]
+    arguments = ["--model", model, "--removed-fraction", "0.1", "--calibration", "mini_prompts", "--prompts", "4",
+                 "--text", "none", "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text"]
     run(bare, tmp_path, "pruning-lib", "prune", *arguments, "--out", "a", path=os.environ["PATH"])
     run(bare, tmp_path, "pruning-lib", "prune", *arguments, "--out", "b")  # no git at all
     for name in "ab":
         assert json.loads((tmp_path / name / "pruning.json").read_text())["made_with"]["commit"] == "unknown"
         card = (tmp_path / name / "README.md").read_text()
-        assert "commit" not in card and f"Made with pruning_lib {PROJECT['version']}," in card
+        assert "(commit" not in card and f"Made with pruning_lib {PROJECT['version']}," in card
 
 
 @pytest.mark.parametrize(("extra", "command"), [

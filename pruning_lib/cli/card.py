@@ -99,7 +99,7 @@ def _formats(facts: dict[str, Any]) -> str:
     stored, computed = facts.get("stored_dtype"), facts.get("computed_dtype")
     if not stored:
         return ""
-    return f"Weights are {stored}. " if stored == computed else f"Weights are {stored}; pruning computed in {computed}. "
+    return f"Weights are {stored}{f'; pruning computed in {computed}' * (stored != computed)}. "
 
 
 def _conditions(values: dict[str, Any]) -> str:

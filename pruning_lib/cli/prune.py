@@ -27,7 +27,7 @@ from pruning_lib.models import checkpoints, families
 from pruning_lib.pruning import pipeline
 from pruning_lib.training import lora
 
-UNRECORDED = {"json", "quiet", "out", "resume", "act", "command", "push_to_hub"}  # arguments that do not change the model
+UNRECORDED = {"json", "quiet", "out", "resume", "act", "command", "push_to_hub"}  # no part of the model
 
 
 def prune(arguments: argparse.Namespace) -> int:

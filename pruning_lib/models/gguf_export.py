@@ -99,7 +99,7 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
 
 
 def _fields(folder: Path) -> dict[str, Any]:
-    """Return the config of a checkpoint with head width and rotary positions spelled out; ValueError if it cannot be."""
+    """Return the config of a checkpoint with head width and rotary positions spelled out; ValueError if it cannot."""
     if not (folder / "config.json").is_file() or not list(folder.glob("*.safetensors")):
         raise ValueError(f"{folder} is no checkpoint; a folder with config.json and safetensors weights is wanted")
     fields = json.loads((folder / "config.json").read_text())

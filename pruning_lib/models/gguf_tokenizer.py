@@ -17,10 +17,12 @@ from pruning_lib._extras import extra
 
 SPACE = "\u2581"  # stands for a space in SentencePiece
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_LETTERS = r"|[^\r\n\p{L}\p{N}]?\p{L}+"
+_REST = r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # how text is cut into words before pairs are merged -> llama.cpp's name of that rule
 _SPLITS = {
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
+    _CONTRACTIONS + _LETTERS + r"|\p{N}{1,3}" + _REST: "llama-bpe",
+    _CONTRACTIONS + _LETTERS + r"|\p{N}" + _REST: "qwen2",
 }
 
 
@@ -85,8 +87,9 @@ def read(folder: Path, size: int) -> Vocabulary:
         raise _unknown(folder, made["model"]["type"])
     merges = [" ".join(pair) if isinstance(pair, list) else pair for pair in made["model"]["merges"]]
     ids = tokenizer("a")["input_ids"]
-    common: dict[str, Any] = {"special": {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")
-                          if getattr(tokenizer, f"{name}_token_id") is not None},
+    special = {name: getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "unk", "pad")}
+    common: dict[str, Any] = {
+              "special": {name: number for name, number in special.items() if number is not None},
               "begins_with_bos": bool(ids) and ids[0] == tokenizer.bos_token_id,
               "ends_with_eos": bool(ids) and ids[-1] == tokenizer.eos_token_id,
               "chat_template": tokenizer.chat_template if isinstance(tokenizer.chat_template, str) else ""}
@@ -120,7 +123,7 @@ def _tokens(made: dict[str, Any], size: int) -> tuple[list[str], list[int]]:
 
 
 def _scores(tokens: list[str], merges: list[str]) -> list[float]:
-    """Return a score per token such that the higher one is the pair merged first; pieces that no pair makes come last."""
+    """Return a score per token: the higher, the earlier its pair is merged; pieces that no pair makes come last."""
     rank: dict[str, int] = {}
     for i, merge in enumerate(merges):
         rank.setdefault(merge.replace(" ", "", 1), i)

@@ -70,7 +70,8 @@ def new_rotary(fields: dict[str, Any]) -> dict[str, Any]:
     scaling = dict(fields.get("rope_scaling") or {})
     kind = scaling.pop("type", None)
     partial = {k: fields[k] for k in ("partial_rotary_factor",) if k in fields}
-    return {"rope_parameters": {"rope_type": kind or "default", **scaling, "rope_theta": fields["rope_theta"], **partial}}
+    base = {"rope_type": kind or "default", "rope_theta": fields["rope_theta"]}
+    return {"rope_parameters": {**base, **scaling, **partial}}
 
 
 # --- tokenizer --------------------------------------------------------------------------------------------------------
@@ -79,8 +80,8 @@ def new_rotary(fields: dict[str, Any]) -> dict[str, Any]:
 def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     """Write a tokenizer: as its own files where it is as it was loaded, else as transformers saves it.
 
-    Files of the source that transformers does not write (``tokenizer.model``) are kept either way.  A padding token that
-    ``load_model`` made up is not written, nor is a state of padding or truncation that a call left behind.
+    Files of the source that transformers does not write (``tokenizer.model``) are kept either way.  A padding token
+    that ``load_model`` made up is not written, nor is a state of padding or truncation that a call left behind.
     """
     tokenizer.save_pretrained(folder)
     sources = _source_files(tokenizer)

@@ -1,4 +1,4 @@
-"""A converted checkpoint is, in llama.cpp, the network that transformers runs; read back, its numbers are the weights'."""
+"""A converted checkpoint is, in llama.cpp, the network that transformers runs; its numbers are those of the weights."""
 
 import json
 import os
@@ -149,7 +149,8 @@ def test_every_weight_is_in_the_file_once_and_stated_sizes_are_those_of_the_weig
     reader = gguf.GGUFReader(exported.path)
     model = AutoModelForCausalLM.from_pretrained(folder)
     rotary = {"rope_freqs.weight"}
-    assert sum(int(t.n_elements) for t in reader.tensors if t.name not in rotary) == sum(p.numel() for p in model.parameters())
+    written = sum(int(t.n_elements) for t in reader.tensors if t.name not in rotary)
+    assert written == sum(p.numel() for p in model.parameters())
     kinds = {t.tensor_type.name for t in reader.tensors if len(t.shape) > 1}
     assert kinds == {"Q8_0"} and exported.unquantised == () and exported.size_bytes == exported.path.stat().st_size
     arch = reader.get_field("general.architecture").contents()

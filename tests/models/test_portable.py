@@ -1,4 +1,4 @@
-"""What one supported transformers saved, the other one reads as the same network and tokenizer, with no code of ours."""
+"""What one supported transformers saved, the other one reads as the same network, with no code of ours."""
 
 import json
 import os
@@ -42,7 +42,7 @@ ROTARY = {"base": {"rope_type": "default"},
           "linear": {"rope_type": "linear", "factor": 2.0}}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 CASES = list(product(ROTARY, (True, False), DTYPES))
-TAKEN_BY_4 = {"phi3": ("base",), "olmo": ("base", "linear")}  # transformers 4 refuses configs of these with other scaling
+TAKEN_BY_4 = {"phi3": ("base",), "olmo": ("base", "linear")}  # 4 refuses other scaling for these
 IDS = torch.randint(3, 128, (2, 40), generator=torch.Generator().manual_seed(3))
 
 
@@ -98,7 +98,8 @@ def reread(tmp_path_factory, random_importance):
     assert len(list((folder / "llama-base-tied-bfloat16").glob("model-*.safetensors"))) > 2
     save_file(expected, folder / "expected.safetensors")
     keys = [key for key in expected if key != "ids"]
-    done = subprocess.run([sys.executable, "-c", READ, *keys], cwd=folder, env=environment, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", READ, *keys], cwd=folder, env=environment, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads((folder / "found.json").read_text())
     assert found.pop("version").startswith("4.") != OLD

@@ -132,7 +132,7 @@ def test_heads_can_be_fixed_and_the_neurons_take_up_the_rest(tiny, random_import
 
 
 @pytest.mark.parametrize("multiple_of", [1, 2, 7, 8, 40])
-def test_the_neurons_kept_are_the_multiple_nearest_to_the_fraction_or_it_is_refused(tiny, random_importance, multiple_of):
+def test_the_neurons_kept_are_the_nearest_multiple_or_the_fraction_is_refused(tiny, random_importance, multiple_of):
     model = tiny("llama", heads=6, groups=3, neurons=40)
     importance = random_importance(model)
     multiples, refused = range(multiple_of, 41, multiple_of), 0
@@ -143,7 +143,8 @@ def test_the_neurons_kept_are_the_multiple_nearest_to_the_fraction_or_it_is_refu
         unheard = wanted < 40 and nearest == 40 and exact.kept["heads"] == 6  # nothing at all would go
         if unheard or (wanted < 40 and abs(nearest - wanted) > multiple_of / 2):
             with pytest.raises(ValueError, match=f"multiple_of={multiple_of} is too coarse"):
-                choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of, heads_removed="same_share")
+                choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of,
+                       heads_removed="same_share")
             refused += 1
             continue
         plan = choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of, heads_removed="same_share")
