@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -146,7 +146,7 @@ def _as_block(model: nn.Module, forward: Callable[..., Tensor]) -> Callable[...,
     """Return a forward that gives a tuple where the blocks of the model do."""
     if families.image_family(model):
         return forward
-    if not (families.family_of(model).block_gives_tuple or _in_tuple(type(families.blocks(model)[0]))):
+    if not (families.family_of(model).block_gives_tuple or _in_tuple(cast(Any, type(families.blocks(model)[0])))):
         return forward
     return lambda *args, **named: (forward(*args, **named),)
 

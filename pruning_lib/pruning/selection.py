@@ -207,8 +207,8 @@ def _too_coarse(s: Sizes, removed: int, multiple_of: int, with_heads: int) -> Va
 
     below = max(multiple_of, (s.neurons - removed) // multiple_of * multiple_of)
     near = [share(kept) for kept in (below, below - multiple_of) if kept >= multiple_of]
-    return ValueError(f"multiple_of={multiple_of} is too coarse: {s.neurons - removed} of {s.neurons} neurons per block "
-                      f"were to be kept; {', '.join(near)} of all parameters. Give such a fraction, or a smaller "
+    return ValueError(f"multiple_of={multiple_of} is too coarse: {s.neurons - removed} of {s.neurons} neurons per "
+                      f"block were to be kept; {', '.join(near)} of all parameters. Give such a fraction, or a smaller "
                       f"multiple_of")
 
 
