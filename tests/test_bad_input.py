@@ -127,7 +127,8 @@ def test_any_parameters_of_a_row_and_on_the_command_line(tree, parameters, name)
 
 
 @fuzz("texts")
-@given(row=JSON, raw=st.binary(max_size=30), kind=st.sampled_from(["jsonl", "json", "txt"]), name=st.one_of(WORDS, st.text()))
+@given(row=JSON, raw=st.binary(max_size=30), kind=st.sampled_from(["jsonl", "json", "txt"]),
+       name=st.one_of(WORDS, st.text()))
 def test_any_file_of_texts_and_any_name_of_one(tmp_path, row, raw, kind, name):
     file = tmp_path / f"mine.{kind}"
     for content in (json.dumps(row).encode(), raw, json.dumps(row).encode() + b"\n" + raw):

@@ -104,11 +104,12 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     if not 0 <= removed_fraction < 1:
         raise ValueError(f"removed_fraction={removed_fraction}; give a fraction of all parameters, 0 <= fraction < 1")
     s = families.sizes(model)
-    _refuse_scope(model, s, scope, heads_removed)
+    heads = _head_count(heads_removed, scope)
+    _refuse_scope(model, s, scope, heads)
     if grouped_query == "equal_queries" and scope != "neurons" and s.heads == s.groups:
         raise ValueError("this model has one query head per key/value head; use grouped_query='whole_groups'")
     _check_importance(importance, s)
-    units, neurons = _how_many(s, removed_fraction, scope, grouped_query, _head_count(heads_removed, scope))
+    units, neurons = _how_many(s, removed_fraction, scope, grouped_query, heads)
     neurons = _rounded(s, neurons, multiple_of, units * _unit(s, grouped_query).parameters)
     families.refuse_head_count(model, s.heads - units * _unit(s, grouped_query).heads)
     generator = torch.Generator().manual_seed(seed)

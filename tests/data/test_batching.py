@@ -1,4 +1,4 @@
-"""Batches hold each prompt's tokens whatever form they come in, and other forms are refused with the one that is wanted."""
+"""Batches hold each prompt's tokens in whatever form they come; other forms are refused with the one that is wanted."""
 
 import pytest
 import torch
@@ -19,7 +19,8 @@ def batch():
 def left(batch):
     """The same prompts padded on the left."""
     lengths = batch["attention_mask"].sum(1).tolist()
-    return {name: torch.stack([row.roll(5 - n) for row, n in zip(t, lengths, strict=True)]) for name, t in batch.items()}
+    return {name: torch.stack([row.roll(5 - n) for row, n in zip(t, lengths, strict=True)])
+            for name, t in batch.items()}
 
 
 def test_padding_on_the_left_moves_to_the_right(batch):
@@ -46,7 +47,8 @@ def test_a_data_loader_prunes_as_a_list_does(tiny, batch):
 
 
 @pytest.mark.parametrize(("given", "message"), [
-    (lambda b: "Say no.", "a single str"), (lambda b: b, "a single dict"), (lambda b: b["input_ids"], "a single Tensor"),
+    (lambda b: "Say no.", "a single str"), (lambda b: b, "a single dict"),
+    (lambda b: b["input_ids"], "a single Tensor"),
     (lambda b: ["Say no."], "batch 0 is a str without input_ids; give pl.batches"),
     (lambda b: [b["input_ids"]], "batch 0 is a Tensor"),
     (lambda b: [b, {"input_ids": b["input_ids"]}], "batch 1 has no attention_mask.*torch.ones_like"),

@@ -67,7 +67,7 @@ def test_columns_are_named_or_guessed(write):
     for columns in (("prompt", "completion"), ("prompt", "response"), ("question", "answer")):
         pair = write("c.jsonl", lines([dict(zip(columns, ("p", "a"), strict=True))]))
         assert data.pairs(pair, skip=0) == [("p", "a")]
-    with pytest.raises(ValueError, match="has the columns id, ask, reply; name the one with the texts: .*a.jsonl:COLUMN"):
+    with pytest.raises(ValueError, match="the columns id, ask, reply; name the one with the texts: .*a.jsonl:COLUMN"):
         data.texts(file)
     with pytest.raises(ValueError, match="name the two with prompts and answers: .*:PROMPTS,ANSWERS"):
         data.pairs(file, skip=0)
@@ -76,7 +76,8 @@ def test_columns_are_named_or_guessed(write):
 
 
 @pytest.mark.parametrize(("name", "content", "message"), [
-    ("a.jsonl", '{"text": "a"}\n\n{"text": ', "a.jsonl, line 3: no JSON"), ("a.jsonl", "[1]", "line 1: wanted an object"),
+    ("a.jsonl", '{"text": "a"}\n\n{"text": ', "a.jsonl, line 3: no JSON"),
+    ("a.jsonl", "[1]", "line 1: wanted an object"),
     ("a.jsonl", '{"text": "a"}\n{"text": 5}', "a.jsonl, line 2: column 'text' holds int, not text"),
     ("a.jsonl", b'{"text": "a"}\n{"text": "\xff"}', "a.jsonl, line 2: not UTF-8"), ("a.jsonl", "\n\n", "holds no rows"),
     ("a.json", "{}", "wanted a list"), ("a.parquet", b"PAR1", "no parquet file"), ("a.csv", "a", "one of .jsonl"),

@@ -137,6 +137,7 @@ def test_tied_embeddings_stay_tied_and_frozen_weights_stay_frozen(tiny, random_i
 
 def test_every_remaining_weight_learns(family, tiny, ids, random_importance):
     model = tiny(family)
-    pruned = surgery.remove(model, choose(random_importance(model), model, removed_fraction=0.2, heads_removed="same_share"))
+    pruned = surgery.remove(model, choose(random_importance(model), model, removed_fraction=0.2,
+                                          heads_removed="same_share"))
     pruned(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in pruned.parameters())

@@ -209,7 +209,7 @@ def test_examples_end_at_the_trained_positions(tiny, tokenizer):
 
 @pytest.mark.model
 def test_the_published_recovery_of_the_default_model_had_these_examples(smollm):
-    """Prompt and answer apart or together: the same tokens, for the default tokenizer and prompts of Alpaca's layout."""
+    """Prompt and answer apart or together: the same tokens, with the default tokenizer and Alpaca's layout."""
     _, tokenizer = smollm
     pairs = data.pairs("mini_prompts", skip=0)
     apart = [(tokenizer(p)["input_ids"], tokenizer(a)["input_ids"] + [tokenizer.eos_token_id]) for p, a in pairs]
