@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import extra
 from pruning_lib.data.batching import bos_token
 from pruning_lib.evaluation import harness_tasks, window_losses
 from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
@@ -162,7 +163,8 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limi
 
 
 def _harness_model(model: nn.Module, tokenizer: Any, stock: bool) -> Any:
-    from lm_eval.models.huggingface import HFLM
+    with extra("eval"):
+        from lm_eval.models.huggingface import HFLM
 
     from pruning_lib.evaluation.shared_context_lm import SharedContextLM
 
@@ -172,7 +174,8 @@ def _harness_model(model: nn.Module, tokenizer: Any, stock: bool) -> Any:
 
 def _evaluated(lm: Any, task: str, limit: int | None) -> dict[str, Any]:
     """Return lm-eval's results and samples of one task or group."""
-    import lm_eval
+    with extra("eval"):
+        import lm_eval
 
     ours = task.startswith("mini_")
     try:
