@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pruning_lib import __version__
+from pruning_lib._extras import MissingExtra
 from pruning_lib._registry import nearest
 from pruning_lib.cli import options
 
@@ -42,6 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         module, function = arguments.act.split(":")
         return getattr(importlib.import_module(f"pruning_lib.cli.{module}"), function)(arguments)
+    except MissingExtra as error:
+        print(f"pruning-lib {arguments.command}: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("pruning-lib: interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -58,6 +62,8 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(required=True, metavar="COMMAND", dest="command")
     options.add_model_commands(commands)
     _add_run(commands)
+    start = options.command(commands, "init", "init:init", "lay out notebooks, records and the book in a new folder")
+    start.add_argument("folder", type=Path, help="must not exist yet, or be empty")
     status = options.command(commands, "status", "run:status", "list the rows that have to run again, and why")
     _add_places(status)
     book = options.command(commands, "book", "run:book", "render the report, or the pages under --out, as HTML")

@@ -34,6 +34,14 @@ def add_model_commands(commands: Any) -> None:
     _named(pair, "first", table="models", help="for example the pruned model")
     _named(pair, "second", table="models", help="for example the dense model")
     _add_measures(pair)
+    _add_export(commands)
+
+
+def _add_export(commands: Any) -> None:
+    parser = command(commands, "export", "export:export", "write a checkpoint as a file for llama.cpp")
+    _named(parser, "model", table="models", help="a folder made by prune, or any other language model")
+    parser.add_argument("--gguf", default="q8_0", choices=("f32", "f16", "bf16", "q8_0"), help="format of the weights")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="new file, as in model.gguf")
 
 
 def _add_prune(commands: Any) -> None:
@@ -48,8 +56,9 @@ def _add_prune(commands: Any) -> None:
                         help="query heads per block, or same_share: the share of neurons, as in the paper")
     parser.add_argument("--grouped-query", default="whole_groups", choices=("whole_groups", "equal_queries"),
                         help="removal of heads that share keys and values")
-    parser.add_argument("--multiple-of", type=positive, default=1, metavar="N",
-                        help="round the neurons kept per block to a multiple; 8 or 64 for a GPU")
+    parser.add_argument("--multiple-of", type=positive, metavar="N", help=(
+        "round the neurons kept per block to a multiple; without it 32, as quantised files need, where the model has "
+        "one; 64 or 128 for a GPU, 1 for any number"))
     _named(parser, "--criterion", table="criteria", default="none", metavar="NAME",
            help="ranking of blocks, a function of your own as MODULE:FUNCTION, or none")
     parser.add_argument("--blocks-removed", type=count, default=0, metavar="N",
@@ -59,6 +68,7 @@ def _add_prune(commands: Any) -> None:
                         help="least-squares reconstruction of the remaining weights")
     _add_data(parser)
     parser.add_argument("--seed", type=count, default=0, metavar="N", help="seed of the method random, and of recovery")
+    parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload the folder to the hub when it is done")
     _add_measures(parser)
 
 
@@ -90,9 +100,12 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
                         help="longest context in tokens; without it 2048, or the model's positions if there are fewer")
     _named(parser, "--tasks", table="tasks", default="none", metavar="NAMES", help=(
         "zero-shot tasks: official, mini, none, or names of tasks and groups of lm-eval, joined by commas"))
-    parser.add_argument("--dtype", default="float32", metavar="NAME", help="number format of weights and arithmetic")
+    parser.add_argument("--dtype", default="auto", metavar="NAME",
+                        help="number format of weights and arithmetic: auto (the checkpoint's own), float32, bfloat16")
     parser.add_argument("--device", metavar="NAME",
                         help="cpu, cuda, cuda:1, mps, auto; without it the GPU if there is one")
+    parser.add_argument("--merge-adapter", action="store_true",
+                        help="the folder holds an adapter: add it to the weights of its base model")
 
 
 def _named(parser: argparse.ArgumentParser, *names: str, table: str, **arguments: Any) -> None:

@@ -19,15 +19,15 @@ import torch
 from torch import nn
 
 from pruning_lib import data
-from pruning_lib.cli import measure, output
-from pruning_lib.cli.card import write_card
+from pruning_lib.cli import hub, measure, output
+from pruning_lib.cli.card import provenance, write_card
 from pruning_lib.cli.out_folder import refuse_folder, refuse_full_disk, replace_checkpoint
 from pruning_lib.experiments import records
 from pruning_lib.models import checkpoints, families
 from pruning_lib.pruning import pipeline
 from pruning_lib.training import lora
 
-UNRECORDED = {"json", "quiet", "out", "resume", "act", "command"}  # arguments that do not change the model
+UNRECORDED = {"json", "quiet", "out", "resume", "act", "command", "push_to_hub"}  # no part of the model
 
 
 def prune(arguments: argparse.Namespace) -> int:
@@ -70,12 +70,24 @@ def _prune(a: argparse.Namespace) -> tuple[dict[str, Any], str]:
             _measure(facts, "recovered", found.model, tokenizer, texts, a)
     shown = {name: values for name, values in facts["measured"].items() if values}
     lines = [*facts["steps"], *(f"{name:9} {output.line(values)}" for name, values in shown.items())]
-    return facts, "\n".join([*lines, f"saved in {a.out}"])
+    lines += [_stored(facts), f"saved in {a.out}"]
+    if a.push_to_hub:
+        with _saved(a.out, "upload", way="upload it with: hf upload"):
+            lines.append(f"uploaded: {hub.upload(a.out, a.push_to_hub)}")
+    return facts, "\n".join(lines)
+
+
+def _stored(facts: dict[str, Any]) -> str:
+    stored, computed = facts["stored_dtype"], facts["computed_dtype"]
+    return f"reached {facts['reached_fraction']:.4f} of all parameters; weights are {stored}" + (
+        f", computed in {computed}" if computed != stored else "")
 
 
 def _refuse_early(a: argparse.Namespace) -> None:
     """Refuse options that contradict each other or this machine, without the model."""
     refuse_folder(a.out, _recorded(a))
+    if a.push_to_hub:
+        hub.refuse_upload(a.push_to_hub)
     pipeline.validate(a.method, a.criterion, a.blocks_removed, a.reconstruction, a.removed_fraction)
     if a.kd_weight and not a.recover:
         raise ValueError(f"kd_weight={a.kd_weight} needs answers to learn from; give --recover with it")
@@ -127,7 +139,8 @@ def _facts(a: argparse.Namespace, found: pipeline.Pruned, texts: _Texts) -> dict
                      f"{a.reconstruction_text}")
     return {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
             "parameters": families.parameter_count(found.model), "steps": steps, "measured": {}, "losses": [],
-            "arguments": _recorded(a), "removed": _removed(found), "made_with": records.made_with(texts.fingerprints)}
+            "arguments": _recorded(a), "removed": _removed(found), "made_with": records.made_with(texts.fingerprints),
+            **provenance(a.model, found.model)}
 
 
 def _recorded(a: argparse.Namespace) -> dict[str, Any]:

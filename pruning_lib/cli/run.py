@@ -8,15 +8,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import yaml
-
 from pruning_lib import _locks
+from pruning_lib._extras import extra
 from pruning_lib._registry import nearest
 from pruning_lib.cli.output import json_text
 from pruning_lib.experiments import execution, local, runs, staleness
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.staleness import MADE_BEFORE
 from pruning_lib.report import book as report
+
+with extra("report"):
+    import yaml
 
 
 def run(arguments: argparse.Namespace) -> int:

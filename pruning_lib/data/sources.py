@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pruning_lib._extras import extra
+
 FILES = (".jsonl", ".json", ".txt", ".parquet")
 HUB = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:/(?P<config>[\w.-]+))?(?:@(?P<split>[\w.-]+))?")
 COLUMNS = re.compile(r"\w[\w .-]*(, ?\w[\w .-]*)*")
@@ -160,10 +162,8 @@ def _from_file(path: Path) -> list[Record]:
 
 def parquet_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a parquet file; ValueError where it cannot be read."""
-    try:
+    with extra("eval"):
         from pyarrow import ArrowException, parquet
-    except ImportError as error:
-        raise ImportError(f"{path}: parquet files need pyarrow: pip install 'pruning-lib[eval]'") from error
     try:
         return parquet.read_table(path).to_pylist()
     except (ArrowException, OSError) as error:
@@ -171,10 +171,8 @@ def parquet_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def _from_hub(source: Source, split: str, n: int | None) -> list[Record]:
-    try:
+    with extra("eval"):
         from datasets import load_dataset
-    except ImportError as error:
-        raise ImportError(f"{source}: data sets of the hub need datasets: pip install 'pruning-lib[eval]'") from error
     name, split = [part for part in (source.place, source.config) if part], source.split or split
     try:
         rows = load_dataset(*name, split=split, streaming=n is not None)

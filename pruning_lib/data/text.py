@@ -14,12 +14,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pruning_lib._files import digest
+from pruning_lib._extras import extra
+from pruning_lib._files import digest, tree
 from pruning_lib._registry import Table, nearest
 from pruning_lib.data import sources
 from pruning_lib.data.sources import Record, Source
 
-INPUTS = Path(__file__).resolve().parents[2] / "data" / "inputs"
+INPUTS = tree() / "data" / "inputs"
 
 
 @dataclass(frozen=True)
@@ -252,7 +253,8 @@ def _raw_rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict
         if not files:
             raise ValueError(f"{local} has no {split}-*.parquet")
         return [row for file in files for row in sources.parquet_rows(file)]
-    from datasets import load_dataset
+    with extra("eval"):
+        from datasets import load_dataset
 
     try:
         stream = load_dataset(*entry.hub, split=split, streaming=n is not None)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from pruning_lib._extras import extra
 from pruning_lib._registry import nearest
 from pruning_lib.data.text import INPUTS
 
@@ -50,7 +51,8 @@ def task(name: str) -> Any:
     """Return the argument of lm-eval for a task: the name, or the completed config of one of our own tasks."""
     if not name.startswith("mini_"):
         return name
-    import yaml
+    with extra("eval"):
+        import yaml
 
     config = yaml.safe_load((INPUTS / "mini" / f"{name}.yaml").read_text())
     file: Path = INPUTS / "mini" / f"{name.removeprefix('mini_')}.jsonl"
@@ -61,7 +63,8 @@ def task(name: str) -> Any:
 def manager(*, everything: bool) -> Any:
     """Return the task index of lm-eval, built once; without its own 14,000 files unless ``everything``."""
     _needed()
-    from lm_eval.tasks import TaskManager
+    with extra("eval"):
+        from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=everything)
 
@@ -78,8 +81,5 @@ def other_metrics(result: dict[str, Any]) -> dict[str, float]:
 
 
 def _needed() -> None:
-    try:
+    with extra("eval"):
         import lm_eval  # noqa: F401
-    except ImportError as error:
-        raise ImportError("tasks need lm-eval: pip install 'pruning-lib[eval]'; or measure perplexity alone, with "
-                          "tasks='none'") from error

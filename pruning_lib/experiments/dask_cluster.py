@@ -20,13 +20,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Future
-
 from pruning_lib import _locks
+from pruning_lib._extras import extra
 from pruning_lib.experiments import code_digests, execution, input_digests, staleness
 from pruning_lib.experiments.local import POLL_S, Queue
 from pruning_lib.experiments.runs import Row, Tree, source
 from pruning_lib.experiments.worker import Outcome, RowProcess
+
+with extra("cluster"):
+    from distributed import Client, Future
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:

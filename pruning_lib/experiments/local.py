@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
+from pruning_lib._extras import extra
 from pruning_lib.experiments import records
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.worker import THREADS, Outcome, RowProcess
+
+with extra("report"):
+    import psutil
 
 USUAL_GB = 3.0  # assumed memory of a row without memory_gb when rows run in parallel
 POLL_S = 0.1

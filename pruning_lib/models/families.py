@@ -8,21 +8,19 @@ Order of this file: language families · image families · residual blocks · si
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
+from torch import nn
 
 from pruning_lib._registry import Table
 from pruning_lib.models import structure, verification
-from pruning_lib.models.cifar_resnet import Block, CifarResNet
-from pruning_lib.models.language_families import FAMILIES, Experts, LanguageFamily, Part
+from pruning_lib.models.classifier_logits import logits, logits_known
+from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
 from pruning_lib.models.parts import (
     Projections,
     Rows,
@@ -37,22 +35,34 @@ from pruning_lib.models.parts import (
 )
 from pruning_lib.models.toy_models import toy
 
+__all__ = ["FAMILIES", "IMAGE_FAMILIES", "NO_EXPERTS", "BlockInfo", "Experts", "ImageFamily", "LanguageFamily", "Part",
+           "Projections", "Rows", "Sizes", "block_count_fields", "block_counts", "block_parts", "blocks", "classifier",
+           "copy_of", "family_of", "head_width", "image_blocks", "image_family", "keeps_shape", "linear", "logits",
+           "logits_known", "matrix", "named_paths", "parameter_count", "places", "projections", "refuse_head_count",
+           "refuse_wrapped", "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny"]
+
 
 @dataclass(frozen=True)
 class ImageFamily:
     """Module paths of the residual blocks in one family of image networks."""
 
-    network: type[nn.Module]
-    block: tuple[type[nn.Module], ...]  # classes of residual blocks among the members of the sequences
+    network: str  # path of its class; torchvision's are looked up only when a model comes, for it may not be installed
+    block: tuple[str, ...]  # classes of residual blocks among the members of the sequences
     sequences: tuple[str, ...]  # paths to the sequences of blocks, in forward order
     classifier: str  # the layer that maps features (N, P) to classes
 
 
 IMAGE_FAMILIES: Table = Table("image family")
-IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(CifarResNet, (Block,), ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(
+    "pruning_lib.models.cifar_resnet.CifarResNet", ("pruning_lib.models.cifar_resnet.Block",),
+    ("layer1", "layer2", "layer3"), "linear")
 IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
-    ResNet, (BasicBlock, Bottleneck), ("layer1", "layer2", "layer3", "layer4"), "fc")
-IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2, (InvertedResidual,), ("features",), "classifier.1")
+    "torchvision.models.resnet.ResNet",
+    ("torchvision.models.resnet.BasicBlock", "torchvision.models.resnet.Bottleneck"),
+    ("layer1", "layer2", "layer3", "layer4"), "fc")
+IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(
+    "torchvision.models.mobilenetv2.MobileNetV2", ("torchvision.models.mobilenetv2.InvertedResidual",), ("features",),
+    "classifier.1")
 
 
 @dataclass(frozen=True)
@@ -89,8 +99,7 @@ def family_of(model: nn.Module) -> LanguageFamily:
     Raises
     ------
     ValueError
-        for anything but a language model of transformers, for one whose modules are not where the record says, or in
-        which neither heads nor neurons nor experts could be placed.
+        for a module that is no language model of transformers, or whose modules are not at the paths of the record.
     """
     refuse_wrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -159,7 +168,13 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 def image_family(model: nn.Module) -> ImageFamily | None:
     """Return the record of an image network, found by its class; None for any other model."""
-    return next((family for family in IMAGE_FAMILIES.values() if isinstance(model, family.network)), None)
+    return next((family for family in IMAGE_FAMILIES.values() if _is_a(model, family.network)), None)
+
+
+def _is_a(module: nn.Module, path: str) -> bool:
+    """Return whether ``module`` is an instance of the class at ``path``; False while that was never imported."""
+    home, _, name = path.rpartition(".")
+    return home in sys.modules and isinstance(module, getattr(sys.modules[home], name))
 
 
 def residual_blocks(model: nn.Module) -> list[BlockInfo]:
@@ -183,7 +198,7 @@ def image_blocks(model: nn.Module) -> list[BlockInfo]:
     found: list[BlockInfo] = []
     for sequence in family.sequences:
         for i, block in enumerate(cast(nn.Sequential, model.get_submodule(sequence))):
-            if isinstance(block, family.block):
+            if any(_is_a(block, name) for name in family.block):
                 keeps = keeps_shape(block)
                 stage = found[-1].stage + (not keeps) if found else 0
                 found.append(BlockInfo(f"{sequence}.{i}", stage, keeps))
@@ -210,35 +225,13 @@ def classifier(model: nn.Module) -> nn.Module:
     return cast(Any, model).get_output_embeddings()
 
 
-def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Return the logits (..., vocabulary) of a language model from the input of its classifier, (..., C).
-
-    In most families they are the output of the classifier; Granite divides it, Gemma 2 caps it softly.
-    """
-    found: Tensor = cast(Any, model).get_output_embeddings()(hidden)
-    divisor, cap = (getattr(model.config, name, None) for name in ("logits_scaling", "final_logit_softcapping"))
-    if divisor:
-        found = found / divisor
-    return cap * torch.tanh(found / cap) if cap else found
-
-
-@torch.no_grad()
-def logits_known(model: nn.Module) -> bool:
-    """Return True if ``logits`` agrees with the forward pass of the model on two tokens."""
-    network = cast(Any, model)
-    ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
-    expected = network(input_ids=ids, use_cache=False).logits
-    found = logits(model, network.base_model(input_ids=ids, use_cache=False).last_hidden_state).to(expected.device)
-    return bool((found - expected).abs().max() <= 0.01 * expected.abs().max())
-
-
 def parameter_count(module: nn.Module) -> int:
     """Return the number of parameters of a module; shared ones count once."""
     return sum(p.numel() for p in module.parameters())
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Return the sizes of ``model``, read from its modules; the number of heads or neurons that cannot be removed is 0.
+    """Return the sizes of ``model``, read from its modules; 0 heads or neurons if none can be removed.
 
     Raises
     ------

@@ -60,7 +60,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
           reconstruction: str = "none", ridge: float | Sequence[float] = RIDGES,
           text: Iterable[Mapping[str, Tensor]] = (), calibration: Texts = CALIBRATION, prompts: int | None = None,
           reconstruction_text: Texts = RECONSTRUCTION_TEXT, reconstruction_samples: int | None = None,
-          allow_test_text: bool = False, multiple_of: int = 1, seed: int = 0) -> Pruned:
+          allow_test_text: bool = False, multiple_of: int | None = None, seed: int = 0) -> Pruned:
     """Remove ``removed_fraction`` of all parameters; ``model`` itself stays as it is.
 
     Defaults are those of the command ``pruning-lib prune``, and both give the same model.

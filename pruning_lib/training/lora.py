@@ -27,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import extra
 from pruning_lib._files import bytes_of, digest, replacing
 from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
@@ -117,7 +118,8 @@ def _check(model: nn.Module, settings: Settings, teacher: nn.Module | None) -> N
 
 def _with_adapters(model: nn.Module, settings: Settings) -> Any:
     """Put adapters, drawn from the seed, on every projection of every block; freeze all other weights."""
-    from peft import LoraConfig, get_peft_model
+    with extra("recovery"):
+        from peft import LoraConfig, get_peft_model
 
     family = families.family_of(model)
     paths = set(families.named_paths(family))

@@ -101,14 +101,15 @@ def test_the_stated_range_can_be_reached_at_seven_billion_parameters_too(llama2_
         with pytest.raises(ValueError, match="reachable") as refused:
             choose(importance, llama2_7b, removed_fraction=0.97, heads_removed=heads_removed)
         for fraction in reachable(refused.value)[0]:
-            choose(importance, llama2_7b, removed_fraction=fraction, heads_removed=heads_removed)
+            choose(importance, llama2_7b, removed_fraction=fraction, heads_removed=heads_removed, multiple_of=1)
 
 
 @pytest.mark.parametrize(("fraction", "heads", "neurons", "parameters"), [
     (0.30034, 22, 7568, 4_714_663_936), (0.21024, 25, 8600, 5_321_789_440)])
 def test_at_the_papers_size_the_plan_is_the_published_network(
         llama2_7b, random_importance, fraction, heads, neurons, parameters):
-    plan = choose(random_importance(llama2_7b), llama2_7b, removed_fraction=fraction, heads_removed="same_share")
+    plan = choose(random_importance(llama2_7b), llama2_7b, removed_fraction=fraction, heads_removed="same_share",
+                  multiple_of=1)
     assert plan.kept["heads"] == heads
     assert abs(plan.kept["neurons"] - neurons) <= 1
     assert abs(plan.sizes.parameters - plan.removed_parameters - parameters) <= 32 * 3 * 4096
@@ -131,18 +132,49 @@ def test_heads_can_be_fixed_and_the_neurons_take_up_the_rest(tiny, random_import
 
 
 @pytest.mark.parametrize("multiple_of", [1, 2, 7, 8, 40])
-def test_the_neurons_kept_are_the_multiple_nearest_to_the_fraction(tiny, random_importance, multiple_of):
+def test_the_neurons_kept_are_the_nearest_multiple_or_the_fraction_is_refused(tiny, random_importance, multiple_of):
     model = tiny("llama", heads=6, groups=3, neurons=40)
     importance = random_importance(model)
-    multiples = range(multiple_of, 41, multiple_of)
+    multiples, refused = range(multiple_of, 41, multiple_of), 0
     for fraction in [0.0, *torch.linspace(0.01, 0.5, 30).tolist()]:
         exact = choose(importance, model, removed_fraction=fraction, heads_removed="same_share")
-        plan = choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of,
-               heads_removed="same_share")
+        wanted = exact.kept["neurons"]
+        nearest = min(multiples, key=lambda m: (abs(m - wanted), m % (2 * multiple_of)))
+        unheard = wanted < 40 and nearest == 40 and exact.kept["heads"] == 6  # nothing at all would go
+        if unheard or (wanted < 40 and abs(nearest - wanted) > multiple_of / 2):
+            with pytest.raises(ValueError, match=f"multiple_of={multiple_of} is too coarse"):
+                choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of,
+                       heads_removed="same_share")
+            refused += 1
+            continue
+        plan = choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of, heads_removed="same_share")
         assert torch.equal(plan.heads, exact.heads)
-        wanted, kept = exact.kept["neurons"], plan.kept["neurons"]
-        assert kept == 40 if wanted == 40 else abs(kept - wanted) == min(abs(m - wanted) for m in multiples)
+        kept = plan.kept["neurons"]
+        assert kept == 40 if wanted == 40 else abs(kept - wanted) == abs(nearest - wanted)
         assert plan.removed_parameters == count(model) - count(surgery.remove(model, plan))
+    assert (refused > 0) == (multiple_of > 2)
+
+
+@pytest.mark.parametrize(("neurons", "fraction", "multiple_of", "said"), [
+    (192, 0.02, 64, "192 neurons per block remove 0.0000, 128 neurons per block remove"),  # removed nothing, silently
+    (200, 0.02, 128, "128 neurons per block remove")])  # removed a third of them
+def test_a_multiple_too_coarse_for_the_fraction_names_those_it_reaches(tiny, random_importance, neurons, fraction,
+                                                                       multiple_of, said):
+    model = tiny("llama", neurons=neurons)
+    with pytest.raises(ValueError, match=f"multiple_of={multiple_of} is too coarse.*{said}") as error:
+        choose(random_importance(model), model, removed_fraction=fraction, multiple_of=multiple_of)
+    reachable = float(str(error.value).split(" of all parameters")[0].rpartition(" ")[2])
+    plan = choose(random_importance(model), model, removed_fraction=reachable, multiple_of=multiple_of)
+    assert plan.kept["neurons"] == 128 and plan.removed_fraction == pytest.approx(reachable, abs=1e-4)
+
+
+@pytest.mark.parametrize(("neurons", "kept"), [(192, 160), (200, 170)])
+def test_without_a_multiple_blocks_of_32_stay_blocks_of_32_and_others_are_cut_to_the_neuron(tiny, random_importance,
+                                                                                            neurons, kept):
+    model = tiny("llama", neurons=neurons)
+    s = families.sizes(model)
+    fraction = s.blocks * 30 * s.neuron_parameters / s.parameters
+    assert choose(random_importance(model), model, removed_fraction=fraction).kept["neurons"] == kept
 
 
 @pytest.mark.parametrize("multiple_of", [0, -8, 41])
