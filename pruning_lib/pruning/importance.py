@@ -29,6 +29,7 @@ from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families
 from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
 from pruning_lib.pruning import amp, reconstruction
+from pruning_lib.pruning.own_score import importance_from
 from pruning_lib.pruning.selection import Importance
 
 Batches = Iterable[Mapping[str, Tensor]]
@@ -236,18 +237,7 @@ def method_of(method: str | Callable[..., Any]) -> Method:
         return METHODS[method]
     function = function_of(method) if isinstance(method, str) else method
     name = getattr(function, "__name__", type(function).__name__)
-
-    def scores(model: nn.Module, batches: Batches) -> Importance:
-        found = function(model, batches)
-        if isinstance(found, Importance):
-            return found
-        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
-            raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores "
-                             f"of heads (L, H) and of neurons (L, M)")
-        heads, neurons = (part.detach().float().cpu() for part in found)
-        return Importance(heads, neurons, {"method": name})
-
-    return Method(scores, "lowest", f"{name}: removes the lowest scores")
+    return Method(importance_from(function, name), "lowest", f"{name}: removes the lowest scores")
 
 
 def importance(model: nn.Module, batches: Batches, *, method: str | Callable[..., Any] = "amp") -> Importance:

@@ -183,7 +183,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
 def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: int) -> int:
     """Return the number of neurons to remove so that the nearest multiple of ``multiple_of`` is kept; 0 stays 0.
 
-    ``with_heads`` parameters per block go in any case.
+    ``with_heads`` parameters per block are removed in any case.
     """
     if not s.neurons:
         return 0
