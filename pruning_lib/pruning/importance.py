@@ -146,37 +146,48 @@ def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -
     cannot remove heads.  The score of heads is our extension: the same product for every column of a head, from its
     query row and its output column, summed over the head.
     """
-    norms, family, D = _prompt_norms(model, batches, progress), families.family_of(model), families.head_width(model)
+    norms, s = _prompt_norms(model, batches, progress), families.sizes(model)
+    with_heads = s.blocks * bool(s.heads)
     heads, neurons = [], []
     for i, block in enumerate(families.blocks(model)):
-        p = families.projections(block, family)
-        heads.append((_range_shares((p.queries,), p.heads_out) * norms[i]).view(-1, D).sum(1))
-        neurons.append(_range_shares(p.neurons_in, p.neurons_out) * norms[len(norms) // 2 + i])
-    return Importance(torch.stack(heads), torch.stack(neurons), {"method": "peak_to_peak"})
+        if s.heads:
+            heads.append((_range_shares(model, block, "heads", s.head_width) * norms[i].view(-1, s.head_width)).sum(1))
+        if s.neurons:
+            neurons.append(_range_shares(model, block, "neurons", 1).flatten() * norms[with_heads + i])
+    return Importance(_rows(heads, s.blocks), _rows(neurons, s.blocks), {"method": "peak_to_peak"})
 
 
 def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Tensor]:
     """Return the L2 norm over a prompt's tokens of every input of every output projection, summed over prompts."""
     modules = output_projections(model)
-    sums = [torch.zeros(m.in_features, device=m.weight.device) for m in modules]
+    weights = [families.matrix(m) for m in modules]
+    sums = [torch.zeros(w.shape[1], device=w.device) for w in weights]
 
     def see(i: int, x: Tensor) -> None:
-        x = x.float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
+        x = by_prompt(x, mask).float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
         sums[i] += x.pow(2).sum(1).sqrt().sum(0)
 
     with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
         for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
-            mask = batch["attention_mask"].to(modules[0].weight.device)
+            mask = batch["attention_mask"].to(weights[0].device)
             model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
                              attention_mask=mask, use_cache=False)
     return [s.cpu() for s in sums]
 
 
-def _range_shares(rows_in: Iterable[families.Rows], out: nn.Linear) -> Tensor:
-    """Add up, for every column of ``out``, the ranges of its weights as shares of the largest; (columns,) float32."""
-    vectors = [rows.of(rows.linear.weight.detach()).float() for rows in rows_in] + [out.weight.detach().float().T]
-    ranges = [v.amax(1) + v.amin(1).abs() for v in vectors]
-    return torch.stack([r / (r.max() + 1e-8) for r in ranges]).sum(0).cpu()
+def _range_shares(model: nn.Module, block: nn.Module, unit: str, columns: int) -> Tensor:
+    """Add up, for every column of a unit, the ranges of its weights as shares of the largest; (units, columns)."""
+    family, s = families.family_of(model), families.sizes(model)
+    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
+    total = torch.zeros(counts[unit], columns)
+    for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
+        weight = families.tensor(block, part.parameter).detach()
+        if part.unit == unit and weight.ndim == 2:
+            vectors = weight.float().movedim(part.axis, 0)
+            ranges = (vectors.amax(1) + vectors.amin(1).abs()).cpu()[places]
+            for piece in ranges.view(counts[unit], -1, columns).unbind(1):
+                total += piece / (piece.max() + 1e-8)
+    return total
 
 
 def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
