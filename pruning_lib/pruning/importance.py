@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib._registry import Table
+from pruning_lib._registry import Table, function_of
+from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families
 from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
 from pruning_lib.pruning import amp, reconstruction
@@ -228,17 +229,53 @@ METHODS["reconstruction_error"] = Method(
     "removes the smallest error left after least squares (ours; OBS, ZipLM)", needs_text=True)
 
 
-def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Importance:
+def method_of(method: str | Callable[..., Any]) -> Method:
+    """Return a method of the table, or one made of a function of your own, of which the lowest scores go.
+
+    Parameters
+    ----------
+    method : key of ``METHODS``; a function of the model and the batches; or ``"module:function"``, which names one.
+        The function returns an ``Importance``, or scores of heads (L, H) and neurons (L, M)
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, and for a function that cannot be loaded.
+    """
+    if isinstance(method, str) and ":" not in method:
+        return METHODS[method]
+    function = function_of(method) if isinstance(method, str) else method
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def scores(model: nn.Module, batches: Batches) -> Importance:
+        found = function(model, batches)
+        if isinstance(found, Importance):
+            return found
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+            raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores "
+                             f"of heads (L, H) and of neurons (L, M)")
+        heads, neurons = (part.detach().float().cpu() for part in found)
+        return Importance(heads, neurons, {"method": name})
+
+    return Method(scores, "lowest", f"{name}: removes the lowest scores")
+
+
+def importance(model: nn.Module, batches: Batches, *, method: str | Callable[..., Any] = "amp") -> Importance:
     """Return the importance of every head and neuron of a language model.
 
     Parameters
     ----------
-    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
-    method : key of ``METHODS``
+    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on one side
+    method : key of ``METHODS``, or a function of your own, as in ``method_of``
 
     Returns
     -------
     Importance with heads (L, H) and neurons (L, M); larger means keep
+
+    Raises
+    ------
+    ValueError
+        for unknown names, and for batches of another form.
 
     Examples
     --------
@@ -247,13 +284,13 @@ def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Im
     >>> pl.importance(model, pl.batches(["The sea is"], tokenizer)).heads.shape  # doctest: +SKIP
     torch.Size([30, 9])
     """
-    return METHODS[method].importance(model, batches)
+    return method_of(method).importance(model, right_padded(batches))
 
 
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:
     """Return the importances of several methods; an importance shared by two methods is measured once."""
     functions = {name: METHODS[name].importance for name in methods}  # refuses unknown names
-    batches, measured = list(batches), {}
+    batches, measured = right_padded(batches), {}
     for function in functions.values():
         if function not in measured:
             measured[function] = function(model, batches)
