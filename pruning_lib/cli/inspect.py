@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pruning_lib.cli import output
-from pruning_lib.models import deployment, families, image_networks, loading
+from pruning_lib.models import deployment, expert_surgery, families, image_networks, loading, opening
 from pruning_lib.pruning import consensus
 from pruning_lib.pruning.selection import lossless_cuts
 
@@ -21,13 +21,13 @@ def show(arguments: argparse.Namespace) -> int:
 
 def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the possible cuts of a model; a language model is read from its config alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     source = loading.find(arguments.model)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
         return _inspect_image_network(arguments.model, image_networks.read(Path(source)))
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = opening.config_of(source)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # transformers raises many kinds
@@ -45,6 +45,12 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")
     facts["served"] = deployment.head_width_note(facts["family"])
     lines += [facts["served"]] if facts["served"] else []
+    lines += [f"{unit} cannot be removed: {reason}" for unit, reason in facts["refused"].items()
+              if reason not in ("", families.NO_EXPERTS)]
+    if not facts["refused"]["experts"]:
+        e = expert_surgery.sizes(model)
+        lines.append(f"{len(e.blocks)} blocks have {e.experts} experts of {e.neurons} neurons; both can be removed "
+                     f"(pruning.expert_importance)")
     return {"model": arguments.model, **facts}, "\n".join(lines)
 
 

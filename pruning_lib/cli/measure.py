@@ -46,7 +46,8 @@ def texts_of(arguments: argparse.Namespace, *models: str) -> list[str]:
 
 def language_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, Any]:
     """Load a language model and its tokenizer; ValueError for an image network, and for a window it cannot take."""
-    model, tokenizer = loading.load_model(name, dtype=arguments.dtype, device=arguments.device)
+    model, tokenizer = loading.load_model(name, dtype=arguments.dtype, device=arguments.device,
+                                          merge_adapter=arguments.merge_adapter)
     if tokenizer is None:
         raise ValueError(f"{name!r} is an image network; this command is for language models. Remove blocks with "
                          f"consensus.prune, or with: pruning-lib run consensus_prune -p model={name}")

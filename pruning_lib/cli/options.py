@@ -104,6 +104,8 @@ def _add_measures(parser: argparse.ArgumentParser) -> None:
                         help="number format of weights and arithmetic: auto (the checkpoint's own), float32, bfloat16")
     parser.add_argument("--device", metavar="NAME",
                         help="cpu, cuda, cuda:1, mps, auto; without it the GPU if there is one")
+    parser.add_argument("--merge-adapter", action="store_true",
+                        help="the folder holds an adapter: add it to the weights of its base model")
 
 
 def _named(parser: argparse.ArgumentParser, *names: str, table: str, **arguments: Any) -> None:

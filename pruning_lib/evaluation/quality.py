@@ -19,8 +19,9 @@ from tqdm import tqdm
 
 from pruning_lib._extras import extra
 from pruning_lib.data.batching import bos_token
-from pruning_lib.evaluation import harness_tasks
+from pruning_lib.evaluation import harness_tasks, window_losses
 from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
+from pruning_lib.evaluation.window_losses import WindowLosses
 from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
 
@@ -30,11 +31,10 @@ __all__ = ["OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval"
 WINDOW = 2048  # tokens of a window of ``perplexity``, where the model takes as many
 
 
-
 @torch.inference_mode()
 def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int | None = None,
                stride: int | None = None, max_tokens: int | None = None, progress: bool = True
-               ) -> dict[str, float | None]:
+               ) -> dict[str, Any]:
     """Compute perplexity: the exponential of the mean negative log-likelihood of a token, given its window so far.
 
     The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart.
@@ -53,7 +53,10 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     Returns
     -------
     dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``; None for a
-    single window), ``tokens`` (predicted), ``window``, ``stride``, ``bos_token`` (whether windows begin with one)
+    single window), ``tokens`` (predicted), ``window``, ``stride``, ``bos_token`` (whether windows begin with one),
+    ``nats_per_character`` of the predicted text, which compares models of different tokenizers (None where the
+    tokenizer does not tell which characters a token stands for),
+    and ``windows``, the loss of every window as text for ``window_losses.paired``
 
     Raises
     ------
@@ -65,7 +68,9 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
         raise ValueError(f"texts is a single text, {texts[:40]!r}; give a list of texts: [text]")
     if max_tokens is not None and max_tokens < 2:
         raise ValueError(f"max_tokens={max_tokens}; give 2 or more, or None for all")
-    ids = torch.tensor(tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
+    fast = getattr(tokenizer, "is_fast", False)  # only those tell which characters a token stands for
+    encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=fast)
+    ids, spans = torch.tensor(encoded["input_ids"])[:max_tokens], encoded.get("offset_mapping")
     if len(ids) < 2:
         raise ValueError("the texts have fewer than two tokens; give more text")
     bos = bos_token(tokenizer)
@@ -73,7 +78,7 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     room = window - len(first)  # for tokens of the text
     if room < 2:
         raise ValueError(f"window={window} holds a BOS token and {room} token of the text; give 3 or more")
-    losses, counts, done = [], [], 1
+    losses, counts, characters, done = [], [], 0, 1
     with evaluating(model):
         known = families.logits_known(model)
         for start in tqdm(range(0, len(ids) - 1, min(stride, room)), desc="perplexity", disable=not progress,
@@ -84,15 +89,18 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
                 break
             losses.append(_loss(model, torch.cat([first, ids[start:end]]), last=predicted, known=known))
             counts.append(predicted)
+            characters += spans[end - 1][1] - spans[end - predicted][0] if spans else 0
             done = end
     mean, half = _mean_interval(np.array(losses), np.array(counts))
     low, high = (None, None) if half is None else (_exp(mean - half), _exp(mean + half))
     return {"perplexity": _exp(mean), "perplexity_low": low, "perplexity_high": high,
-            "tokens": int(sum(counts)), "window": window, "stride": stride, "bos_token": bos is not None}
+            "tokens": int(sum(counts)), "window": window, "stride": stride, "bos_token": bos is not None,
+            "nats_per_character": sum(losses) / characters if characters else None,
+            "windows": WindowLosses(np.array(losses), np.array(counts)).pack()}
 
 
 def check_window(model: nn.Module, window: int | None, stride: int | None = None) -> tuple[int, int]:
-    """Return window and stride of ``perplexity``, defaults filled in; ValueError for sizes the model cannot take."""
+    """Return window and stride of ``perplexity``, defaults filled in; ValueError for those the model cannot take."""
     window = positions.longest(model, WINDOW) if window is None else window
     stride = window if stride is None else stride
     if not 0 < stride <= window or window < 2:
@@ -238,18 +246,23 @@ def questions(items: dict[str, str]) -> dict[str, int]:
     return {task: int(packed.partition(":")[0]) for task, packed in items.items()}
 
 
-def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
-    """Compare two models on the same items: mean over tasks of accuracy(first) - accuracy(second).
+def paired(first: dict[str, str] | str, second: dict[str, str] | str) -> dict[str, float]:
+    """Compare two models on the same items (mean over tasks of accuracy, first - second) or on the same windows.
 
     Parameters
     ----------
-    first, second : task -> packed items, as ``zero_shot`` returns them
+    first, second : task -> packed items, as ``zero_shot`` returns them; or ``windows``, as ``perplexity`` returns them,
+        which ``window_losses.paired`` compares
 
     Returns
     -------
-    dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within each task),
-    ``items``, and ``p_value`` of the exact McNemar test over the pooled items
+    For items a dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within
+    each task), ``items``, and ``p_value`` of the exact McNemar test over the pooled items
     """
+    if isinstance(first, str) and isinstance(second, str):
+        return window_losses.paired(first, second)
+    if isinstance(first, str) or isinstance(second, str):
+        raise ValueError("items of tasks cannot be compared with windows of a text; give two of the same kind")
     if set(first) != set(second) or not first:
         raise ValueError(f"the two models were measured on different tasks: {sorted(first)} and {sorted(second)}; "
                          f"measure both on the same tasks")

@@ -8,7 +8,7 @@ from typing import Any
 def trained_positions(model: Any) -> int | None:
     """Return the longest sequence, in tokens, that the config of ``model`` states; None where it states none."""
     config = getattr(model, "config", None)
-    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    config = config.get_text_config() if config is not None and hasattr(config, "get_text_config") else config
     return getattr(config, "max_position_embeddings", None) or None
 
 

@@ -164,8 +164,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
     if heads_removed is not None:
         candidates = [_units_of(heads_removed, unit, scope)]
     else:
-        # at least one unit is kept
-        candidates = [0] if scope == "neurons" or not unit.count else list(range(unit.count))
+        candidates = [0] if scope == "neurons" or not unit.count else list(range(unit.count))  # keep one unit
     if scope == "heads":
         units = min(candidates, key=lambda k: abs(k * unit.parameters - target))
         if abs(units * unit.parameters - target) > unit.parameters / 2 or (units == 0 < target):
@@ -243,26 +242,26 @@ def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[int, int]]) ->
 
 def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
-    s = families.sizes(model)
-    per_group, cuts = s.heads // s.groups, []
+    s, refused = families.sizes(model), families.removable(model)
+    per_group, cuts = s.heads // max(s.groups, 1), []
     units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
              for g in range(s.groups)]
     units += [("equal_queries", q * s.groups, q * s.groups * s.head_parameters) for q in range(1, per_group)]
     for cut, heads, parameters in units:
-        refused = ""
+        reason = refused["heads"]
         try:
             families.refuse_head_count(model, s.heads - heads)
         except ValueError as error:
-            refused = str(error)
+            reason = reason or str(error)
         least = s.blocks * parameters / s.parameters
         most = least + s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters
         cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
-                     "refused": refused})
-    block = sum(p.numel() for p in families.blocks(model)[0].parameters())
+                     "refused": reason})
+    block = families.parameter_count(families.blocks(model)[0])
     return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
             "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
             "neurons_fraction": s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters,
-            "block_fraction": block / s.parameters, "cuts": cuts}
+            "block_fraction": block / s.parameters, "cuts": cuts, "refused": refused}
 
 
 def _which(scores: Tensor, n: int, rule: str, generator: torch.Generator) -> Tensor:

@@ -30,7 +30,7 @@ def slow_perplexity(model, ids, window, stride, bos=()):
     losses, window = [], window - len(bos)
     for t in range(1, len(ids)):
         start = next((s for s in range(0, t, stride) if t < s + window), None)
-        if start is None:  # first in the only window that contains it
+        if start is None:  # it stands first in the only window that holds it
             continue
         with torch.no_grad():
             logits = model(torch.tensor([[*bos, *ids[start:t]]])).logits[0, -1].double()
@@ -139,6 +139,12 @@ def test_a_tokenizer_that_adds_none_gives_none(tiny, tokenizer, special):
     assert bos_token(bare) is None
     first, second = (quality.perplexity(tiny("llama"), t, TEXTS, window=16) for t in (tokenizer, bare))
     assert first == second
+
+
+def test_nats_per_character_are_the_whole_loss_over_the_text_that_was_predicted(tiny, tokenizer):
+    """One character is one token here."""
+    found = quality.perplexity(tiny("llama"), tokenizer, TEXTS, window=16, stride=16, progress=False)
+    assert found["nats_per_character"] == pytest.approx(math.log(found["perplexity"]))
 
 
 def test_a_window_is_never_longer_than_the_trained_positions(tiny, tokenizer):
