@@ -147,19 +147,22 @@ def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -
     cannot remove heads.  The score of heads is our extension: the same product for every column of a head, from its
     query row and its output column, summed over the head.
     """
-    norms, family, D = _prompt_norms(model, batches, progress), families.family_of(model), families.head_width(model)
-    heads, neurons = [], []
-    for i, block in enumerate(families.blocks(model)):
-        p = families.projections(block, family)
-        heads.append((_range_shares((p.queries,), p.heads_out) * norms[i]).view(-1, D).sum(1))
-        neurons.append(_range_shares(p.neurons_in, p.neurons_out) * norms[len(norms) // 2 + i])
-    return Importance(torch.stack(heads), torch.stack(neurons), {"method": "peak_to_peak"})
+    family, s = families.family_of(model), families.sizes(model)
+    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
+    norms = iter(_prompt_norms(model, batches, progress))
+    scores: dict[str, list[Tensor]] = {"heads": [], "neurons": []}
+    for unit, path, width in (("heads", family.heads_out, s.head_width), ("neurons", family.neurons_out, 1)):
+        for block in families.blocks(model) if path else ():
+            parts = families.places(families.block_parts(block, family, s.head_width), counts)
+            shares = _range_shares(block, [(part, where) for part, where in parts if part.unit == unit], width)
+            scores[unit].append((shares * next(norms).view(-1, width)).sum(1))
+    return Importance(_rows(scores["heads"], s.blocks), _rows(scores["neurons"], s.blocks), {"method": "peak_to_peak"})
 
 
 def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Tensor]:
     """Return the L2 norm over a prompt's tokens of every input of every output projection, summed over prompts."""
     modules = output_projections(model)
-    sums = [torch.zeros(m.in_features, device=m.weight.device) for m in modules]
+    sums = [torch.zeros(families.matrix(m).shape[1], device=families.matrix(m).device) for m in modules]
 
     def see(i: int, x: Tensor) -> None:
         x = x.float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
@@ -167,17 +170,21 @@ def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Te
 
     with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
         for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
-            mask = batch["attention_mask"].to(modules[0].weight.device)
+            mask = batch["attention_mask"].to(families.matrix(modules[0]).device)
             model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
                              attention_mask=mask, use_cache=False)
     return [s.cpu() for s in sums]
 
 
-def _range_shares(rows_in: Iterable[families.Rows], out: nn.Linear) -> Tensor:
-    """Add up, for every column of ``out``, the ranges of its weights as shares of the largest; (columns,) float32."""
-    vectors = [rows.of(rows.linear.weight.detach()).float() for rows in rows_in] + [out.weight.detach().float().T]
-    ranges = [v.amax(1) + v.amin(1).abs() for v in vectors]
-    return torch.stack([r / (r.max() + 1e-8) for r in ranges]).sum(0).cpu()
+def _range_shares(block: nn.Module, parts: Iterable[tuple[families.Part, Tensor]], width: int) -> Tensor:
+    """Add up the ranges of the weights of each unit, as shares of the largest of their kind; (units, width) float32."""
+    shares = []
+    for part, where in parts:
+        weight = families.tensor(block, part.parameter).detach().float()
+        if weight.ndim == 2:  # biases have no range
+            found = (weight.amax(1 - part.axis) + weight.amin(1 - part.axis).abs()).cpu()[where]
+            shares.append((found / (found.max() + 1e-8)).view(len(where), -1, width).sum(1))
+    return torch.stack(shares).sum(0)
 
 
 def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
