@@ -133,9 +133,7 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
 def _with_adapter(folder: Path, base: str, merge: bool, **how: Any) -> tuple[nn.Module, Any]:
     """Return the base model with the adapter of ``folder`` merged into it, and its tokenizer."""
     if not merge:
-        raise ValueError(f"{folder} holds an adapter of {base or 'a base model it does not name'}, not a model: merge "
-                         f"it first (peft: merge_and_unload, then save_pretrained), or ask for it with "
-                         f"merge_adapter=True, on the command line --merge-adapter")
+        opening.refuse_adapter(folder, base)
     model, tokenizer = load_model(base, **how)
     return opening.merged(model, folder).eval(), tokenizer
 

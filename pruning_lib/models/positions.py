@@ -20,4 +20,5 @@ def refuse_beyond(model: Any, tokens: int, part: str) -> None:
     """Raise ValueError when ``tokens`` exceed the trained positions; ``part`` names the text."""
     most = trained_positions(model)
     if most and tokens > most:
-        raise ValueError(f"{part} has {tokens} tokens, the model was trained for {most} positions; give {most} or fewer")
+        raise ValueError(f"{part} has {tokens} tokens, the model was trained for {most} positions; "
+                         f"give {most} or fewer")

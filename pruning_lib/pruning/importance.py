@@ -78,9 +78,8 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
     Every token has the same weight; padding is ignored.
     """
     modules = output_projections(model)
-    sums: list[Tensor] = [torch.zeros(2, families.matrix(m).shape[1], dtype=torch.float64,
-                                      device=families.matrix(m).device)
-                          for m in modules]
+    weights = [families.matrix(m) for m in modules]
+    sums: list[Tensor] = [torch.zeros(2, w.shape[1], dtype=torch.float64, device=w.device) for w in weights]
     tokens = 0
 
     def see(i: int, x: Tensor) -> None:

@@ -114,8 +114,8 @@ def adding(tokenizer):
     return made
 
 
-@pytest.mark.parametrize(("window", "stride", "max_tokens"), [(94, 94, None), (20, 19, None), (20, 7, None), (16, 15, 64),
-                                                              (16, 15, 61), (3, 2, 30)])
+@pytest.mark.parametrize(("window", "stride", "max_tokens"), [
+    (94, 94, None), (20, 19, None), (20, 7, None), (16, 15, 64), (16, 15, 61), (3, 2, 30)])
 def test_windows_begin_with_bos_where_the_tokenizer_adds_one(tiny, tokenizer, adding, window, stride, max_tokens):
     model = tiny("llama")
     ids = tokenizer("\n\n".join(TEXTS))["input_ids"][:max_tokens]
