@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruning_lib._extras import extra
 from pruning_lib._files import cache, digest
 from pruning_lib._registry import Table
 
@@ -88,7 +89,8 @@ def fingerprint(pixels: Tensor) -> str:
 
 def _digits(part: str) -> tuple[Tensor, Tensor]:
     """Read 8 x 8 grey digits; the last 597 of 1,797 are the test part."""
-    from sklearn.datasets import load_digits
+    with extra("vision"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
@@ -97,7 +99,8 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
 
 
 def _cifar10(part: str) -> tuple[Tensor, Tensor]:
-    from torchvision.datasets import CIFAR10
+    with extra("vision"):
+        from torchvision.datasets import CIFAR10
 
     folder = cache() / "cifar10"
     try:
@@ -112,15 +115,17 @@ def _cifar10_jpeg75(part: str) -> tuple[Tensor, Tensor]:
     local = Path(os.environ.get("PRUNING_DATA", "")) / "cifar10-jpeg" / "data"
     if os.environ.get("PRUNING_DATA") and local.is_dir():
         return _parquet(local, part)
-    from torchvision.io import decode_jpeg, encode_jpeg
+    with extra("vision"):
+        from torchvision.io import decode_jpeg, encode_jpeg
 
     pixels, labels = _cifar10(part)
     return torch.stack([decode_jpeg(encode_jpeg(image, quality=75)) for image in pixels]), labels
 
 
 def _parquet(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    import pandas as pd
-    from torchvision.io import decode_image
+    with extra("vision"):
+        import pandas as pd
+        from torchvision.io import decode_image
 
     files = sorted(folder.glob(f"{part}-*.parquet"))
     if not files:

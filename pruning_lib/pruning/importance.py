@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib._registry import Table
+from pruning_lib._registry import Table, function_of
+from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families
 from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
 from pruning_lib.pruning import amp, reconstruction
@@ -146,44 +147,38 @@ def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -
     cannot remove heads.  The score of heads is our extension: the same product for every column of a head, from its
     query row and its output column, summed over the head.
     """
-    family, s = families.family_of(model), families.sizes(model)
+    norms, family, s = _prompt_norms(model, batches, progress), families.family_of(model), families.sizes(model)
     counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
-    norms = iter(_prompt_norms(model, batches, progress))
     scores: dict[str, list[Tensor]] = {"heads": [], "neurons": []}
-    for unit, path, width in (("heads", family.heads_out, s.head_width), ("neurons", family.neurons_out, 1)):
-        for block in families.blocks(model) if path else ():
-            parts = families.places(families.block_parts(block, family, s.head_width), counts)
-            shares = _range_shares(block, [(part, where) for part, where in parts if part.unit == unit], width)
-            scores[unit].append((shares * next(norms).view(-1, width)).sum(1))
-    return Importance(_rows(scores["heads"], s.blocks), _rows(scores["neurons"], s.blocks), {"method": "peak_to_peak"})
+    for i, block in enumerate(families.blocks(model)):
+        shares = {"heads": torch.zeros(s.heads, s.head_width), "neurons": torch.zeros(s.neurons, 1)}
+        for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
+            weight = families.tensor(block, part.parameter).detach().float()
+            if part.unit in shares and weight.ndim == 2:
+                ranges = (weight.amax(1 - part.axis) + weight.amin(1 - part.axis).abs()).cpu()[places]
+                shares[part.unit] += ranges / (ranges.max() + 1e-8)
+        for unit, share in shares.items():
+            norm = norms[i - s.blocks if unit == "neurons" else i] if share.numel() else torch.zeros(0)
+            scores[unit].append((share * norm.cpu().view(share.shape)).sum(1))
+    return Importance(torch.stack(scores["heads"]), torch.stack(scores["neurons"]), {"method": "peak_to_peak"})
 
 
 def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Tensor]:
     """Return the L2 norm over a prompt's tokens of every input of every output projection, summed over prompts."""
     modules = output_projections(model)
-    sums = [torch.zeros(families.matrix(m).shape[1], device=families.matrix(m).device) for m in modules]
+    weights = [families.matrix(m) for m in modules]
+    sums = [torch.zeros(w.shape[1], device=w.device) for w in weights]
 
     def see(i: int, x: Tensor) -> None:
-        x = x.float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
+        x = by_prompt(x, mask).float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
         sums[i] += x.pow(2).sum(1).sqrt().sum(0)
 
     with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
         for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
-            mask = batch["attention_mask"].to(families.matrix(modules[0]).device)
+            mask = batch["attention_mask"].to(weights[0].device)
             model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
                              attention_mask=mask, use_cache=False)
     return [s.cpu() for s in sums]
-
-
-def _range_shares(block: nn.Module, parts: Iterable[tuple[families.Part, Tensor]], width: int) -> Tensor:
-    """Add up the ranges of the weights of each unit, as shares of the largest of their kind; (units, width) float32."""
-    shares = []
-    for part, where in parts:
-        weight = families.tensor(block, part.parameter).detach().float()
-        if weight.ndim == 2:  # biases have no range
-            found = (weight.amax(1 - part.axis) + weight.amin(1 - part.axis).abs()).cpu()[where]
-            shares.append((found / (found.max() + 1e-8)).view(len(where), -1, width).sum(1))
-    return torch.stack(shares).sum(0)
 
 
 def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
@@ -224,17 +219,53 @@ METHODS["reconstruction_error"] = Method(
     "removes the smallest error left after least squares (ours; OBS, ZipLM)", needs_text=True)
 
 
-def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Importance:
+def method_of(method: str | Callable[..., Any]) -> Method:
+    """Return a method of the table, or one made of a function of your own, of which the lowest scores go.
+
+    Parameters
+    ----------
+    method : key of ``METHODS``; a function of the model and the batches; or ``"module:function"``, which names one.
+        The function returns an ``Importance``, or scores of heads (L, H) and neurons (L, M)
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, and for a function that cannot be loaded.
+    """
+    if isinstance(method, str) and ":" not in method:
+        return METHODS[method]
+    function = function_of(method) if isinstance(method, str) else method
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def scores(model: nn.Module, batches: Batches) -> Importance:
+        found = function(model, batches)
+        if isinstance(found, Importance):
+            return found
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+            raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores "
+                             f"of heads (L, H) and of neurons (L, M)")
+        heads, neurons = (part.detach().float().cpu() for part in found)
+        return Importance(heads, neurons, {"method": name})
+
+    return Method(scores, "lowest", f"{name}: removes the lowest scores")
+
+
+def importance(model: nn.Module, batches: Batches, *, method: str | Callable[..., Any] = "amp") -> Importance:
     """Return the importance of every head and neuron of a language model.
 
     Parameters
     ----------
-    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
-    method : key of ``METHODS``
+    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on one side
+    method : key of ``METHODS``, or a function of your own, as in ``method_of``
 
     Returns
     -------
     Importance with heads (L, H) and neurons (L, M); larger means keep
+
+    Raises
+    ------
+    ValueError
+        for unknown names, and for batches of another form.
 
     Examples
     --------
@@ -243,13 +274,13 @@ def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Im
     >>> pl.importance(model, pl.batches(["The sea is"], tokenizer)).heads.shape  # doctest: +SKIP
     torch.Size([30, 9])
     """
-    return METHODS[method].importance(model, batches)
+    return method_of(method).importance(model, right_padded(batches))
 
 
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:
     """Return the importances of several methods; an importance shared by two methods is measured once."""
     functions = {name: METHODS[name].importance for name in methods}  # refuses unknown names
-    batches, measured = list(batches), {}
+    batches, measured = right_padded(batches), {}
     for function in functions.values():
         if function not in measured:
             measured[function] = function(model, batches)
