@@ -1,13 +1,15 @@
 """Images by name: pixels and labels in a fixed order, decoded once.
 
-CIFAR-10 comes through torchvision.  ``cifar10-jpeg75`` is the same images recompressed as JPEG of quality 75, a harder
-copy; ``PRUNING_DATA`` may hold it as parquet files, as on the hub.  The digits come with scikit-learn, no download.
+CIFAR-10 comes through torchvision, or from parquet files under ``PRUNING_DATA``, as on the hub; both give the images in
+one order, so that a split and the first n images are the same whatever they were read from.  ``cifar10-jpeg75`` is the
+same images recompressed as JPEG of quality 75, a harder copy.  The digits come with scikit-learn, no download.
 Every set has three splits that share no image: "calibration" to score on, "train" to learn from, "test" to report.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -16,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from pruning_lib._files import cache
@@ -97,6 +100,20 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
 
 
 def _cifar10(part: str) -> tuple[Tensor, Tensor]:
+    """Return the original pixels, sorted by digest: copies of this set differ in their order."""
+    pixels, labels = _copy("cifar10", part) or _torchvision_cifar10(part)
+    digests = [hashlib.sha256(image.tobytes()).digest() for image in pixels.numpy()]
+    order = torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))
+    return pixels[order], labels[order]
+
+
+def _copy(folder: str, part: str) -> tuple[Tensor, Tensor] | None:
+    """Return what ``PRUNING_DATA`` holds of a data set; None where it holds nothing."""
+    local = Path(os.environ.get("PRUNING_DATA", "")) / folder / "data"
+    return _parquet(local, part) if os.environ.get("PRUNING_DATA") and local.is_dir() else None
+
+
+def _torchvision_cifar10(part: str) -> tuple[Tensor, Tensor]:
     from torchvision.datasets import CIFAR10
 
     folder = cache() / "cifar10"
@@ -109,25 +126,28 @@ def _cifar10(part: str) -> tuple[Tensor, Tensor]:
 
 
 def _cifar10_jpeg75(part: str) -> tuple[Tensor, Tensor]:
-    local = Path(os.environ.get("PRUNING_DATA", "")) / "cifar10-jpeg" / "data"
-    if os.environ.get("PRUNING_DATA") and local.is_dir():
-        return _parquet(local, part)
+    if found := _copy("cifar10-jpeg", part):
+        return found
     from torchvision.io import decode_jpeg, encode_jpeg
 
-    pixels, labels = _cifar10(part)
+    pixels, labels = _torchvision_cifar10(part)
     return torch.stack([decode_jpeg(encode_jpeg(image, quality=75)) for image in pixels]), labels
 
 
 def _parquet(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     import pandas as pd
-    from torchvision.io import decode_image
 
     files = sorted(folder.glob(f"{part}-*.parquet"))
     if not files:
         raise ValueError(f"{folder} has no {part}-*.parquet")
     table = pd.concat(map(pd.read_parquet, files))
-    encoded = (np.frombuffer(cell["bytes"], dtype=np.uint8).copy() for cell in table["img"])
-    return torch.stack([decode_image(torch.from_numpy(e)) for e in encoded]), torch.tensor(table["label"].to_numpy())
+    images = np.stack([_decoded(cell["bytes"]) for cell in table["img"]])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_numpy())
+
+
+def _decoded(content: bytes) -> np.ndarray:
+    """Return the (height, width, 3) pixels of a PNG, WebP or JPEG file."""
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 IMAGES: Table = Table("image set")

@@ -19,7 +19,7 @@ from pruning_lib._files import cache
 from pruning_lib.experiments.runs import Row, Tree, parameters_of, source
 
 SMALL_BYTES = 1 << 20  # the digest of a larger file is remembered
-IMAGE_FOLDERS = {"cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
+IMAGE_FOLDERS = {"cifar10": "cifar10", "cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
 LENT = ("PRUNING_DATA", "PRUNING_MODELS")  # name folders of this machine that stand in for downloads
 
 

@@ -18,6 +18,7 @@ from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from pruning_lib._registry import Table
 from pruning_lib.models.cifar_resnet import Block, CifarResNet
+from pruning_lib.models.keras_resnet import KerasBlock, KerasResNet
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ class ImageFamily:
 
 IMAGE_FAMILIES: Table = Table("image family")
 IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(CifarResNet, (Block,), ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["keras_resnet"] = ImageFamily(KerasResNet, (KerasBlock,), ("layer1", "layer2", "layer3"), "linear")
 IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
     ResNet, (BasicBlock, Bottleneck), ("layer1", "layer2", "layer3", "layer4"), "fc")
 IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2, (InvertedResidual,), ("features",), "classifier.1")

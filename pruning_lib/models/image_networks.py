@@ -11,7 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from pruning_lib._registry import Table
 from pruning_lib.models import families, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.cifar_resnet import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Normalise
+from pruning_lib.models.keras_resnet import KerasResNet, PixelMean
 
 FORMAT, VERSION = "pruning_lib image network", 1
 
@@ -62,6 +63,11 @@ NETWORKS: Table = Table("image network")
 def cifar_resnet(depth: int = 56, shortcut: str = "A", channels: int = 3, classes: int = 10) -> nn.Module:
     # the normalisation is the config's, ``_normalising`` puts it in
     return CifarResNet(depth, shortcut, channels, classes, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+@NETWORKS.register()
+def keras_resnet(blocks: Sequence[int] = (9, 9, 9), channels: int = 3, classes: int = 10, size: int = 32) -> nn.Module:
+    return KerasResNet(blocks, channels, classes, size)
 
 
 class _OnPixels:
@@ -127,12 +133,16 @@ def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Modul
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             bound = module.in_features ** -0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
+        elif isinstance(module, PixelMean):
+            nn.init.zeros_(module.mean)  # until it is measured on training images
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"no rule for the first weights of {type(module).__name__}; add one to networks.build")
     return _normalising(network)
