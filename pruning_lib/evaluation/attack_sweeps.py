@@ -64,11 +64,11 @@ def _fgsm_block(model: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float
 
 
 def survivors(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float],
-              left: Sequence[np.ndarray] | None = None, seed: int = 0, steps: int | None = None, restarts: int = 1
-              ) -> list[np.ndarray]:
+              left: Sequence[np.ndarray] | None = None, seed: int = 0, steps: int | None = None) -> list[np.ndarray]:
     """Return which images no attack has fooled within each budget, (N,) booleans per budget.
 
-    At every budget only those images are attacked that earlier attacks, smaller budgets and earlier starts have left.
+    At every budget only those images are attacked that earlier attacks and smaller budgets have left.  Another start of
+    a random attack is another call, with another seed and what the first one left.
 
     Parameters
     ----------
@@ -76,7 +76,6 @@ def survivors(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, ep
     epsilons : budgets in ascending order, in the norm of the attack
     left : what earlier attacks of the same norm left at each budget; None: all images
     seed, steps : as ``attacks`` takes them
-    restarts : starts of a random attack
 
     Raises
     ------
@@ -88,12 +87,10 @@ def survivors(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, ep
     found: list[np.ndarray] = []
     standing = np.ones(len(images), bool)
     for i, epsilon in enumerate(epsilons):
-        standing = standing & left[i] if left is not None else standing
-        for restart in range(restarts):
-            chosen = torch.from_numpy(standing.nonzero()[0])
-            if len(chosen):
-                more: dict[str, Any] = {"epsilons": [epsilon], "seed": seed + restart, "steps": steps}
-                standing = standing.copy()
-                standing[chosen.numpy()] = attacks.answers(name, model, images[chosen], labels[chosen], **more)[0]
+        standing = standing & left[i] if left is not None else standing.copy()
+        chosen = torch.from_numpy(standing.nonzero()[0])
+        if len(chosen):
+            more: dict[str, Any] = {"epsilons": [epsilon], "seed": seed, "steps": steps}
+            standing[chosen.numpy()] = attacks.answers(name, model, images[chosen], labels[chosen], **more)[0]
         found.append(standing)
     return found
