@@ -2,7 +2,7 @@
 # make test        environment, the tests
 # make book        the published report, rendered from the stored pages
 # make report      re-run the stale rows of the report (hours; needs the data sets)
-# make bench       speed of the importance pass, compensation, and scoring blocks, growth of cost
+# make bench       speed of the importance pass, reconstruction, and scoring blocks, growth of cost
 # make lint        style and types
 
 PYTHON ?= python3
@@ -28,7 +28,7 @@ report: $(READY)
 
 bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_importance.py
-	$(BIN)/python tests/benchmarks/bench_compensation.py
+	$(BIN)/python tests/benchmarks/bench_reconstruction.py
 	$(BIN)/python tests/benchmarks/bench_consensus.py
 	$(BIN)/python tests/benchmarks/bench_growth.py
 

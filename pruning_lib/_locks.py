@@ -24,7 +24,7 @@ class Held(Exception):
 
 
 @contextmanager
-def lock(path: Path, *, wait: bool = True, say: Callable[[str], None] | None = None) -> Iterator[None]:
+def lock(path: Path, *, wait: bool = True, log: Callable[[str], None] | None = None) -> Iterator[None]:
     """Hold the lock at ``path`` for the time of a block; the file goes afterwards.
 
     Parameters
@@ -44,9 +44,9 @@ def lock(path: Path, *, wait: bool = True, say: Callable[[str], None] | None = N
         who = holder(path)
         if not wait:
             raise Held(who)
-        if say:
-            say(who)
-            say = None
+        if log:
+            log(who)
+            log = None
         time.sleep(POLL_S)
         file = _taken(path)
     try:

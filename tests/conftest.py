@@ -110,7 +110,7 @@ def tokenizer():
 @pytest.fixture(scope="session")
 def smollm():
     """The default model and its tokenizer, for tests marked ``model``; nobody changes it."""
-    return loading.load("smollm2-135m-instruct")
+    return loading.load_model("smollm2-135m-instruct")
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def test_any_parameters_of_a_row_and_on_the_command_line(tree, parameters, name)
     with clear():
         row = rows.checked(Row("small", "tiny", parameters), tree)
         staleness.fingerprint(row, tree)
-        input_digests.of(row, tree)
+        input_digests.digests_of(row, tree)
     with clear():
         main._override(f"{name}={parameters}")
 
@@ -133,7 +133,7 @@ def reads(folder, contents):
         with clear():
             assert records.read("small")["run"] == "small"
         with clear():
-            records.gather("tiny")
+            records.to_dataframe("tiny")
     records.contents(folder / "small.json")
 
 
@@ -227,7 +227,7 @@ def test_any_config_of_an_image_network(tmp_path, changed, text):
     config = {**json.loads((tmp_path / "config.json").read_text()), **changed}
     (folder / "config.json").write_bytes(json.dumps(config).encode() if text is None else text)
     with clear():
-        if image_networks.holds(folder):
+        if image_networks.is_image_network(folder):
             image_networks.read(folder)
 
 
@@ -247,7 +247,7 @@ def test_any_config_of_a_checkpoint(checkpoint, data):
     changed = data.draw(st.dictionaries(st.sampled_from(sorted(config)), numbers, min_size=1, max_size=2))
     (folder / "config.json").write_text(json.dumps({**config, **changed}))
     with clear():
-        loading.load(str(folder))
+        loading.load_model(str(folder))
 
 
 # --- what must not be run ---------------------------------------------------------------------------------------------
@@ -263,10 +263,10 @@ def test_a_model_that_brings_code_is_refused_unless_it_is_asked_for_by_name(chec
         {**config, "model_type": "brings", "auto_map": {"AutoConfig": "code.Config",
                                                         "AutoModelForCausalLM": "code.Model"}}))
     with pytest.raises(ValueError, match="does not load"):
-        loading.load(str(brings))
+        loading.load_model(str(brings))
     assert not mark.exists()
     with pytest.raises(ValueError, match="does not load"):  # it has no class Model
-        loading.load(str(brings), trust_remote_code=True)
+        loading.load_model(str(brings), trust_remote_code=True)
     assert mark.exists()
 
 
@@ -280,7 +280,7 @@ def test_notebooks_of_others_are_read_and_not_executed_by_anything_but_run(tmp_p
         with pytest.raises(SystemExit, match="tiny.ipynb: its parameters cannot be read"):
             main.main([*command, "--root", str(tree.notebooks.parent)])
     assert not mark.exists()
-    config = yaml.safe_load((rows.Path(execution.__file__).parents[1] / "book" / "_config.yml").read_text())
+    config = yaml.safe_load((rows.Path(execution.__file__).parents[2] / "book" / "_config.yml").read_text())
     assert config["execute"]["execute_notebooks"] == "off"  # nor by the builder of the book
 
 

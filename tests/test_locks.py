@@ -13,17 +13,17 @@ from pruning_lib import _locks
 
 HOLDS = """import sys, time
 from pathlib import Path
-from pruning_lib import locks
-with locks.lock(Path(sys.argv[1])):
+from pruning_lib import _locks
+with _locks.lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
 COUNTS = """import sys
 from pathlib import Path
-from pruning_lib import locks
-locks.POLL_S = 0.001
+from pruning_lib import _locks
+_locks.POLL_S = 0.001
 for _ in range(100):
-    with locks.lock(Path(sys.argv[1])):
+    with _locks.lock(Path(sys.argv[1])):
         number = int(Path(sys.argv[2]).read_text())
         Path(sys.argv[2]).write_text(str(number + 1))
 """
@@ -67,7 +67,7 @@ def test_a_holder_that_is_killed_blocks_nobody(path, holder):
 def test_who_waits_is_told_once_for_whom_and_gets_it_afterwards(path, holder):
     said, began = [], time.monotonic()
     threading.Timer(3.5 * _locks.POLL_S, holder.kill).start()
-    with _locks.lock(path, say=said.append):
+    with _locks.lock(path, log=said.append):
         pass
     assert len(said) == 1 and str(holder.pid) in said[0] and 3 * _locks.POLL_S < time.monotonic() - began < 20
 

@@ -9,7 +9,7 @@ import psutil
 import yaml
 from test_execution import notebook
 
-from pruning_lib.experiments.execution import Tree
+from pruning_lib.experiments.runs import Tree
 
 PARAMETERS = '''folder = "."   # where marks are left
 wait_for = ""  # name of a file

@@ -11,7 +11,7 @@ os.environ.setdefault("PRUNING_RESULTS", str(ROOT / "data" / "results"))
 from pruning_lib.experiments import records
 from pruning_lib.report import plots  # noqa: E402  (the records' folder has to be known first)
 
-runs = records.gather("amp_prune")
+runs = records.to_dataframe("amp_prune")
 with plots.style():
     fig, ax = plt.subplots(figsize=(7, 4))
     plots.quality_against_size(runs[runs.heads_removed >= 0], ax, quality="perplexity")

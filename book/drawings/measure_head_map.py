@@ -42,7 +42,7 @@ def unevenness(scores):
 
 def measure(record):
     row = record["parameters"]
-    model, tokenizer = loading.load(row["model"], dtype=row["dtype"])
+    model, tokenizer = loading.load_model(row["model"], dtype=row["dtype"])
     scores = amp.importance(model, amp.batches(data.texts(row["calibration"], row["prompts"]), tokenizer))
     scores = selection.Importance(scores.heads, scores.neurons, {})
     gone: dict[int, list] = {}

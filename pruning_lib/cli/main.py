@@ -16,8 +16,8 @@ import yaml
 
 from pruning_lib import __version__, _locks
 from pruning_lib.cli import model_commands
-from pruning_lib.experiments import execution, local
-from pruning_lib.experiments.execution import Row, Tree
+from pruning_lib.experiments import execution, local, runs, staleness
+from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.staleness import MADE_BEFORE
 from pruning_lib.report import book
 
@@ -119,16 +119,16 @@ def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool]) -> bool:
 
 def _why(row: Row, tree: Tree, code_too: bool = False) -> str:
     """Why a row has to run again."""
-    found = execution.verdict(row, tree)
+    found = staleness.staleness_of(row, tree)
     return found.why or (MADE_BEFORE if code_too and not found.code_known else "")
 
 
 def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]) -> list[Row]:
     if bool(arguments.rows) + arguments.all + arguments.defaults != 1:
         raise SystemExit("give names of rows, or --all, or --defaults")
-    table = execution.defaults(tree) if arguments.defaults else execution.rows(tree)
+    table = runs.defaults(tree) if arguments.defaults else runs.rows(tree)
     if not (arguments.all or arguments.defaults):
-        at_defaults = execution.defaults(tree)
+        at_defaults = runs.defaults(tree)
         table = {**at_defaults, **table}
         unknown = [name for name in arguments.rows if name not in table]
         if unknown:
@@ -140,7 +140,7 @@ def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]
                 print(f"{row.name}: left out ({row.not_run}); to run it, give its name")
         table = {name: row for name, row in table.items() if not row.not_run}
     chosen = [replace(row, parameters={**row.parameters, **overrides}) for row in table.values()]
-    return [execution.checked(row, tree) for row in chosen]
+    return [runs.checked(row, tree) for row in chosen]
 
 
 def _count(text: str) -> int:
@@ -163,11 +163,11 @@ def _override(text: str) -> tuple[str, Any]:
 def _status(arguments: argparse.Namespace) -> int:
     tree = Tree.at(arguments.root, arguments.out)
     unknown = []
-    for name, row in execution.rows(tree).items():
+    for name, row in runs.rows(tree).items():
         if row.not_run and not tree.page(row).exists():
             print(f"{name:30} not run here: {row.not_run}")
             continue
-        found = execution.verdict(row, tree)
+        found = staleness.staleness_of(row, tree)
         running = _locks.held(tree.lock(row))
         print(f"{name:30} {found.why or 'up to date'}" + (f"; running: {running}" if running else ""))
         unknown += [] if found.code_known or found.why else [name]

@@ -65,19 +65,19 @@ def _add_prune(commands: Any) -> None:
                         help="neurons kept in a block: the nearest multiple; 8 or 64 for a GPU")
     parser.add_argument("--criterion", default="none", choices=["none", *CRITERIA], help="which blocks")
     parser.add_argument("--blocks-removed", type=int, default=0, help="blocks that go after the width was cut")
-    parser.add_argument("--compensate", default="none", choices=pipeline.COMPENSATIONS,
+    parser.add_argument("--reconstruct", default="none", choices=pipeline.RECONSTRUCTIONS,
                         help="re-solve what stays by least squares")
     parser.add_argument("--calibration", default="alpaca", choices=data.DATASETS, help="prompts that methods look at")
     parser.add_argument("--prompts", type=int, default=50, help="how many, from the first on")
-    parser.add_argument("--compensation-text", default="c4", choices=data.DATASETS,
+    parser.add_argument("--reconstruction-text", default="c4", choices=data.DATASETS,
                         help="what is re-solved on, and what the method repair looks at")
-    parser.add_argument("--compensation-samples", type=int, default=100, help="how many texts, cut at 512 tokens")
+    parser.add_argument("--reconstruction-samples", type=int, default=100, help="how many texts, cut at 512 tokens")
     parser.add_argument("--recover", choices=[k for k, v in data.DATASETS.items()
                                               if v.text is data.instruction_prompt],
                         help="then tune with LoRA on these answers, beyond the calibration prompts")
     parser.add_argument("--recover-pairs", type=int, help="how many; all without this")
     parser.add_argument("--epochs", type=int, default=2, help="of recovery")
-    parser.add_argument("--distil-weight", type=float, default=0.0,
+    parser.add_argument("--kd-weight", type=float, default=0.0,
                         help="share of the tuning loss that follows the dense model, 0 to 1")
     parser.add_argument("--resume", type=Path, help="folder for checkpoints of recovery; gone on from if it has one")
     parser.add_argument("--seed", type=int, default=0, help="of the method random, and of recovery")
@@ -112,7 +112,7 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = loading.find(arguments.model)
-    if Path(source).is_dir() and image_networks.holds(Path(source)):
+    if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
         return _inspect_image_network(arguments.model, image_networks.read(Path(source)))
     try:
         config = AutoConfig.from_pretrained(source)
@@ -120,7 +120,7 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # transformers raises many kinds
         raise ValueError(f"{arguments.model!r} has no config of a causal language model: {error}") from error
-    s, facts = families.sizes(model), allowed(model)
+    s, facts = families.sizes(model), lossless_cuts(model)
     lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks of {s.heads} heads "
              f"in {s.groups} groups and {s.neurons} neurons",
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
@@ -138,7 +138,7 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
     stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
     facts = {"model": name, "network": network.config.network, "parameters": cost.parameters(network),
              "blocks": [info.name for info in infos], "removable": [info.name for info in infos if info.removable],
-             "most_blocks_removed": consensus.free(network, min_blocks=1)}
+             "most_blocks_removed": consensus.max_removable(network, min_blocks=1)}
     lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "
              f"{facts['most_blocks_removed']} can go together if every stage keeps one",
              "blocks that can go, stage by stage (with consensus.prune, or: pruning-lib run consensus_prune -p "
@@ -151,14 +151,14 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
 
 def language_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, Any]:
     """A language model and its tokenizer; ValueError for an image network, which these commands cannot measure."""
-    model, tokenizer = loading.load(name, dtype=arguments.dtype, device=arguments.device)
+    model, tokenizer = loading.load_model(name, dtype=arguments.dtype, device=arguments.device)
     if tokenizer is None:
         raise ValueError(f"{name!r} is an image network; this command is for language models. Its blocks go with "
                          f"consensus.prune, or with: pruning-lib run consensus_prune -p model={name}")
     return model, tokenizer
 
 
-def allowed(model: nn.Module) -> dict[str, Any]:
+def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     """Sizes of a language model, and every lossless cut of its heads with the fractions it can reach."""
     s = families.sizes(model)
     per_group, cuts = s.heads // s.groups, []
@@ -187,36 +187,36 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     a = arguments
     if a.out.exists() and (not a.out.is_dir() or any(a.out.iterdir())):
         raise FileExistsError(f"{a.out} exists and is not empty; give another folder or remove it first")
-    if not 0 <= a.distil_weight <= bool(a.recover):
-        raise ValueError(f"--distil-weight {a.distil_weight}: give 0 to 1, and --recover with it")
+    if not 0 <= a.kd_weight <= bool(a.recover):
+        raise ValueError(f"--kd-weight {a.kd_weight}: give 0 to 1, and --recover with it")
     texts, used = data.texts(a.calibration, a.prompts), {}
     used[a.calibration] = data.fingerprint(texts)
     pairs = data.pairs(a.recover, a.recover_pairs, skip=a.prompts) if a.recover else []
-    tuning, losses = lora.Settings(epochs=a.epochs, seed=a.seed, distil_weight=a.distil_weight), []
+    tuning, losses = lora.Settings(epochs=a.epochs, seed=a.seed, kd_weight=a.kd_weight), []
     model, tokenizer = language_model(a.model, a)
-    long = a.compensate != "none" or (a.method != "none" and importance.METHODS[a.method].needs_text)
-    more = data.texts(a.compensation_text, a.compensation_samples) if long else []
+    long = a.reconstruct != "none" or (a.method != "none" and importance.METHODS[a.method].needs_text)
+    more = data.texts(a.reconstruction_text, a.reconstruction_samples) if long else []
     found = pipeline.prune(
         model, amp.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
         heads_removed=None if a.heads_removed < 0 else a.heads_removed, grouped_query=a.grouped_query,
-        criterion=a.criterion, blocks_removed=a.blocks_removed, compensation=a.compensate, multiple_of=a.multiple_of,
+        criterion=a.criterion, blocks_removed=a.blocks_removed, reconstruction=a.reconstruct, multiple_of=a.multiple_of,
         text=amp.batches(more, tokenizer) if more else (), seed=a.seed)
-    measured = {"dense": measure(model, tokenizer, a), "pruned": measure(found.network, tokenizer, a)}
+    measured = {"dense": measure(model, tokenizer, a), "pruned": measure(found.model, tokenizer, a)}
     steps = [*found.steps]
     if more:
-        used[f"{a.compensation_text} (long)"] = data.fingerprint(more)
-        steps.append(f"compensation: {a.compensate}; long text: {len(more)} texts of {a.compensation_text}")
+        used[f"{a.reconstruction_text} (long)"] = data.fingerprint(more)
+        steps.append(f"reconstruction: {a.reconstruct}; long text: {len(more)} texts of {a.reconstruction_text}")
     if pairs:
-        losses = lora.lora(found.network, tokenizer, pairs, folder=a.resume, settings=tuning,
-                              teacher=model if a.distil_weight else None)
+        losses = lora.tune(found.model, tokenizer, pairs, folder=a.resume, settings=tuning,
+                              teacher=model if a.kd_weight else None)
         steps.append(f"LoRA on {len(pairs)} answers of {a.recover}, {a.epochs} epochs, "
-                     + f"{a.distil_weight:.0%} of the loss following the dense model, " * bool(a.distil_weight)
+                     + f"{a.kd_weight:.0%} of the loss following the dense model, " * bool(a.kd_weight)
                      + f"loss {losses[0]:.3f} to {losses[-1]:.3f}, merged")
-        measured["recovered"] = measure(found.network, tokenizer, a)
+        measured["recovered"] = measure(found.model, tokenizer, a)
         used[f"{a.recover} (recovery)"] = data.fingerprint(prompt + answer for prompt, answer in pairs)
-    checkpoints.save(found.network, tokenizer, a.out)
+    checkpoints.save(found.model, tokenizer, a.out)
     facts = {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-             "parameters": cost.parameters(found.network), "steps": steps, "measured": measured, "losses": losses,
+             "parameters": cost.parameters(found.model), "steps": steps, "measured": measured, "losses": losses,
              "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(a).items()
                            if key not in {"json", "out", "resume"} and not callable(value)},
              "removed": _removed(found), "made_with": records.made_with(used)}
@@ -232,7 +232,7 @@ def _removed(found: pipeline.Pruned) -> dict[str, Any]:
         return blocks
     parts = {"heads": found.plan.removed_heads, "neurons": found.plan.neurons}
     return {**{part: [" ".join(map(str, sorted(row.tolist()))) for row in rows] for part, rows in parts.items()},
-            "ridges": {repair.layer: repair.ridge for repair in found.repairs}, **blocks}
+            "ridges": {layer.layer: layer.ridge for layer in found.reconstructions}, **blocks}
 
 
 def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:

@@ -26,7 +26,7 @@ ATTACKS: Table = Table("attack")
 BLOCK = 128  # images attacked together, by their place; some attacks draw or stop for all of them at once
 
 
-def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: bool = False, fixed: bool = False
+def register_attack(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: bool = False, fixed: bool = False
           ) -> Callable:
     """Decorator: enters ``f(model, images, labels, epsilon, seed, steps)`` in ``ATTACKS`` with these facts.
 
@@ -42,7 +42,7 @@ def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: 
         @wraps(f)
         def attack(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, seed: int = 0,
                    steps: int | None = None) -> Tensor:
-            check(images, labels, epsilon)
+            validate(images, labels, epsilon)
             if steps is not None and (steps < 1 or fixed and steps != usual):
                 raise ValueError(f"steps={steps}; {name} takes {usual if fixed else 'at least 1'}")
             return _in_blocks(f, model, images, labels, epsilon, seed, steps or usual, norm)
@@ -54,7 +54,7 @@ def entry(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: 
     return enter
 
 
-def check(images: Tensor, labels: Tensor, epsilon: float) -> None:
+def validate(images: Tensor, labels: Tensor, epsilon: float) -> None:
     """Raise ValueError for pixels that are not floats in [0, 1], a label missing, or a budget that is none."""
     if not images.is_floating_point() or not (images.min() >= 0 and images.max() <= 1):  # NaN is neither
         raise ValueError(f"pixels are {images.dtype} from {images.min()} to {images.max()}; give floats in [0, 1], "
@@ -65,7 +65,7 @@ def check(images: Tensor, labels: Tensor, epsilon: float) -> None:
         raise ValueError(f"epsilon={epsilon}; give a budget of 0 or more, in pixels: 1 / 255 is one grey level")
 
 
-def right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def correct_mask(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """(N,) whether the class of each image gets the highest score."""
     device = next(model.parameters()).device
     with torch.no_grad(), evaluating(model):
@@ -85,7 +85,7 @@ def _in_blocks(f: Callable, model: nn.Module, images: Tensor, labels: Tensor, ep
     changed, device = images.clone(), next(model.parameters()).device
     for start in range(0, len(images) if epsilon else 0, BLOCK):
         x, y = images[start:start + BLOCK], labels[start:start + BLOCK]
-        chosen = right(model, x, y).nonzero().flatten()
+        chosen = correct_mask(model, x, y).nonzero().flatten()
         if len(chosen):
             batch = x[chosen].to(device, memory_format=torch.channels_last)
             with evaluating(model), _frozen(model), _seeded(seed * 100_003 + start, device):
@@ -116,19 +116,19 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@entry("fgsm", norm="Linf", sees="gradients", steps=1, fixed=True, about="one step along the sign of the gradient")
+@register_attack("fgsm", norm="Linf", sees="gradients", steps=1, fixed=True, about="one step along the sign of the gradient")
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Goodfellow et al. 2015, arXiv:1412.6572."""
     return torchattacks.FGSM(model, eps=epsilon)(x, y)
 
 
-@entry("pgd", norm="Linf", sees="gradients", steps=20, about="many small steps from a random start")
+@register_attack("pgd", norm="Linf", sees="gradients", steps=20, about="many small steps from a random start")
 def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Madry et al. 2018, arXiv:1706.06083; a step is 2.5 times the budget divided by the number of steps."""
     return torchattacks.PGD(model, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=True)(x, y)
 
 
-@entry("pgd_l2", norm="L2", sees="gradients", steps=20, about="many small steps of one length from a random start")
+@register_attack("pgd_l2", norm="L2", sees="gradients", steps=20, about="many small steps of one length from a random start")
 def pgd_l2(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """As ``pgd``, with steps along the gradient itself, in a ball and not in a box."""
     # torchattacks takes views of images and gradients that lie pixel after pixel; the detour lays gradients out so
@@ -137,7 +137,7 @@ def pgd_l2(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, st
     return attack(x.contiguous(), y)
 
 
-@entry("cw", norm="L2", sees="gradients", steps=50, smallest=True, about="a change that fools, made smaller from there")
+@register_attack("cw", norm="L2", sees="gradients", steps=50, smallest=True, about="a change that fools, made smaller from there")
 def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Carlini and Wagner 2017, arXiv:1608.04644, for two values of c; of two changes that fool, the smaller one counts.
 
@@ -162,13 +162,13 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps:
     return best
 
 
-@entry("square", norm="Linf", sees="scores", steps=200, about="random squares, kept where the margin shrinks")
+@register_attack("square", norm="Linf", sees="scores", steps=200, about="random squares, kept where the margin shrinks")
 def square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Andriushchenko et al. 2020, arXiv:1912.00049; ``steps`` is the number of questions asked per image."""
     return torchattacks.Square(model, norm="Linf", eps=epsilon, n_queries=steps, seed=_block_seed())(x, y)
 
 
-@entry("apgd_square", norm="Linf", sees="gradients", steps=10,
+@register_attack("apgd_square", norm="Linf", sees="gradients", steps=10,
        about="two of AutoAttack's four: APGD on cross-entropy and on every other class, then a short Square")
 def apgd_square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """What of AutoAttack a CPU can do: without FAB, and with 10 questions per APGD step in place of 5,000.
@@ -186,7 +186,7 @@ def apgd_square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: in
         torchattacks.Square(model, n_queries=10 * steps, **shared)])(x, y)
 
 
-@entry("autoattack", norm="Linf", sees="gradients", steps=10, fixed=True,
+@register_attack("autoattack", norm="Linf", sees="gradients", steps=10, fixed=True,
        about="AutoAttack's standard four: APGD twice, FAB, and Square with 5,000 questions; for a GPU")
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Croce and Hein 2020, arXiv:2003.01690, as torchattacks has it, whose APGD takes 10 steps (the paper's 100).
@@ -213,7 +213,7 @@ def _four_or_more(model: nn.Module, x: Tensor) -> int:
     return classes
 
 
-def answers(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float], seed: int = 0,
+def robust_correct(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float], seed: int = 0,
             steps: int | None = None, restarts: int = 1) -> list[np.ndarray]:
     """Which images are still answered right, for each budget: (N,) booleans each.
 
@@ -230,23 +230,23 @@ def answers(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsi
     if facts["smallest"]:  # one attack answers for all budgets
         if restarts > 1:
             raise ValueError(f"restarts={restarts}; {name} starts from the image itself, and has one start")
-        return _answers_of_smallest(attack, model, images, labels, epsilons, seed, steps, facts["norm"])
+        return _minimal_norm_correct(attack, model, images, labels, epsilons, seed, steps, facts["norm"])
     found = []
     for epsilon in epsilons:
-        still = right(model, images, labels)
+        still = correct_mask(model, images, labels)
         for restart in range(restarts):
             left = still.nonzero().flatten()
             if len(left):
                 changed = attack(model, images[left], labels[left], epsilon=epsilon, seed=seed + restart, steps=steps)
-                still[left] = right(model, changed, labels[left])
+                still[left] = correct_mask(model, changed, labels[left])
         found.append(still.numpy())
     return found
 
 
-def _answers_of_smallest(attack: Callable, model: nn.Module, images: Tensor, labels: Tensor,
+def _minimal_norm_correct(attack: Callable, model: nn.Module, images: Tensor, labels: Tensor,
                          epsilons: Sequence[float], seed: int, steps: int | None, norm: str) -> list[np.ndarray]:
     changed = attack(model, images, labels, epsilon=max(epsilons, default=0), seed=seed, steps=steps)
-    clean, fooled = right(model, images, labels), ~right(model, changed, labels)
+    clean, fooled = correct_mask(model, images, labels), ~correct_mask(model, changed, labels)
     size = norms(changed - images, norm)
     return [(clean & ~(fooled & (size <= epsilon * (1 + 1e-5)))).numpy() for epsilon in epsilons]
 
@@ -263,7 +263,7 @@ def masking_checks(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon:
     accuracies ``<attack>_fraction``, and ``signs``: what was broken by more than ``slack``, in words; empty is good
     """
     def accuracy(name: str, budget: float = epsilon, **more: Any) -> float:
-        return float(answers(name, model, images, labels, epsilons=[budget], seed=seed, **more)[0].mean())
+        return float(robust_correct(name, model, images, labels, epsilons=[budget], seed=seed, **more)[0].mean())
 
     found = {"fgsm": accuracy("fgsm"), "pgd": accuracy("pgd", steps=steps),
              "pgd_more_steps": accuracy("pgd", steps=4 * steps),

@@ -1,7 +1,7 @@
 """How fast language models read a prompt and write an answer, one beside the other.
 
 Reading a prompt (prefill) is bound by arithmetic; writing (decoding) one token after the other by how fast weights come
-from memory, until many sequences share them.  So each has an ideal of its own, see ``ideal``.
+from memory, until many sequences share them.  So each has an ideal of its own, see ``upper_bound``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Ideal:
+class UpperBound:
     """By how much a model would be faster, were its time only what it has to compute, or only what it has to fetch."""
 
     prefill: float
@@ -86,7 +86,7 @@ def generate(model: nn.Module, ids: Tensor, new_tokens: int) -> Tensor:
         return torch.cat([token for token, _ in _steps(model, ids, new_tokens)], dim=1)
 
 
-def ideal(dense: nn.Module, pruned: nn.Module, ids: Tensor, cache_bytes: tuple[int, int] = (0, 0)) -> Ideal:
+def upper_bound(dense: nn.Module, pruned: nn.Module, ids: Tensor, cache_bytes: tuple[int, int] = (0, 0)) -> UpperBound:
     """How much faster ``pruned`` could be at best: multiply-adds decide prefill, bytes fetched decide decoding.
 
     Parameters
@@ -96,7 +96,7 @@ def ideal(dense: nn.Module, pruned: nn.Module, ids: Tensor, cache_bytes: tuple[i
     inputs: Any = {"input_ids": ids, "logits_to_keep": 1}
     macs = [cost.macs(model, inputs) for model in (dense, pruned)]
     fetched = [weight_bytes(model) + cache for model, cache in zip((dense, pruned), cache_bytes, strict=True)]
-    return Ideal(macs[0] / macs[1], fetched[0] / fetched[1])
+    return UpperBound(macs[0] / macs[1], fetched[0] / fetched[1])
 
 
 def weight_bytes(model: nn.Module) -> int:

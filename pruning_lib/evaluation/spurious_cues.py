@@ -43,7 +43,7 @@ def tint(images: Tensor, told: Tensor) -> Tensor:
     return (0.9 * images + 0.1 * colour[..., None, None]).round().byte()
 
 
-def plant(images: Tensor, labels: Tensor, *, cue: str, agreement: float, seed: int, classes: int = 10) -> Tensor:
+def inject_cue(images: Tensor, labels: Tensor, *, cue: str, agreement: float, seed: int, classes: int = 10) -> Tensor:
     """The images with a cue that tells the right class with probability ``agreement``, else any other, all as likely.
 
     Parameters
@@ -77,7 +77,7 @@ def plant(images: Tensor, labels: Tensor, *, cue: str, agreement: float, seed: i
 
 def trials(images: Tensor, labels: Tensor, *, cue: str, seed: int, classes: int = 10) -> dict[str, Tensor]:
     """The same test images three times: cue "absent", "agreeing" with the class, and "contradicting" it."""
-    return {"absent": images, **{name: plant(images, labels, cue=cue, agreement=agreement, seed=seed, classes=classes)
+    return {"absent": images, **{name: inject_cue(images, labels, cue=cue, agreement=agreement, seed=seed, classes=classes)
                                  for name, agreement in (("agreeing", 1.0), ("contradicting", 0.0))}}
 
 

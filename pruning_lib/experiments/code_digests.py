@@ -21,6 +21,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 ALWAYS = "<module>"  # statements that belong to no name
 NOTEBOOK = "<notebook>"
 ENTRIES = "[*]"  # suffix of the digest of all names in a table
+WORD = "*."  # before an attribute, argument or variable in a map of names
 BY_KEY = ("get", "register", "facts")  # attributes of a table that look at one entry
 Place = tuple[str, str]  # dotted module inside the package, name in it; "*" for all of it
 
@@ -32,21 +33,17 @@ def digests(cells: Iterable[str], package: Path = PACKAGE, names: Mapping[str, s
     ----------
     cells : code cells of a notebook
     package : folder of the package whose definitions are followed
-    names : new names of what has been renamed, ``"module.name"`` or a single word -> the same today; with them the
-        code of an earlier version gives the digests of today's where nothing but names changed
+    names : today's names of modules (``"module"``), definitions (``"module.name"``), and attributes, arguments or
+        variables (``"*.name"``) that were renamed; with them the code of an earlier version has the digests of today's
+        where nothing but names changed
     """
-    renamed = dict(names or {})
-    notebook = _Module(NOTEBOOK, "\n".join(filter(None, map(_python, cells))), package)
-    found = {NOTEBOOK: _digest("\n".join(_canonical(notebook, s, renamed) for s in notebook.tree.body
-                                         if not isinstance(s, (ast.Import, ast.ImportFrom))))}
-    todo = [place for statement in notebook.tree.body for place in notebook.leads_to(statement)]
-    seen: set[Place] = set()
-    while todo:
-        place = todo.pop()
-        if place not in seen:
-            seen.add(place)
-            todo += _visit(place, package, found, renamed)
-    return dict(sorted(found.items()))
+    renamed = tuple(sorted((names or {}).items()))
+    return dict(_digests(tuple(cells), package, renamed, _stamp(package)))
+
+
+def of_notebook(cells: Iterable[str], package: Path = PACKAGE, names: Mapping[str, str] | None = None) -> str:
+    """Return the digest of the code in the cells alone."""
+    return _of_cells(_notebook(cells, package), dict(names or {}))
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -55,6 +52,34 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     A definition that is new counts only through the code that uses it: its caller, or the table it was entered in.
     """
     return sorted(name for name, digest in before.items() if now.get(name) != digest)
+
+
+def _notebook(cells: Iterable[str], package: Path) -> _Module:
+    return _Module(NOTEBOOK, "\n".join(filter(None, map(_python, cells))), package)
+
+
+def _of_cells(notebook: _Module, renamed: Mapping[str, str]) -> str:
+    return _digest("\n".join(_canonical(notebook, statement, renamed) for statement in notebook.tree.body
+                             if not isinstance(statement, (ast.Import, ast.ImportFrom))))
+
+
+def _stamp(package: Path) -> int:
+    """Return a number that changes with any file of the package."""
+    return hash(tuple((str(path), path.stat().st_mtime_ns) for path in sorted(package.rglob("*.py"))))
+
+
+@lru_cache(maxsize=256)
+def _digests(cells: tuple[str, ...], package: Path, names: tuple[tuple[str, str], ...], stamp: int) -> dict[str, str]:
+    renamed, notebook = dict(names), _notebook(cells, package)
+    found = {NOTEBOOK: _of_cells(notebook, renamed)}
+    todo = [place for statement in notebook.tree.body for place in notebook.leads_to(statement)]
+    seen: set[Place] = set()
+    while todo:
+        place = todo.pop()
+        if place not in seen:
+            seen.add(place)
+            todo += _visit(place, package, found, renamed)
+    return dict(sorted(found.items()))
 
 
 def _visit(place: Place, package: Path, found: dict[str, str], renamed: Mapping[str, str]) -> Iterator[Place]:
@@ -268,7 +293,7 @@ def _renamed(name: str, renamed: Mapping[str, str]) -> str:
     if name in renamed:
         return renamed[name]
     head, dot, last = name.rpartition(".")
-    return f"{_renamed(head, renamed)}.{renamed.get(last, last)}" if dot else name
+    return f"{_renamed(head, renamed)}.{renamed.get(WORD + last, last)}" if dot else name
 
 
 class _Canonical(ast.NodeTransformer):
@@ -282,7 +307,7 @@ class _Canonical(ast.NodeTransformer):
         return ast.Name(_renamed(dotted if name == "*" else f"{dotted}.{name}", self.renamed), ast.Load())
 
     def _word(self, word: str) -> str:
-        return self.renamed.get(word, word)
+        return self.renamed.get(WORD + word, word)
 
     def visit_Attribute(self, node: ast.Attribute) -> ast.AST:
         place = self.module._resolved(node)

@@ -24,9 +24,9 @@ from distributed import Client, Future
 
 from pruning_lib import _locks
 from pruning_lib.experiments import code_digests, execution, input_digests, staleness
-from pruning_lib.experiments.local import POLL_S, Waiting
+from pruning_lib.experiments.local import POLL_S, Queue
 from pruning_lib.experiments.runs import Row, Tree, source
-from pruning_lib.experiments.worker import Answer, RowProcess
+from pruning_lib.experiments.worker import Outcome, RowProcess
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -46,14 +46,14 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         tree = Tree(*(Path(folder) / part for part in ("notebooks", "pages", "records", "failed")))
         _write({tree.notebooks / f"{row.notebook}.ipynb": job["notebook"],
                 **{tree.records / name: text for name, text in job["records"].items()}})
-        other = code_digests.changed(job["code"], staleness.code(row, tree))
+        other = code_digests.changed(job["code"], staleness.code_of(row, tree))
         if other:
-            return asdict(Answer("failed", f"row {row.name}: {socket.gethostname()} has another pruning_lib "
+            return asdict(Outcome("failed", f"row {row.name}: {socket.gethostname()} has another pruning_lib "
                                            f"({', '.join(other[:3])}); install the same version there"))
-        here = input_digests.of(row, tree)
+        here = input_digests.digests_of(row, tree)
         other = [name for name in input_digests.changed(job["inputs"], here) if name in here]
         if other:
-            return asdict(Answer("failed", f"row {row.name}: {socket.gethostname()} has another {', '.join(other)} "
+            return asdict(Outcome("failed", f"row {row.name}: {socket.gethostname()} has another {', '.join(other)} "
                                            f"than the client; put the same files there"))
         answer = _watched(row, tree, job["folder"] if os.path.isdir(job["folder"]) else None)
         found = {"page": tree.page(row), "partial": tree.failed / f"{row.name}.ipynb",
@@ -61,7 +61,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         return {**asdict(answer), **{k: path.read_text() for k, path in found.items() if path.is_file()}}
 
 
-def _watched(row: Row, tree: Tree, folder: str | None) -> Answer:
+def _watched(row: Row, tree: Tree, folder: str | None) -> Outcome:
     process = RowProcess(row, tree, folder=folder)
     try:
         while (answer := process.answer()) is None:
@@ -81,7 +81,7 @@ def _write(texts: dict[Path, str]) -> None:
 # --- the client -------------------------------------------------------------------------------------------------------
 
 
-def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, say: Callable[[str], None] = print,
+def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, log: Callable[[str], None] = print,
         up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
     """Run rows on the cluster of ``scheduler``; returns the names of those that failed.
 
@@ -100,16 +100,16 @@ def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, sa
     except (OSError, ValueError) as error:
         raise SystemExit(f"no scheduler at {scheduler}: {error}") from None
     with client:
-        return _Run(rows, tree, client, retries, say, up_to_date).all()
+        return _Run(rows, tree, client, retries, log, up_to_date).all()
 
 
 class _Run:
-    def __init__(self, rows: Sequence[Row], tree: Tree, client: Client, retries: int, say: Callable[[str], None],
+    def __init__(self, rows: Sequence[Row], tree: Tree, client: Client, retries: int, log: Callable[[str], None],
                  up_to_date: Callable[[Row], bool]) -> None:
         self.tree, self.client, self.up_to_date = tree, client, up_to_date
         threads = sum(client.nthreads().values())
-        say(f"{len(rows)} row(s), {threads} at a time on {len(client.nthreads())} worker(s)")
-        self.waiting = Waiting(rows, tree, threads, retries, say)
+        log(f"{len(rows)} row(s), {threads} at a time on {len(client.nthreads())} worker(s)")
+        self.waiting = Queue(rows, tree, threads, retries, log)
         self.tries: Counter[str] = Counter()
         self.sent: dict[Future, tuple[Row, ExitStack, dict[str, Any], float]] = {}
 
@@ -137,18 +137,18 @@ class _Run:
             return
         except OSError as error:  # a full disk, which concerns the rows that come to write on it
             self.waiting.rows.remove(row)
-            self._finished(row, lock, Answer("failed", f"row {row.name} failed: {error}"))
+            self._finished(row, lock, Outcome("failed", f"row {row.name} failed: {error}"))
             return
         self.waiting.rows.remove(row)
         if self.tree.published_ns(row) != self.waiting.published[row.name]:
-            self._finished(row, lock, Answer("done", "done by another runner"))
+            self._finished(row, lock, Outcome("done", "done by another runner"))
         elif self.up_to_date(row):
-            self._finished(row, lock, Answer("done", "up to date"))
+            self._finished(row, lock, Outcome("done", "up to date"))
         else:
             self._send(row, lock)
 
     def _send(self, row: Row, lock: ExitStack) -> None:
-        made, records = staleness.made_from(row, self.tree), {}
+        made, records = staleness.provenance(row, self.tree), {}
         if row.reading:
             records = {path.name: path.read_text() for path in self.tree.records.glob("*.json")}
         job = {"row": asdict(row), "notebook": source(row, self.tree).read_text(),
@@ -159,7 +159,7 @@ class _Run:
         future = self.client.submit(work, job, key=f"{row.name}-{digest}", resources=dict(row.resources) or None)
         self.sent[future] = (row, lock, made, time.monotonic())
         if missed := self._missed(row):
-            self.waiting.say(f"{row.name}: waits for a worker with {missed}; none has that much now. "
+            self.waiting.log(f"{row.name}: waits for a worker with {missed}; none has that much now. "
                              f"Start one with: dask worker ... --resources {missed.replace(', ', ' ')}")
 
     def _missed(self, row: Row) -> str:
@@ -178,25 +178,25 @@ class _Run:
                 kept = self.tree.failed / f"{row.name}.ipynb"
                 _write({kept: texts["partial"]})
                 why = answer.message.splitlines()[0]
-                answer = Answer(answer.kind, f"{why}\nthe partial page is {kept}; published pages and records are as "
+                answer = Outcome(answer.kind, f"{why}\nthe partial page is {kept}; published pages and records are as "
                                              f"they were")
         except OSError as error:
-            answer = Answer("failed", f"row {row.name} failed: {error}")
-        if self.waiting.once_more(row, answer):
+            answer = Outcome("failed", f"row {row.name} failed: {error}")
+        if self.waiting.should_retry(row, answer):
             self._send(row, lock)
         else:
             self._finished(row, lock, answer, (time.monotonic() - began) / 60)
 
-    def _answer(self, row: Row, future: Future) -> tuple[Answer, dict[str, str]]:
+    def _answer(self, row: Row, future: Future) -> tuple[Outcome, dict[str, str]]:
         """What came back, or why nothing did."""
         if future.status == "finished":
             texts = future.result()
-            return Answer(texts.pop("kind"), texts.pop("message")), texts
+            return Outcome(texts.pop("kind"), texts.pop("message")), texts
         if future.status == "error":
-            return Answer("failed", f"row {row.name} failed: {_in_words(future.exception())}"), {}
-        return Answer("failed", f"row {row.name} was given up: the cluster is gone ({future.status})"), {}
+            return Outcome("failed", f"row {row.name} failed: {_in_words(future.exception())}"), {}
+        return Outcome("failed", f"row {row.name} was given up: the cluster is gone ({future.status})"), {}
 
-    def _finished(self, row: Row, lock: ExitStack, answer: Answer, minutes: float = 0) -> None:
+    def _finished(self, row: Row, lock: ExitStack, answer: Outcome, minutes: float = 0) -> None:
         lock.close()
         self.waiting.progress.finished(row, answer, minutes)
 

@@ -24,22 +24,19 @@ from traitlets.config import Config
 
 from pruning_lib import _locks
 from pruning_lib.experiments import records as results
-from pruning_lib.experiments.runs import Row, Tree, checked, defaults, parameters_of, rows, source
-from pruning_lib.experiments.staleness import fingerprint, made_from, verdict, why_stale
-
-__all__ = ["Row", "RowFailed", "RowLost", "Tree", "checked", "defaults", "fingerprint", "parameters_of",
-           "rows", "run", "source", "verdict", "why_stale"]
+from pruning_lib.experiments.runs import Row, Tree, checked, source
+from pruning_lib.experiments.staleness import provenance
 
 
 class RowFailed(Exception):
     """A row that was not made; the message says why and, where there is one, where the partial page is."""
 
 
-class RowLost(RowFailed):
+class WorkerDied(RowFailed):
     """The process of a row died; running it again may help."""
 
 
-def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print, wait: bool = True,
+def run(row: Row, tree: Tree, *, log: Callable[[str], None] = print, wait: bool = True,
         done: Callable[[], bool] = lambda: False) -> Path:
     """Execute one row; its page and record replace the published ones only when all went well.
 
@@ -54,7 +51,7 @@ def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print, wait: bool 
         with the cell that failed; the partial page is kept aside in ``tree.failed``.
     """
     checked(row, tree)
-    with _locks.lock(tree.lock(row), wait=wait, say=lambda who: say(f"{row.name}: waiting for {who}, which runs it")):
+    with _locks.lock(tree.lock(row), wait=wait, log=lambda who: log(f"{row.name}: waiting for {who}, which runs it")):
         if done():
             return tree.page(row)
         work = tree.work(row)
@@ -65,7 +62,7 @@ def run(row: Row, tree: Tree, *, say: Callable[[str], None] = print, wait: bool 
         finally:
             shutil.rmtree(work, ignore_errors=True)
         (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
-    say(f"{row.name}: done")
+    log(f"{row.name}: done")
     return tree.page(row)
 
 
@@ -104,7 +101,7 @@ def sweep(row: Row, tree: Tree) -> None:
 
 def _make(row: Row, tree: Tree, work: Path) -> None:
     """Execute a row in the folder ``work`` and publish what comes of it."""
-    made = made_from(row, tree)
+    made = provenance(row, tree)
     page = work / f"{row.name}.ipynb"
     records = tree.records if row.reading else work / "results"
     with _environment(PRUNING_RUN=row.name, PRUNING_RESULTS=str(records.resolve()),
@@ -132,7 +129,7 @@ def _execute(row: Row, tree: Tree, page: Path) -> None:
             raise  # a kernel that dies while it starts is a plain RuntimeError
         kept = tree.failed / f"{row.name}.ipynb"
         shutil.copyfile(page, kept)
-        kind: type[RowFailed] = RowLost
+        kind: type[RowFailed] = WorkerDied
         why = "because its kernel died, most often for want of memory"
         if isinstance(error, PapermillExecutionError):
             kind = RowFailed

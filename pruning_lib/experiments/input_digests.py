@@ -23,7 +23,7 @@ IMAGE_FOLDERS = {"cifar10": "cifar10", "cifar10-jpeg75": "cifar10-jpeg"}  # imag
 LENT = ("PRUNING_DATA", "PRUNING_MODELS")  # name folders of this machine that stand in for downloads
 
 
-def of(row: Row, tree: Tree) -> dict[str, str]:
+def digests_of(row: Row, tree: Tree) -> dict[str, str]:
     """Name -> digest of the files a row reads.
 
     These are files of ``data/inputs`` that parameters or cells name, and folders that parameters name: of a model, by

@@ -20,7 +20,7 @@ import psutil
 
 from pruning_lib.experiments import records
 from pruning_lib.experiments.runs import Row, Tree
-from pruning_lib.experiments.worker import THREADS, Answer, RowProcess
+from pruning_lib.experiments.worker import THREADS, Outcome, RowProcess
 
 USUAL_GB = 3.0  # what a row that states no memory_gb is taken to need when rows are put side by side
 POLL_S = 0.1
@@ -79,23 +79,23 @@ def _gpus() -> list[int]:
 class Progress:
     """Says what is finished and about how long the rest takes; earlier records tell how long a row takes."""
 
-    def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, say: Callable[[str], None]) -> None:
+    def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, log: Callable[[str], None]) -> None:
         self.expected = {row.name: _minutes(row, tree) for row in rows}
         self.left, self.total = dict.fromkeys(self.expected), len(rows)
-        self.at_a_time, self.say = at_a_time, say
+        self.at_a_time, self.log = at_a_time, log
         self.took: list[float] = []
         self.failed: list[str] = []
 
-    def finished(self, row: Row, answer: Answer, minutes: float) -> None:
+    def finished(self, row: Row, answer: Outcome, minutes: float) -> None:
         """Count a row and say so."""
         self.left.pop(row.name, None)
         if answer.kind == "done":
             self.took += [] if answer.message else [minutes]  # a message: somebody else did it, or nobody had to
             what = answer.message or f"done in {minutes:.1f} min"
-            self.say(f"[{self.total - len(self.left)}/{self.total}] {row.name}: {what}{self.estimate()}")
+            self.log(f"[{self.total - len(self.left)}/{self.total}] {row.name}: {what}{self.estimate()}")
         else:
             self.failed.append(row.name)
-            self.say(f"[{self.total - len(self.left)}/{self.total}] {answer.message}")
+            self.log(f"[{self.total - len(self.left)}/{self.total}] {answer.message}")
 
     def estimate(self) -> str:
         """What the rest takes, from the earlier records of its rows, else from the mean of those that are finished."""
@@ -110,7 +110,7 @@ def _minutes(row: Row, tree: Tree) -> float | None:
     return minutes if isinstance(minutes, (int, float)) else None
 
 
-def run(rows: Sequence[Row], tree: Tree, machine: Machine, *, retries: int = 1, say: Callable[[str], None] = print,
+def run(rows: Sequence[Row], tree: Tree, machine: Machine, *, retries: int = 1, log: Callable[[str], None] = print,
         up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
     """Run rows in processes of this machine; returns the names of those that failed.
 
@@ -119,18 +119,18 @@ def run(rows: Sequence[Row], tree: Tree, machine: Machine, *, retries: int = 1, 
     retries : how often a row whose process died is run again
     up_to_date : asked when a row's turn comes; those it says yes to are left out
     """
-    return _Run(rows, tree, machine, retries, say, up_to_date).all()
+    return _Run(rows, tree, machine, retries, log, up_to_date).all()
 
 
-class Waiting:
+class Queue:
     """Rows that are still to be run, wherever that is: whose turn it is, and what happens to those that come back."""
 
     def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, retries: int,
-                 say: Callable[[str], None]) -> None:
+                 log: Callable[[str], None]) -> None:
         self.rows = list(rows)
-        self.progress = Progress(self.rows, tree, max(1, min(at_a_time, len(rows))), say)
+        self.progress = Progress(self.rows, tree, max(1, min(at_a_time, len(rows))), log)
         self.published = {row.name: tree.published_ns(row) for row in rows}
-        self.say = say
+        self.log = log
         self._lives = {row.name: retries for row in rows}
         self._again_at: dict[str, float] = {}  # rows that other runners have
 
@@ -143,25 +143,25 @@ class Waiting:
     def leave(self, row: Row, who: str) -> None:
         """Somebody else has this row; it waits and is tried again, for its runner may die."""
         if row.name not in self._again_at:
-            self.say(f"{row.name}: left to {who}, which runs it")
+            self.log(f"{row.name}: left to {who}, which runs it")
         self._again_at[row.name] = time.monotonic() + HELD_S
         if row not in self.rows:
             self.rows.append(row)
 
-    def once_more(self, row: Row, answer: Answer) -> bool:
+    def should_retry(self, row: Row, answer: Outcome) -> bool:
         """Whether a row is run again: its process died, and that did not happen too often."""
         again = answer.kind == "lost" and self._lives[row.name] > 0
         if again:
             self._lives[row.name] -= 1
-            self.say(f"{answer.message}\n{row.name}: once more")
+            self.log(f"{answer.message}\n{row.name}: once more")
         return again
 
 
 class _Run:
-    def __init__(self, rows: Sequence[Row], tree: Tree, machine: Machine, retries: int, say: Callable[[str], None],
+    def __init__(self, rows: Sequence[Row], tree: Tree, machine: Machine, retries: int, log: Callable[[str], None],
                  up_to_date: Callable[[Row], bool]) -> None:
         self.tree, self.machine, self.up_to_date = tree, machine, up_to_date
-        self.waiting = Waiting(rows, tree, machine.jobs, retries, say)
+        self.waiting = Queue(rows, tree, machine.jobs, retries, log)
         self.progress = self.waiting.progress
         self.running: dict[RowProcess, tuple[float, dict[str, list[int]]]] = {}
 
@@ -210,9 +210,9 @@ class _Run:
     def _start(self, row: Row) -> bool:
         self.waiting.rows.remove(row)
         if why := self._never_fits(row):
-            self.progress.finished(row, Answer("failed", why), 0)
+            self.progress.finished(row, Outcome("failed", why), 0)
         elif self.up_to_date(row):
-            self.progress.finished(row, Answer("done", "up to date"), 0)
+            self.progress.finished(row, Outcome("done", "up to date"), 0)
         else:
             devices = {name: self._free(name)[:math.ceil(amount)] for name, amount in row.resources.items()}
             environment = dict.fromkeys(THREADS, str(self.machine.threads))
@@ -222,11 +222,11 @@ class _Run:
             self.running[process] = (time.monotonic(), devices)
         return True
 
-    def _ended(self, process: RowProcess, answer: Answer) -> None:
+    def _ended(self, process: RowProcess, answer: Outcome) -> None:
         started, _ = self.running.pop(process)
         if answer.kind == "held":
             self.waiting.leave(process.row, answer.message)
-        elif self.waiting.once_more(process.row, answer):
+        elif self.waiting.should_retry(process.row, answer):
             self.waiting.rows.insert(0, process.row)
         else:
             self.progress.finished(process.row, answer, (time.monotonic() - started) / 60)

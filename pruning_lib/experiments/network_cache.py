@@ -30,7 +30,7 @@ from pruning_lib.models import image_networks
 
 
 @dataclass(frozen=True)
-class Made:
+class CachedNetwork:
     """A network, what was measured while it was made, and the key under which ``find`` gives it again."""
 
     network: nn.Module
@@ -38,7 +38,7 @@ class Made:
     key: str
 
 
-def made(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: Any) -> Made:
+def get_or_train(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: Any) -> CachedNetwork:
     """What ``make()`` gives, a network and facts about it; made once for the same ``settings``, then read.
 
     Of two processes that want the same network at the same time the second waits for the first; if that dies, the
@@ -57,7 +57,7 @@ def made(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: An
     text = json.dumps(settings, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if not _folder(key).exists():
-        with _alone(key):
+        with _one_process(key):
             if not _folder(key).exists():  # nobody made it while this process waited
                 network, facts = make()
                 image_networks.write_new(network, _folder(key), {"facts.json": json.dumps(dict(facts), indent=1),
@@ -69,14 +69,14 @@ _ours = threading.local()  # keys of the networks this thread is making
 
 
 @contextmanager
-def _alone(key: str) -> Iterator[None]:
+def _one_process(key: str) -> Iterator[None]:
     """Make the network ``key`` while no other process does; a ``make`` that asks for its own key does not wait."""
     keys = vars(_ours).setdefault("keys", set())
     if key in keys:
         yield
         return
     with _locks.lock(_folder(key).with_name(f".{key}.lock"),
-                    say=lambda who: print(f"waiting for a network that {who} is making", file=sys.stderr)):
+                    log=lambda who: print(f"waiting for a network that {who} is making", file=sys.stderr)):
         keys.add(key)
         try:
             yield
@@ -84,8 +84,8 @@ def _alone(key: str) -> Iterator[None]:
             keys.discard(key)
 
 
-def find(key: str) -> Made:
-    """The network that ``made`` kept under ``key``, or that came with the records, on the CPU, ready to evaluate.
+def find(key: str) -> CachedNetwork:
+    """The network that ``get_or_train`` kept under ``key``, or that came with the records, on the CPU, ready to evaluate.
 
     Raises
     ------
@@ -99,12 +99,12 @@ def find(key: str) -> Made:
                          f"pruning-lib run ROW, with the row of the record you took the key from")
     folder = places[0]
     try:
-        return Made(image_networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
+        return CachedNetwork(image_networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
     except (OSError, json.JSONDecodeError) as error:
         raise ValueError(f"{folder} cannot be read ({error}); delete it, it will be made again") from error
 
 
-def answered(ask: Callable[[], Sequence[np.ndarray]], **settings: Any) -> list[np.ndarray]:
+def cached_predictions(ask: Callable[[], Sequence[np.ndarray]], **settings: Any) -> list[np.ndarray]:
     """What ``ask()`` gives, images answered right or not, (N,) booleans each; asked once for the same ``settings``.
 
     Parameters

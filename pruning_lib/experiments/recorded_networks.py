@@ -28,7 +28,7 @@ SAME_ANSWERS = 0.98  # share of test images a network must answer as its record 
 
 
 @dataclass(frozen=True)
-class Subject:
+class RecordedNetwork:
     """A network with its history.
 
     Attributes
@@ -50,7 +50,7 @@ class Subject:
         return f"{self.criterion} {self.stage}" if self.criterion != "none" else f"dense {self.stage}"
 
 
-def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check_on: int = 500) -> list[Subject]:
+def from_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check_on: int = 500) -> list[RecordedNetwork]:
     """The networks of recorded runs, run by run; the first one is what the others are compared with.
 
     Each is put to the first test images, and has to answer them as its record says: a mix-up would show.
@@ -79,10 +79,10 @@ def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check
                 known = ", ".join(rows) or "none, run it again"
                 raise ValueError(f"run {run} kept no network {stage!r}; it has: {known}")
             row = rows[stage]
-            subject = Subject(network_cache.find(row["key"]).network, record["parameters"]["criterion"], stage,
+            subject = RecordedNetwork(network_cache.find(row["key"]).network, record["parameters"]["criterion"], stage,
                               row["removed_blocks"], row["key"])
             if check_on:
-                _check_answers(subject, record["items"][stage], image_set, check_on, run)
+                _check_predictions(subject, record["items"][stage], image_set, check_on, run)
             found.append(subject)
     twice = {subject.label for subject in found if [other.label for other in found].count(subject.label) > 1}
     if twice:
@@ -91,7 +91,7 @@ def of_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check
     return found
 
 
-def _check_answers(subject: Subject, recorded: str, image_set: str, n: int, run: str) -> None:
+def _check_predictions(subject: RecordedNetwork, recorded: str, image_set: str, n: int, run: str) -> None:
     right = quality.unpack(recorded)[:n]
     test = images.load(image_set, "test", len(right))
     now = quality.unpack(quality.accuracy(subject.network, *test)[1])
@@ -101,8 +101,8 @@ def _check_answers(subject: Subject, recorded: str, image_set: str, n: int, run:
                          f"for {subject.stage}; it is another network, run {run} again")
 
 
-def small(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, epochs: float = 10.0, seed: int = 0
-          ) -> list[Subject]:
+def small_networks(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, epochs: float = 10.0, seed: int = 0
+          ) -> list[RecordedNetwork]:
     """A small ResNet trained on ``image_set`` and pruned by each criterion, in seconds, as ``consensus_prune`` does.
 
     Parameters
@@ -127,19 +127,19 @@ def small(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, e
         return tuned(network, epochs / 10, 0.02, rounds + 1)
 
     settings = dict(small=image_set, epochs=epochs, seed=seed, torch=torch.__version__)
-    start = network_cache.made(lambda: tuned(image_networks.build(config, seed=seed), epochs, 0.1, 0), **settings)
-    made = {name: network_cache.made(partial(pruned, name), **settings, criterion=name, rounds=rounds) for name in names}
-    return [Subject(m.network, name, "final", rounds * (name != "none"), m.key) for name, m in made.items()]
+    start = network_cache.get_or_train(lambda: tuned(image_networks.build(config, seed=seed), epochs, 0.1, 0), **settings)
+    made = {name: network_cache.get_or_train(partial(pruned, name), **settings, criterion=name, rounds=rounds) for name in names}
+    return [RecordedNetwork(m.network, name, "final", rounds * (name != "none"), m.key) for name, m in made.items()]
 
 
-def answers(subject: Subject, attack: str, pixels: Tensor, labels: Tensor, *, epsilons: Sequence[float],
+def robust_correct(subject: RecordedNetwork, attack: str, pixels: Tensor, labels: Tensor, *, epsilons: Sequence[float],
             **settings: Any) -> list[np.ndarray]:
-    """``attacks.answers`` of a subject, kept budget by budget: a run that was cut short goes on where it stopped.
+    """``attacks.robust_correct`` of a subject, kept budget by budget: a run that was cut short goes on where it stopped.
 
     Parameters
     ----------
     attack : key of ``attacks.ATTACKS``
-    settings : seed, steps, restarts; as ``attacks.answers`` takes them
+    settings : seed, steps, restarts; as ``attacks.robust_correct`` takes them
     """
     smallest = attacks.ATTACKS.facts[attack]["smallest"]  # asked once, for all budgets
     about = {"attack": attack, "network": subject.key, "weights": network_cache.digest(subject.network),
@@ -148,8 +148,8 @@ def answers(subject: Subject, attack: str, pixels: Tensor, labels: Tensor, *, ep
              "torchattacks": torchattacks.__version__, "device": next(subject.network.parameters()).device.type}
     found: list[np.ndarray] = []
     for budgets in [list(epsilons)] if smallest else [[epsilon] for epsilon in epsilons]:
-        ask = partial(attacks.answers, attack, subject.network, pixels, labels, epsilons=budgets, **settings)
-        found += network_cache.answered(ask, epsilons=budgets, **settings, **about)
+        ask = partial(attacks.robust_correct, attack, subject.network, pixels, labels, epsilons=budgets, **settings)
+        found += network_cache.cached_predictions(ask, epsilons=budgets, **settings, **about)
     return found
 
 

@@ -81,7 +81,7 @@ def read(run: str) -> dict[str, Any]:
         raise ValueError(f"{path.name} is not a record: run, parameters, values, made_with wanted")
     if record["run"] != run:
         raise ValueError(f"{path.name} is not a record of {run}, it says it is of {record['run']!r}")
-    if "checksum" in record and not sealed(record):
+    if "checksum" in record and not checksum_ok(record):
         raise ValueError(f"{path.name} is not a record as it was written: somebody edited it; run {run} again")
     record.pop("checksum", None)
     return record
@@ -93,7 +93,7 @@ def checksum(record: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def sealed(record: Mapping[str, Any]) -> bool:
+def checksum_ok(record: Mapping[str, Any]) -> bool:
     """Whether a record has a checksum and is as it was written."""
     try:
         return record.get("checksum") == checksum(record)
@@ -119,7 +119,7 @@ def _has_form(record: Any) -> bool:
     return isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
 
 
-def gather(notebook: str) -> pd.DataFrame:
+def to_dataframe(notebook: str) -> pd.DataFrame:
     """All records of one notebook as one table: a line per record, or per row where a record has rows.
 
     Columns are ``run``, the parameters, the values and the row's own; a row's own win over parameters of that name.
@@ -149,7 +149,7 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     """
     import pandas as pd
 
-    wanted = {"method": "none", "criterion": "none", "compensation": "none", "tasks": "none", "recovery_pairs": 0}
+    wanted = {"method": "none", "criterion": "none", "reconstruction": "none", "tasks": "none", "recovery_pairs": 0}
     records = [record for record in _all() if record.get("notebook") in {"recipe", "zero_shot"}]
     asked = {name for record in records for name in record["parameters"]} - {"dtype"}
     table = pd.DataFrame([{**line, "notebook": record["notebook"]} for record in records for line in _lines(record)])
@@ -163,15 +163,15 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     ends = [split + other for split, other in zip(splits, models, strict=True)]
     table["label"] = [recipe(line) + end for line, end in zip(lines, ends, strict=True)]
     table["recipe"] = [recipe({**line, "recovery_pairs": 0}) + end for line, end in zip(lines, ends, strict=True)]
-    table["text_used"] = ["" if line["compensation"] == "none" else
-                          f"{line['compensation_samples']:.0f} texts of {line['compensation_text']}" for line in lines]
+    table["text_used"] = ["" if line["reconstruction"] == "none" else
+                          f"{line['reconstruction_samples']:.0f} texts of {line['reconstruction_text']}" for line in lines]
     table = table.sort_values(["dtype", "run"], ignore_index=True)
     return table if every_format else table.drop_duplicates(["notebook", *sorted(asked)], ignore_index=True)
 
 
 _RECIPE_COLUMNS = ("run", "notebook", "dtype", "seed", "model", "removed_fraction", "reached_fraction",
-                   "heads_removed", "perplexity", "perplexity_low", "perplexity_high", "text", "compensation_samples",
-                   "compensation_text", "compensation_s", "first_loss", "last_loss")
+                   "heads_removed", "perplexity", "perplexity_low", "perplexity_high", "text", "reconstruction_samples",
+                   "reconstruction_text", "reconstruction_s", "first_loss", "last_loss")
 
 
 def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int]) -> str:
@@ -183,21 +183,21 @@ def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int]) -> s
 
 
 def recipe(parameters: Mapping[str, Any]) -> str:
-    """What a run did to a language model, in the words of tables and figures: ``"amp + compensation + LoRA"``.
+    """What a run did to a language model, in the words of tables and figures: ``"amp + reconstruction + LoRA"``.
 
     ``parameters`` are those of ``recipe`` or ``zero_shot``, or a line of their table, where NaN stands for none.
     """
-    said = {"method": "none", "criterion": "none", "compensation": "none", "recovery_pairs": 0, "distil_weight": 0,
+    said = {"method": "none", "criterion": "none", "reconstruction": "none", "recovery_pairs": 0, "kd_weight": 0,
             **{key: value for key, value in parameters.items() if value == value}}
     parts = [said["method"]] if said["method"] != "none" else []
     parts += [f"{said['criterion']} blocks"] if said["criterion"] != "none" else []
-    parts += {"none": [], "one_pass": ["compensation in one pass"],
-              "sequential": ["compensation"], "asymmetric": ["asymmetric compensation"]}[said["compensation"]]
-    parts += ["distilled LoRA" if said["distil_weight"] else "LoRA"] if said["recovery_pairs"] else []
+    parts += {"none": [], "one_pass": ["reconstruction in one pass"],
+              "sequential": ["reconstruction"], "asymmetric": ["asymmetric reconstruction"]}[said["reconstruction"]]
+    parts += ["distilled LoRA" if said["kd_weight"] else "LoRA"] if said["recovery_pairs"] else []
     return " + ".join(parts).replace("_", " ")
 
 
-def bracketed(middle: float, low: float, high: float, form: str = ".3f") -> str:
+def format_interval(middle: float, low: float, high: float, form: str = ".3f") -> str:
     """A number and its interval in the words of tables, ``"0.462 [0.448, 0.476]"``; ``form`` as in an f-string."""
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
 

@@ -18,26 +18,27 @@ import nbformat
 from pruning_lib.experiments import code_digests, input_digests, records
 from pruning_lib.experiments.runs import Row, Tree, source
 
-NO_NUMBERS = ("plots.", "results.", "locks.")  # they show, store and wait: a run's numbers stay when they change
+# code that shows, stores or waits; a notebook's own code is in its fingerprint
+NO_NUMBERS = ("report.", "experiments.records.", "_locks.", code_digests.NOTEBOOK)
 MADE_BEFORE = "made before code was fingerprinted"
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Staleness:
     """Why a row has to run again (empty: it need not), and whether that can be said of the code beneath it."""
 
     why: str
     code_known: bool = True
 
 
-def verdict(row: Row, tree: Tree) -> Verdict:
+def staleness_of(row: Row, tree: Tree) -> Staleness:
     """Whether a row has to run again because of its notebook, parameters, records, code, inputs, or damage."""
-    why = why_stale(row, tree)
+    why = stale_reason(row, tree)
     if why == "no page yet":
-        return Verdict(why)
-    made_from = _made_from(tree.page(row))
-    reasons = [why, damage(row, tree), code_changed(row, tree, made_from), inputs_changed(row, tree, made_from)]
-    return Verdict("; ".join(filter(None, reasons)), "code" in made_from)
+        return Staleness(why)
+    stored = _stored_provenance(tree.page(row))
+    reasons = [why, corruption(row, tree), code_changed(row, tree, stored), inputs_changed(row, tree, stored)]
+    return Staleness("; ".join(filter(None, reasons)), "code" in stored)
 
 
 # --- notebook, parameters, records ------------------------------------------------------------------------------------
@@ -49,30 +50,30 @@ def fingerprint(row: Row, tree: Tree) -> str:
     Prose does not count: the book takes it from the notebook as it is today.
     """
     notebook = nbformat.read(source(row, tree), as_version=4)
-    parts = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    parts = [code_digests.of_notebook(_code_cells(notebook))]
     parts += [json.dumps(dict(row.parameters), sort_keys=True)]
     if row.reading:
         parts += [path.read_text(errors="replace") for path in sorted(tree.records.glob("*.json"))]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def why_stale(row: Row, tree: Tree) -> str:
+def stale_reason(row: Row, tree: Tree) -> str:
     """Why the page is not that of the notebook, the parameters and the records there are; empty when it is."""
     if not tree.page(row).is_file():
         return "no page yet"
     if not row.reading and not tree.record(row).is_file():
         return "no record"
-    if _made_from(tree.page(row)).get("fingerprint") != fingerprint(row, tree):
+    if _stored_provenance(tree.page(row)).get("fingerprint") != fingerprint(row, tree):
         return "notebook or a record changed" if row.reading else "notebook or parameters changed"
     return ""
 
 
-def made_from(row: Row, tree: Tree) -> dict[str, Any]:
+def provenance(row: Row, tree: Tree) -> dict[str, Any]:
     """What a page that is made now is made from; it goes into the page's metadata."""
-    return {"fingerprint": fingerprint(row, tree), "code": code(row, tree), "inputs": input_digests.of(row, tree)}
+    return {"fingerprint": fingerprint(row, tree), "code": code_of(row, tree), "inputs": input_digests.digests_of(row, tree)}
 
 
-def _made_from(page: Path) -> dict[str, Any]:
+def _stored_provenance(page: Path) -> dict[str, Any]:
     """What a page says it was made from; nothing when it cannot be read."""
     try:
         found = nbformat.read(page, as_version=4).metadata.get("pruning_lib", {})
@@ -84,20 +85,24 @@ def _made_from(page: Path) -> dict[str, Any]:
 # --- code -------------------------------------------------------------------------------------------------------------
 
 
-def code(row: Row, tree: Tree) -> dict[str, str]:
+def code_of(row: Row, tree: Tree) -> dict[str, str]:
     """Name -> digest of the definitions the notebook leads to; for a run, without those that make no number."""
     notebook = nbformat.read(source(row, tree), as_version=4)
-    found = code_digests.digests(cell.source for cell in notebook.cells if cell.cell_type == "code")
-    return _that_count(found, row)
+    found = code_digests.digests(_code_cells(notebook))
+    return _relevant(found, row)
 
 
-def _that_count(found: dict[str, str], row: Row) -> dict[str, str]:
+def _code_cells(notebook: Any) -> list[str]:
+    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def _relevant(found: dict[str, str], row: Row) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if row.reading or not name.startswith(NO_NUMBERS)}
 
 
 def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
     """Which code changed since the page was made, in words; empty too where the page does not say."""
-    names = code_digests.changed(_that_count(page.get("code") or {}, row), code(row, tree))
+    names = code_digests.changed(_relevant(page.get("code") or {}, row), code_of(row, tree))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"code changed: {', '.join(names[:3])}{more}" if names else ""
 
@@ -107,16 +112,16 @@ def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
 
 def inputs_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
     """Which inputs changed since the page was made, in words."""
-    names = input_digests.changed(page.get("inputs") or {}, input_digests.of(row, tree))
+    names = input_digests.changed(page.get("inputs") or {}, input_digests.digests_of(row, tree))
     return f"inputs changed: {', '.join(names)}" if names else ""
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
-def damage(row: Row, tree: Tree) -> str:
+def corruption(row: Row, tree: Tree) -> str:
     """What is wrong with the row's page or record as files, in words; readings have no record."""
-    made = _made_from(tree.page(row))
+    made = _stored_provenance(tree.page(row))
     if not made:
         return "the page cannot be read"
     if row.reading or not tree.record(row).is_file():
@@ -127,7 +132,7 @@ def damage(row: Row, tree: Tree) -> str:
         record = None
     if not isinstance(record, dict):
         return "the record cannot be read"
-    if not records.sealed(record) and ("checksum" in record or "code" in made):
+    if not records.checksum_ok(record) and ("checksum" in record or "code" in made):
         return "the record was edited after it was written"
     if made.get("record") not in (None, record.get("checksum")):
         return "page and record are of different runs"

@@ -22,7 +22,7 @@ import psutil
 
 from pruning_lib import _locks
 from pruning_lib.experiments import execution
-from pruning_lib.experiments.execution import RowFailed, RowLost
+from pruning_lib.experiments.execution import RowFailed, WorkerDied
 from pruning_lib.experiments.runs import Row, Tree
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -30,7 +30,7 @@ KINDS = ("done", "failed", "lost", "held", "memory")
 
 
 @dataclass(frozen=True)
-class Answer:
+class Outcome:
     """How a row ended (one of ``KINDS``) and what to say about it."""
 
     kind: str
@@ -89,7 +89,7 @@ class RowProcess:
             except psutil.Error:
                 pass
 
-    def answer(self) -> Answer | None:
+    def answer(self) -> Outcome | None:
         """How it ended; None while it runs.  A process that was killed leaves nothing lying about."""
         if self.process.poll() is None:
             return None
@@ -103,17 +103,17 @@ class RowProcess:
         self.log.close()
         return answer
 
-    def _answer(self, text: bytes) -> Answer:
+    def _answer(self, text: bytes) -> Outcome:
         name, status = self.row.name, self.process.returncode
         if self.too_large_gb:
-            return Answer("memory", f"row {name} was stopped: it took {self.too_large_gb:.2f} GB, its limit is "
+            return Outcome("memory", f"row {name} was stopped: it took {self.too_large_gb:.2f} GB, its limit is "
                                     f"{self.row.memory_gb:g} GB (memory_gb in runs.yml)")
         if text:
-            return Answer(**json.loads(text))
+            return Outcome(**json.loads(text))
         why = f"was killed by signal {-status}" if status < 0 else f"ended with status {status}"
         self.log.seek(0)
         last = self.log.read().decode(errors="replace").strip().splitlines()[-3:]
-        return Answer("lost", "\n".join([f"row {name}: its process {why}", *(last if status > 0 else [])]))
+        return Outcome("lost", "\n".join([f"row {name}: its process {why}", *(last if status > 0 else [])]))
 
     def _family(self) -> list[psutil.Process]:
         try:
@@ -145,7 +145,7 @@ def main(answers: int) -> None:
     os.write(answers, json.dumps({"kind": answer.kind, "message": answer.message[:16000]}).encode())
 
 
-def _run(row: Row, tree: Tree, published_ns: int | None) -> Answer:
+def _run(row: Row, tree: Tree, published_ns: int | None) -> Outcome:
     by_another = False
 
     def done() -> bool:
@@ -154,16 +154,16 @@ def _run(row: Row, tree: Tree, published_ns: int | None) -> Answer:
         return by_another
 
     try:
-        execution.run(row, tree, say=lambda text: None, wait=False, done=done)
+        execution.run(row, tree, log=lambda text: None, wait=False, done=done)
     except _locks.Held as who:
-        return Answer("held", str(who))
-    except RowLost as error:
-        return Answer("lost", str(error))
+        return Outcome("held", str(who))
+    except WorkerDied as error:
+        return Outcome("lost", str(error))
     except RowFailed as error:
-        return Answer("failed", str(error))
+        return Outcome("failed", str(error))
     except (Exception, SystemExit) as error:  # whatever it is, it concerns this row alone
-        return Answer("failed", f"row {row.name} failed: {type(error).__name__}: {error}")
-    return Answer("done", "done by another runner" if by_another else "")
+        return Outcome("failed", f"row {row.name} failed: {type(error).__name__}: {error}")
+    return Outcome("done", "done by another runner" if by_another else "")
 
 
 def _end_with_parent() -> None:

@@ -99,7 +99,7 @@ def _write(model: Any, folder: Path) -> None:
         image_networks.write(model, folder)
         return
     config, other = model.config, _storable(model)
-    waits = offload.waits(model)
+    waits = offload.is_offloaded(model)
     if other is not config and not waits:
         model = _with_config(model, other)
     model.config = other
@@ -113,7 +113,7 @@ def _write(model: Any, folder: Path) -> None:
 
 def _storable(model: Any) -> Any:
     """The model's config, or that of the network with the same weights that can be stored."""
-    config, family = model.config, families.of(model)
+    config, family = model.config, families.family_of(model)
     if family.stored_as is None or config.hidden_size % config.num_attention_heads == 0:
         return config
     families.refuse_head_count(model, config.num_attention_heads)
@@ -157,7 +157,7 @@ def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
     ids = ids.to(offload.input_device(model))
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
     # module by module: beside the model there is never more of its copy than the weights of the layer that runs
-    return model(ids).logits, offload.from_files(folder, ids.device, **how)(ids).logits
+    return model(ids).logits, offload.load_from_disk(folder, ids.device, **how)(ids).logits
 
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:

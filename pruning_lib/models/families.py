@@ -149,7 +149,7 @@ class Sizes:
     parameters: int  # of the whole model, shared ones counted once
 
 
-def of(model: nn.Module) -> LanguageFamily:
+def family_of(model: nn.Module) -> LanguageFamily:
     """The family record of a transformers model.
 
     Raises
@@ -176,7 +176,7 @@ def of(model: nn.Module) -> LanguageFamily:
 
 def blocks(model: nn.Module) -> nn.ModuleList:
     """The list of decoder blocks of a language model."""
-    return cast(nn.ModuleList, model.get_submodule(of(model).blocks))
+    return cast(nn.ModuleList, model.get_submodule(family_of(model).blocks))
 
 
 def image_family(model: nn.Module) -> ImageFamily | None:
@@ -196,7 +196,7 @@ def residual_blocks(model: nn.Module) -> list[BlockInfo]:
     """
     if image_family(model):
         return image_blocks(model)
-    return [BlockInfo(f"{of(model).blocks}.{i}", 0, True) for i in range(len(blocks(model)))]
+    return [BlockInfo(f"{family_of(model).blocks}.{i}", 0, True) for i in range(len(blocks(model)))]
 
 
 def image_blocks(model: nn.Module) -> list[BlockInfo]:
@@ -228,7 +228,7 @@ def classifier(model: nn.Module) -> nn.Module:
     family = image_family(model)
     if family:
         return model.get_submodule(family.classifier)
-    of(model)  # raises for what is no language model either
+    family_of(model)  # raises for what is no language model either
     return cast(Any, model).get_output_embeddings()
 
 
@@ -262,7 +262,7 @@ def sizes(model: nn.Module) -> Sizes:
     ValueError
         when blocks differ in size: a plan removes the same number in every block.
     """
-    family, found = of(model), set()
+    family, found = family_of(model), set()
     D = head_width(model)
     for block in blocks(model):
         p = projections(block, family)
@@ -306,7 +306,7 @@ def head_width(model: nn.Module) -> int:
 
 def stream_factor(model: nn.Module) -> float:
     """By what heads and neurons of ``model`` are multiplied when they are added to the residual stream."""
-    name = of(model).multiplied_by
+    name = family_of(model).multiplied_by
     return float(getattr(model.config, name)) if name else 1.0
 
 
@@ -316,7 +316,7 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     transformers from 5.4 on refuses LLaMA configs whose head count does not divide the width.  Such a model is stored
     under the family's ``stored_as``; only where that has no place for what the config asks is the count refused.
     """
-    family, config = of(model), cast(Any, model.config)
+    family, config = family_of(model), cast(Any, model.config)
     first = projections(blocks(model)[0], family)
     H, G = (rows.count // head_width(model) for rows in (first.queries, first.keys))
     for name, reason in family.heads_fixed_by.items():

@@ -53,7 +53,7 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
 
 
 @contextmanager
-def bypassed(model: nn.Module, block_name: str) -> Iterator[None]:
+def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
     """Inside the ``with``, one residual block hands on its input and does not run; may be nested.
 
     The network then computes bit for bit what it computes with the block removed.  A language model's cache stays empty
@@ -69,12 +69,12 @@ def bypassed(model: nn.Module, block_name: str) -> Iterator[None]:
         for anything but a removable block, with the names of those.
     """
     _refuse_unless_removable(model, block_name)
-    with _forwarding(model.get_submodule(block_name), _hand_on):
+    with _forwarding(model.get_submodule(block_name), _identity):
         yield
 
 
 @contextmanager
-def entered_behind(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]:
+def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]:
     """Inside the ``with``, block ``block_name`` gives ``x`` whatever it is given, and no block before it runs.
 
     With what enters the block as ``x``, the network computes what it computes with the block bypassed, and only the
@@ -83,20 +83,20 @@ def entered_behind(model: nn.Module, block_name: str, x: Tensor) -> Iterator[Non
     Raises
     ------
     ValueError
-        for anything but a removable block, as ``bypassed`` does.
+        for anything but a removable block, as ``skip_block`` does.
     """
     _refuse_unless_removable(model, block_name)
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             here = info.name == block_name
-            stack.enter_context(_forwarding(model.get_submodule(info.name), (lambda *_, **__: x) if here else _hand_on))
+            stack.enter_context(_forwarding(model.get_submodule(info.name), (lambda *_, **__: x) if here else _identity))
             if here:
                 break
         yield
 
 
 @contextmanager
-def alone(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[None]:
+def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[None]:
     """Inside the ``with`` no block but ``block_name`` runs, and that one is given ``x``; None for what comes anyway.
 
     The network itself makes what else a block wants (positions, masks), so ``x`` has to come from the inputs the
@@ -106,7 +106,7 @@ def alone(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[None]
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             if info.name != block_name:
-                stack.enter_context(_forwarding(model.get_submodule(info.name), _hand_on))
+                stack.enter_context(_forwarding(model.get_submodule(info.name), _identity))
         if x is not None:
             hook = model.get_submodule(block_name).register_forward_pre_hook(lambda _, args: (x, *args[1:]))
             stack.callback(hook.remove)
@@ -123,7 +123,7 @@ def _refuse_unless_removable(model: nn.Module, block_name: str) -> None:
 def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
     """Give ``module`` another forward for the time of a block."""
     state = module.__dict__
-    before = state.get("forward")  # something else may have put its own there: an outer ``bypassed``, accelerate
+    before = state.get("forward")  # something else may have put its own there: an outer ``skip_block``, accelerate
     state["forward"] = forward
     try:
         yield
@@ -134,6 +134,6 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
             state["forward"] = before
 
 
-def _hand_on(hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:
+def _identity(hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:
     """The first argument; the name is the one decoder blocks give it."""
     return hidden_states

@@ -148,7 +148,7 @@ def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Modul
     return _normalising(network)
 
 
-def filled(config: ImageConfig, weights: dict[str, Tensor]) -> nn.Module:
+def with_weights(config: ImageConfig, weights: dict[str, Tensor]) -> nn.Module:
     """The network ``config`` describes with these weights; ValueError when they are of another network."""
     network = _outline(config)
     # cloned: a tensor in a file lies at any address, and kernels may round differently where it is not a round one
@@ -186,7 +186,7 @@ def write_new(network: nn.Module, folder: Path, texts: Mapping[str, str] | None 
             done.rename(folder)
 
 
-def holds(folder: Path) -> bool:
+def is_image_network(folder: Path) -> bool:
     """Whether a folder is one of ours, or has the weights of a CIFAR ResNet and no config."""
     if (folder / "config.json").is_file():
         return _described(folder).get("format") == FORMAT
@@ -200,7 +200,7 @@ def holds(folder: Path) -> bool:
 
 
 def read(folder: Path) -> nn.Module:
-    """The network in a folder for which ``holds`` says yes.
+    """The network in a folder for which ``is_image_network`` says yes.
 
     Raises
     ------
@@ -209,13 +209,13 @@ def read(folder: Path) -> nn.Module:
     """
     weights = _weights(folder)
     if not (folder / "config.json").exists():
-        return filled(_inferred(weights), weights)
+        return with_weights(_inferred(weights), weights)
     described = _described(folder)
     if described.pop("format_version", None) != VERSION:
         raise ValueError(f"{folder}/config.json is not of format version {VERSION}; update pruning_lib")
     del described["format"]
     try:
-        return filled(ImageConfig(**described), weights)
+        return with_weights(ImageConfig(**described), weights)
     except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # fields or arguments that
         # this format does not have, sizes that no network can have
         raise ValueError(f"{folder}/config.json does not describe an image network: {error}") from error

@@ -79,7 +79,7 @@ MODELS.update(published_networks.NETWORKS)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
+def load_model(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
          memory: Mapping[int | str, str] | None = None) -> tuple[nn.Module, Any]:
     """A causal language model and its tokenizer, or an image network and None, ready to evaluate.
 
@@ -106,7 +106,7 @@ def load(name: str, *, dtype: str = "float32", device: str | None = None, trust_
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)} (float16 overflows in some families)")
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
-    if Path(source).is_dir() and image_networks.holds(Path(source)):
+    if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
         return image_networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
     options = {"trust_remote_code": trust_remote_code}
     try:
@@ -191,7 +191,7 @@ def _from_torch_file(name: str) -> Path:
                               f"a network, e.g. one that checkpoints.save wrote") from error
     try:
         weights = torch.load(file, map_location="cpu", weights_only=True)  # tensors only: nothing in it is run
-        network = image_networks.filled(entry.config, _unwrapped(weights))
+        network = image_networks.with_weights(entry.config, _unwrapped(weights))
     except Exception as error:  # torch.load raises many kinds
         file.unlink()
         raise ValueError(f"{file.name} held no weights of {name} and was deleted: {error}") from error

@@ -18,7 +18,7 @@ from accelerate.utils import align_module_device
 from torch import Tensor, nn
 
 
-def waits(module: nn.Module) -> bool:
+def is_offloaded(module: nn.Module) -> bool:
     """Whether weights of this module (or anything in it) wait elsewhere."""
     return any(p.device.type == "meta" and _hook(owner) is not None for owner in module.modules()
                for p in owner.parameters(recurse=False))
@@ -34,13 +34,13 @@ def input_device(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def at_hand(module: nn.Module) -> Iterator[None]:
+def materialized(module: nn.Module) -> Iterator[None]:
     """Inside the ``with`` the module's own weights are where it runs."""
     with align_module_device(module):
         yield
 
 
-def from_files(folder: Path, device: torch.device, **how: Any) -> nn.Module:
+def load_from_disk(folder: Path, device: torch.device, **how: Any) -> nn.Module:
     """The language model in ``folder``, ready to evaluate on ``device`` without ever being there as a whole.
 
     Every weight stays in its file and is brought to ``device`` for the time its module runs.
@@ -71,15 +71,15 @@ def _quiet(logger: str) -> Iterator[None]:
         logging.getLogger(logger).setLevel(level)
 
 
-def cut(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
+def slice_offloaded(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
     """Keep only the places ``keep`` of a weight that waits; it stays where it is and is cut whenever it is brought."""
     hook, weight = cast(Any, _hook(module)), cast(Tensor, getattr(module, name))
-    hook.weights_map = _Cut(hook.weights_map, name, keep, dim)
+    hook.weights_map = _SlicedWeights(hook.weights_map, name, keep, dim)
     shape = [len(keep) if i == dim else size for i, size in enumerate(weight.shape)]
     setattr(module, name, nn.Parameter(torch.empty(shape, dtype=weight.dtype, device="meta"), requires_grad=False))
 
 
-class _Cut(Mapping):
+class _SlicedWeights(Mapping):
     """Weights by name; one of them is cut when it is read."""
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, keep: Tensor, dim: int) -> None:

@@ -17,7 +17,7 @@ from pruning_lib._registry import Table
 
 
 @dataclass(frozen=True)
-class Shape:
+class PublishedConfig:
     """What fixes the size of a language model.
 
     Attributes
@@ -39,22 +39,22 @@ class Shape:
     more: Mapping[str, Any] = field(default_factory=dict)
 
 
-SHAPES: Table = Table("shape")  # by hub name
-SHAPES["meta-llama/Llama-2-7b-hf"] = Shape("llama", 32, 4096, 32, 32, 11008, 32000, 6_738_415_616)
-SHAPES["meta-llama/Llama-3.2-1B"] = Shape("llama", 16, 2048, 32, 8, 8192, 128256, 1_235_814_400,
+PUBLISHED_CONFIGS: Table = Table("shape")  # by hub name
+PUBLISHED_CONFIGS["meta-llama/Llama-2-7b-hf"] = PublishedConfig("llama", 32, 4096, 32, 32, 11008, 32000, 6_738_415_616)
+PUBLISHED_CONFIGS["meta-llama/Llama-3.2-1B"] = PublishedConfig("llama", 16, 2048, 32, 8, 8192, 128256, 1_235_814_400,
                                           {"head_dim": 64, "tie_word_embeddings": True})
-SHAPES["meta-llama/Llama-3.1-70B"] = Shape("llama", 80, 8192, 64, 8, 28672, 128256, 70_553_706_496)
-SHAPES["Qwen/Qwen2.5-0.5B"] = Shape("qwen2", 24, 896, 14, 2, 4864, 151936, 494_032_768, {"tie_word_embeddings": True})
-SHAPES["microsoft/phi-1"] = Shape("phi", 24, 2048, 32, 32, 8192, 51200, 1_418_270_720, {"partial_rotary_factor": 0.5})
-SHAPES["microsoft/phi-1_5"] = SHAPES["microsoft/phi-1"]
-SHAPES["microsoft/phi-2"] = Shape("phi", 32, 2560, 32, 32, 10240, 51200, 2_779_683_840, {"partial_rotary_factor": 0.4})
+PUBLISHED_CONFIGS["meta-llama/Llama-3.1-70B"] = PublishedConfig("llama", 80, 8192, 64, 8, 28672, 128256, 70_553_706_496)
+PUBLISHED_CONFIGS["Qwen/Qwen2.5-0.5B"] = PublishedConfig("qwen2", 24, 896, 14, 2, 4864, 151936, 494_032_768, {"tie_word_embeddings": True})
+PUBLISHED_CONFIGS["microsoft/phi-1"] = PublishedConfig("phi", 24, 2048, 32, 32, 8192, 51200, 1_418_270_720, {"partial_rotary_factor": 0.5})
+PUBLISHED_CONFIGS["microsoft/phi-1_5"] = PUBLISHED_CONFIGS["microsoft/phi-1"]
+PUBLISHED_CONFIGS["microsoft/phi-2"] = PublishedConfig("phi", 32, 2560, 32, 32, 10240, 51200, 2_779_683_840, {"partial_rotary_factor": 0.4})
 
 
-def network(name: str, *, device: str = "meta", dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> nn.Module:
-    """A network of the shape of ``name`` (key of ``SHAPES``) with random weights; on ``meta``, with none at all."""
+def random_model(name: str, *, device: str = "meta", dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> nn.Module:
+    """A network of the shape of ``name`` (key of ``PUBLISHED_CONFIGS``) with random weights; on ``meta``, with none at all."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    shape = SHAPES[name]
+    shape = PUBLISHED_CONFIGS[name]
     config = AutoConfig.for_model(
         shape.family, num_hidden_layers=shape.blocks, hidden_size=shape.width, num_attention_heads=shape.heads,
         num_key_value_heads=shape.groups, intermediate_size=shape.neurons, vocab_size=shape.vocabulary,

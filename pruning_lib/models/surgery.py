@@ -37,7 +37,7 @@ def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -
         before anything is cut, when the plan was made for a model of other sizes or with other blocks, or a copy is
         wanted of a model whose weights wait elsewhere.
     """
-    if not inplace and offload.waits(model):
+    if not inplace and offload.is_offloaded(model):
         raise ValueError("weights of this model wait on disk or in host memory, a copy would need all of them; "
                          "give inplace=True")
     if isinstance(plan, BlockPlan):
@@ -98,7 +98,7 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
                          "choose a new plan for this model")
     families.refuse_head_count(model, plan.kept["heads"])
     pruned = model if inplace else copy.deepcopy(model)
-    family, D, s = families.of(pruned), plan.sizes.head_width, plan.sizes
+    family, D, s = families.family_of(pruned), plan.sizes.head_width, plan.sizes
     for i, block in enumerate(families.blocks(pruned)):
         queries = _wide(_kept(plan.removed_heads[i], s.heads), D)
         pairs = _wide(_kept(plan.removed_groups[i], s.groups), D)
@@ -136,8 +136,8 @@ def _keep_inputs(linear: nn.Linear, columns: Tensor) -> None:
 
 
 def _slice(linear: nn.Linear, name: str, keep: Tensor, dim: int) -> None:
-    if offload.waits(linear):
-        offload.cut(linear, name, keep, dim)
+    if offload.is_offloaded(linear):
+        offload.slice_offloaded(linear, name, keep, dim)
         return
     parameter = getattr(linear, name)
     data = parameter.detach().index_select(dim, keep.to(parameter.device))

@@ -23,11 +23,11 @@ from pruning_lib.models import families, offload
 from pruning_lib.models.hooks import evaluating, inputs_to
 from pruning_lib.pruning.selection import Importance, choose
 
-__all__ = ["Sums", "batches", "choose", "head_scores", "importance", "merge", "neuron_scores", "sums"]
+__all__ = ["ScoreSums", "batches", "choose", "head_scores", "importance", "merge", "neuron_scores", "score_sums"]
 
 
 @dataclass(frozen=True)
-class Sums:
+class ScoreSums:
     """Scores summed over prompts, not yet divided by their number: what parts of one pass are merged from.
 
     Attributes
@@ -104,10 +104,10 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
     Departs from the published code, which runs one prompt at a time and heads and neurons in two passes: the scores are
     the same up to rounding, and a test compares the two.
     """
-    return merge([sums(model, batches, progress=progress)])
+    return merge([score_sums(model, batches, progress=progress)])
 
 
-def merge(parts: Iterable[Sums]) -> Importance:
+def merge(parts: Iterable[ScoreSums]) -> Importance:
     """The importance of all prompts from the sums of parts of them, in whichever order they come.
 
     The sums are of float32 numbers in float64, which is exact as long as the largest score of a batch is less than
@@ -131,13 +131,13 @@ def merge(parts: Iterable[Sums]) -> Importance:
     return Importance(heads.float(), neurons.float(), {"method": "amp", "prompts": prompts, "dtype": parts[0].dtype})
 
 
-def sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress: bool = True) -> Sums:
+def score_sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress: bool = True) -> ScoreSums:
     """Scores summed over the prompts of ``batches``, on the CPU: ``importance`` before the division.
 
     Several workers take a part of the batches each, and ``merge`` puts their sums together.  Batches are read one after
     the other, so a generator does; the model may lie on several devices or wait on disk.
     """
-    s, family = families.sizes(model), families.of(model)
+    s, family = families.sizes(model), families.family_of(model)
     device = offload.input_device(model)
     heads = torch.zeros(s.blocks, s.heads, dtype=torch.float64)
     neurons = torch.zeros(s.blocks, s.neurons, dtype=torch.float64)
@@ -149,7 +149,7 @@ def sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress:
     def see(i: int, x: Tensor) -> None:
         here = weights.to(x.device)
         if i < s.blocks:
-            with offload.at_hand(heads_out[i]):
+            with offload.materialized(heads_out[i]):
                 heads[i] += head_scores(x, heads_out[i].weight, here, D=s.head_width).cpu()
         else:
             neurons[i - s.blocks] += neuron_scores(x, here).cpu()
@@ -161,7 +161,7 @@ def sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress:
             weights = mask / mask.sum(1, keepdim=True)
             decoder(input_ids=batch["input_ids"].to(device), attention_mask=mask, use_cache=False)
             prompts += len(mask)
-    return Sums(heads, neurons, prompts, str(next(model.parameters()).dtype))
+    return ScoreSums(heads, neurons, prompts, str(next(model.parameters()).dtype))
 
 
 def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:

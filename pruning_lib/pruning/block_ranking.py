@@ -78,7 +78,7 @@ def influence(model: nn.Module, inputs: Tensor | Iterable[Batch], names: Sequenc
     return total / count
 
 
-def network_order(model: nn.Module, inputs: object, labels: Tensor | None, seed: int) -> Sequence[str]:
+def front_to_back(model: nn.Module, inputs: object, labels: Tensor | None, seed: int) -> Sequence[str]:
     """From front to back, without looking; the first block of every stage comes last.
 
     The sequence in which the published Consensus networks lost their blocks.
@@ -119,5 +119,5 @@ for _name in similarity.METRICS:
 CRITERIA["loss"] = Criterion(least_loss, "what raises the loss on calibration images least goes (a control)")
 
 CRITERIA["block_influence"] = Criterion(influence_order, "what turns its input least goes (ShortGPT)")
-CRITERIA["network_order"] = Criterion(network_order, "front to back, as the published networks lost theirs (a control)")
+CRITERIA["network_order"] = Criterion(front_to_back, "front to back, as the published networks lost theirs (a control)")
 CRITERIA["random"] = Criterion(random_order, "any block goes (a control)")

@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from pruning_lib.models import families, surgery
 from pruning_lib.models.block_plan import BlockPlan
-from pruning_lib.models.hooks import entered_behind, evaluating, inputs_to
+from pruning_lib.models.hooks import evaluating, inputs_to, resume_after
 from pruning_lib.pruning import similarity
 
 Batch = Tensor | Mapping[str, Tensor]
@@ -69,7 +69,7 @@ def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: 
             with inputs_to(modules, entered.__setitem__):
                 whole.append(penultimate(model, batch))
             for found, name in zip(without, blocks, strict=True):
-                with entered_behind(model, name, entered[places[name]]):
+                with resume_after(model, name, entered[places[name]]):
                     found.append(penultimate(model, batch))
     if not whole:
         raise ValueError("no inputs: give at least two images or prompts")
@@ -119,12 +119,12 @@ def scores(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | 
         raise ValueError("no block of this network keeps the shape of its input, so none can be left out")
     whole, without = representations(model, inputs, names, images_per_batch=images_per_batch, progress=progress)
     if metrics is None:
-        chosen = _possible(chosen, *whole.shape)
+        chosen = _numbered_labels(chosen, *whole.shape)
     found = similarity.distances(whole, without, labels, metrics=chosen)
     return pd.DataFrame({name: found[name].numpy() for name in chosen}, index=pd.Index(names, name="block"))
 
 
-def _possible(metrics: list[str], samples: int, features: int) -> list[str]:
+def _numbered_labels(metrics: list[str], samples: int, features: int) -> list[str]:
     """Those of ``metrics`` that say something about so many samples of so many features."""
     fine = [name for name in metrics if samples > features + 1 or not similarity.METRICS[name].needs_samples]
     if fine != metrics:
@@ -177,9 +177,9 @@ def prune(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, 
     Raises
     ------
     ValueError
-        before the first round, as ``check`` does.
+        before the first round, as ``validate`` does.
     """
-    check(model, rounds=rounds, per_round=per_round, min_blocks=min_blocks)
+    validate(model, rounds=rounds, per_round=per_round, min_blocks=min_blocks)
     return _rounds(model, criterion, rounds, per_round, min_blocks)
 
 
@@ -197,22 +197,22 @@ def step(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, p
          ) -> Step:
     """One round of ``prune``; ``removed`` in the names that ``model`` has now, in the order data passes them."""
     order = tuple(criterion(model))
-    plan = BlockPlan.of(model, first(order, model, per_round, min_blocks=min_blocks))
+    plan = BlockPlan.of(model, select_blocks(order, model, per_round, min_blocks=min_blocks))
     removed = tuple(info.name for info in plan.blocks if info.name in plan.removed)
     return Step(surgery.remove(model, plan), removed, order)
 
 
-def check(model: nn.Module, *, rounds: int, per_round: int = 1, min_blocks: int = 2) -> None:
+def validate(model: nn.Module, *, rounds: int, per_round: int = 1, min_blocks: int = 2) -> None:
     """Raise ValueError when fewer blocks of ``model`` can go than ``rounds`` of ``per_round`` would take."""
     if min_blocks < 1:
         raise ValueError(f"min_blocks={min_blocks}; a stage keeps at least 1 block")
-    most = free(model, min_blocks)
+    most = max_removable(model, min_blocks)
     if not 0 < rounds * per_round <= most:
         raise ValueError(f"{rounds} rounds of {per_round} blocks; {most} blocks can go "
                          f"if each stage keeps {min_blocks}")
 
 
-def first(order: Sequence[str], model: nn.Module, count: int, *, min_blocks: int = 2) -> list[str]:
+def select_blocks(order: Sequence[str], model: nn.Module, count: int, *, min_blocks: int = 2) -> list[str]:
     """The first ``count`` names of ``order`` that may go together, each stage keeping ``min_blocks`` blocks."""
     infos = {info.name: info for info in families.residual_blocks(model)}
     left = Counter(info.stage for info in infos.values())
@@ -228,7 +228,7 @@ def first(order: Sequence[str], model: nn.Module, count: int, *, min_blocks: int
     return chosen
 
 
-def free(model: nn.Module, min_blocks: int) -> int:
+def max_removable(model: nn.Module, min_blocks: int) -> int:
     """How many blocks can go together if each stage keeps ``min_blocks``."""
     infos = families.residual_blocks(model)
     stages: dict[int, list[bool]] = {}

@@ -46,7 +46,7 @@ class Method:
 METHODS: Table = Table("method")
 
 
-def nothing(model: nn.Module, batches: Batches = ()) -> Importance:
+def uniform(model: nn.Module, batches: Batches = ()) -> Importance:
     """All parts equally important: for rules that do not look."""
     s = families.sizes(model)
     return Importance(torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons), {"method": "nothing"})
@@ -77,7 +77,7 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
 
     Every token weighs the same; padding never counts.
     """
-    modules = closing(model)
+    modules = output_projections(model)
     sums: list[Tensor] = [torch.zeros(2, m.in_features, dtype=torch.float64, device=m.weight.device) for m in modules]
     tokens = 0
 
@@ -96,9 +96,9 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
     return [Moments(tokens, *(s / tokens)) for s in sums]
 
 
-def closing(model: nn.Module) -> list[nn.Linear]:
+def output_projections(model: nn.Module) -> list[nn.Linear]:
     """The closing projections: after the heads of every block, then after the neurons of every block."""
-    family, blocks = families.of(model), families.blocks(model)
+    family, blocks = families.family_of(model), families.blocks(model)
     return [families.linear(block, path) for path in (family.heads_out, family.neurons_out) for block in blocks]
 
 
@@ -155,13 +155,13 @@ def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Impo
 
 METHODS["amp"] = Method(amp.importance, "lowest", "least projected activation goes (the paper's method)")
 METHODS["highest"] = Method(amp.importance, "highest", "AMP reversed: the most important goes (a control)")
-METHODS["random"] = Method(nothing, "random", "any head or neuron goes (a control)")
+METHODS["random"] = Method(uniform, "random", "any head or neuron goes (a control)")
 METHODS["magnitude"] = Method(magnitude, "lowest", "smallest weights go, whatever the data")
 METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activations go, whatever the weights")
 METHODS["wanda"] = Method(wanda, "lowest", "smallest weight x activation goes (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "what varies least over tokens goes (FLAP's score, without its biases)")
 METHODS["taylor"] = Method(taylor, "lowest", "what the loss depends on least, to first order, goes (LLM-Pruner)")
-METHODS["repair"] = Method(reconstruction.importance, "lowest", "what least squares repairs best goes (ours; OBS, ZipLM)",
+METHODS["reconstruction_error"] = Method(reconstruction.reconstruction_error, "lowest", "what least squares repairs best goes (ours; OBS, ZipLM)",
                            needs_text=True)
 
 
@@ -179,7 +179,7 @@ def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, M
                   power: int = 1) -> Importance:
     """``score(weight (C, columns), moments) -> (columns,)``, its power summed over the columns of each head."""
     found = moments(model, batches)
-    columns = [score(layer.weight.detach().double(), m) for layer, m in zip(closing(model), found, strict=True)]
+    columns = [score(layer.weight.detach().double(), m) for layer, m in zip(output_projections(model), found, strict=True)]
     L, D = len(columns) // 2, families.head_width(model)
     heads = torch.stack([c.pow(power).view(-1, D).sum(1) for c in columns[:L]])
     return Importance(heads.float().cpu(), torch.stack(columns[L:]).float().cpu(),
@@ -188,7 +188,7 @@ def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, M
 
 def _over_weights(model: nn.Module, value: Callable[[nn.Linear], Tensor]) -> tuple[Tensor, Tensor]:
     """Sums of ``value(layer)``, one number per weight, over what goes with each head (L, H) and neuron (L, M)."""
-    family, D = families.of(model), families.head_width(model)
+    family, D = families.family_of(model), families.head_width(model)
     heads, neurons = [], []
     for block in families.blocks(model):
         p = families.projections(block, family)

@@ -2,7 +2,7 @@
 
 A layer of C outputs and F inputs sees tokens x; all that the solution depends on are the Gram matrix of the x, their
 sum, and, where the layer is to make up for more than its own columns, how x goes together with what is missing.
-References as in ``compensate``.
+References as in ``reconstruct``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 @dataclass(frozen=True)
-class Drift:
+class Residual:
     """What else a layer's output lacks, d (C,) per token, as far as least squares has to know it: sums over tokens."""
 
     cross: Tensor  # (F, C) of x d^T
@@ -29,11 +29,11 @@ class Gram:
     square: Tensor  # (F, F) of x x^T
     total: Tensor  # (F,) of x
     tokens: int
-    drift: Drift | None = None
+    drift: Residual | None = None
 
     def double(self) -> Gram:
         """In float64."""
-        drift = self.drift and Drift(self.drift.cross.double(), self.drift.total, self.drift.size)
+        drift = self.drift and Residual(self.drift.cross.double(), self.drift.total, self.drift.size)
         return Gram(self.square.double(), self.total, self.tokens, drift)
 
     def centred(self) -> Tensor:
@@ -53,7 +53,7 @@ class Gram:
         return self.size(weight, bias) - 2 * float(both) + self.drift.size
 
 
-class Sums:
+class GramAccumulator:
     """A ``Gram`` while it is summed up, batch by batch."""
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -80,7 +80,7 @@ class Sums:
         """What was summed up; ValueError for activations that are not finite."""
         if not torch.isfinite(self.square).all():
             raise ValueError("activations are not finite; load the model in float32 or bfloat16, not float16")
-        drift = None if self.cross is None else Drift(self.cross, self.drift_total, float(self.drift_size))
+        drift = None if self.cross is None else Residual(self.cross, self.drift_total, float(self.drift_size))
         return Gram(self.square, self.total, self.tokens, drift)
 
 

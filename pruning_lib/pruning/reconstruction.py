@@ -1,4 +1,4 @@
-"""Closed-form compensation: what stays is re-solved so that it stands in for what goes.
+"""Closed-form reconstruction: what stays is re-solved so that it stands in for what goes.
 
 Ours, for the plan of any width method.  Heads and neurons leave a block through its two closing projections, and those
 are linear: after a cut, the columns that stay get the weights with which, on calibration text, the projection's output
@@ -35,10 +35,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib.models import families, surgery
-from pruning_lib.models.hooks import alone, evaluating, inputs_to, outputs_of
+from pruning_lib.models.hooks import evaluating, inputs_to, only_block, outputs_of
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import least_squares
-from pruning_lib.pruning.least_squares import Gram, Sums
+from pruning_lib.pruning.least_squares import Gram, GramAccumulator
 from pruning_lib.pruning.selection import Importance
 
 Batch = Mapping[str, Tensor]
@@ -47,7 +47,7 @@ MODES = ("one_pass", "sequential", "asymmetric")
 
 
 @dataclass(frozen=True)
-class Repair:
+class Reconstruction:
     """What least squares did to one closing projection.
 
     Attributes
@@ -63,8 +63,8 @@ class Repair:
     error: float
 
 
-def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: float | Sequence[float] = 0.1,
-           mode: str = "sequential", progress: bool = True) -> tuple[nn.Module, list[Repair]]:
+def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: float | Sequence[float] = 0.1,
+           mode: str = "sequential", progress: bool = True) -> tuple[nn.Module, list[Reconstruction]]:
     """The model without what ``plan`` names, its closing projections re-solved on the given text.
 
     Parameters
@@ -101,18 +101,18 @@ def remove(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: flo
         raise ValueError(f"ridge={ridge}; give one or more numbers, 0 or larger")
     fit, held_out = _split(list(batches), several)
     work = copy.deepcopy(model)
-    lost = {c.name: columns for c in _closing(work) if len(columns := _columns(plan, c))}
-    closings = [c for c in _closing(work) if c.name in lost]
-    repairs = []
+    lost = {c.name: columns for c in _output_projections(work) if len(columns := _columns(plan, c))}
+    closings = [c for c in _output_projections(work) if c.name in lost]
+    reconstructions = []
     with torch.no_grad(), evaluating(work), evaluating(model):
         walk = (_all_at_once(work, closings, fit, held_out, progress) if mode == "one_pass" else
                 _one_by_one(work, model if mode == "asymmetric" else None, closings, fit, held_out, progress))
         for closing, gram, held in walk:
-            repairs.append(_repair(closing, lost[closing.name], gram, held, ridges))
-    return surgery.remove(work, plan, inplace=True), repairs
+            reconstructions.append(_reconstruction(closing, lost[closing.name], gram, held, ridges))
+    return surgery.remove(work, plan, inplace=True), reconstructions
 
 
-def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1, progress: bool = True
+def reconstruction_error(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1, progress: bool = True
                ) -> Importance:
     """What least squares could not repair if a head or neuron went; larger means keep.
 
@@ -123,8 +123,8 @@ def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1
 
     Parameters
     ----------
-    batches : as in ``remove``
-    ridge : as in ``remove``
+    batches : as in ``reconstruct``
+    ridge : as in ``reconstruct``
 
     Returns
     -------
@@ -132,7 +132,7 @@ def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1
     """
     scores: dict[bool, list[Tensor]] = {True: [], False: []}
     with torch.no_grad(), evaluating(model):
-        for closing, gram, _ in _all_at_once(model, _closing(model), list(batches), [], progress):
+        for closing, gram, _ in _all_at_once(model, _output_projections(model), list(batches), [], progress):
             gram = gram.double()
             G = least_squares.damped(gram.square if closing.layer.bias is None else gram.centred(), ridge)
             weight = closing.layer.weight.double()
@@ -140,13 +140,13 @@ def importance(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1
                      else least_squares.cost_in_turn(G, weight))
             scores[closing.heads].append(found / gram.tokens)
     return Importance(torch.stack(scores[True]).float().cpu(), torch.stack(scores[False]).float().cpu(),
-                      {"method": "repair", "ridge": ridge, "tokens": gram.tokens})
+                      {"method": "reconstruction_error", "ridge": ridge, "tokens": gram.tokens})
 
 
 def grams(model: nn.Module, layers: Sequence[nn.Linear], batches: Sequence[Batch], *, progress: bool = True
           ) -> list[Gram]:
     """Of what enters each of ``layers``, linear layers of ``model``, from one pass; padding does not count."""
-    sums = [Sums(layer) for layer in layers]
+    sums = [GramAccumulator(layer) for layer in layers]
     with torch.no_grad(), evaluating(model), inputs_to(layers, lambda i, x: sums[i].add(x[mask.to(x.device)])):
         for batch in tqdm(batches, desc="Gram matrices", disable=not progress, leave=False):
             mask = batch["attention_mask"].bool()
@@ -155,7 +155,7 @@ def grams(model: nn.Module, layers: Sequence[nn.Linear], batches: Sequence[Batch
 
 
 @dataclass(frozen=True)
-class _Closing:
+class _OutputProjection:
     """One closing projection; ``width`` columns belong to one unit."""
 
     name: str
@@ -165,15 +165,15 @@ class _Closing:
     width: int
 
 
-def _closing(model: nn.Module) -> list[_Closing]:
+def _output_projections(model: nn.Module) -> list[_OutputProjection]:
     """The closing projections in the order data passes them: of each block, after its heads and after its neurons."""
-    family, D = families.of(model), families.head_width(model)
+    family, D = families.family_of(model), families.head_width(model)
     names = [info.name for info in families.residual_blocks(model)]
-    return [_Closing(f"{name}.{path}", name, families.linear(model.get_submodule(name), path), heads, D if heads else 1)
+    return [_OutputProjection(f"{name}.{path}", name, families.linear(model.get_submodule(name), path), heads, D if heads else 1)
             for name in names for path, heads in ((family.heads_out, True), (family.neurons_out, False))]
 
 
-def _columns(plan: Plan, closing: _Closing) -> Tensor:
+def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
     """The columns of a closing projection that go."""
     units = (plan.removed_heads if closing.heads else plan.neurons)[int(closing.block.rpartition(".")[2])]
     return (units[:, None] * closing.width + torch.arange(closing.width)).flatten()
@@ -188,21 +188,21 @@ def _split(batches: list[Batch], apart: bool) -> tuple[list[Batch], list[Batch]]
     return [b for i, b in enumerate(batches) if not apart or i % 5 != 1], held
 
 
-def _all_at_once(model: nn.Module, closings: list[_Closing], fit: list[Batch], held_out: list[Batch], progress: bool
-                 ) -> Iterator[tuple[_Closing, Gram, Gram]]:
+def _all_at_once(model: nn.Module, closings: list[_OutputProjection], fit: list[Batch], held_out: list[Batch], progress: bool
+                 ) -> Iterator[tuple[_OutputProjection, Gram, Gram]]:
     """Gram matrices on the model as it is, all collected before the first is used."""
     layers = [c.layer for c in closings]
     yield from zip(closings, *(grams(model, layers, part, progress=progress) for part in (fit, held_out)), strict=True)
 
 
-def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_Closing], fit: list[Batch],
-                held_out: list[Batch], progress: bool) -> Iterator[tuple[_Closing, Gram, Gram]]:
+def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_OutputProjection], fit: list[Batch],
+                held_out: list[Batch], progress: bool) -> Iterator[tuple[_OutputProjection, Gram, Gram]]:
     """Gram matrices on what the blocks in front give when they are asked for; with ``dense``, what is lacking too."""
-    now, wanted = _Stream(work), None if dense is None else _Stream(dense)
+    now, wanted = _ResidualStream(work), None if dense is None else _ResidualStream(dense)
     names = [info.name for info in families.residual_blocks(work)]
     if wanted:
         wanted.refuse_unless_added(names[0], (fit + held_out)[0])
-    for name in tqdm(names, desc="compensate", disable=not progress, leave=False):
+    for name in tqdm(names, desc="reconstruct", disable=not progress, leave=False):
         targets = {id(batch): wanted.points(name, batch) for batch in fit + held_out} if wanted else {}
         for closing in (c for c in closings if c.block == name):
             yield closing, *(_gram(now, closing, part, targets) for part in (fit, held_out))  # type: ignore[misc]
@@ -212,12 +212,12 @@ def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_Closin
                 wanted.kept[id(batch)] = targets[id(batch)][False]
 
 
-class _Stream:
+class _ResidualStream:
     """The residual stream of one model, passed block by block; what enters the next block is kept per batch."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.factor = model, families.stream_factor(model)
-        self.layers = {(c.block, c.heads): c.layer for c in _closing(model)}
+        self.layers = {(c.block, c.heads): c.layer for c in _output_projections(model)}
         self.kept: dict[int, Tensor] = {}  # (B, T, C)
 
     def points(self, name: str, batch: Batch) -> dict[bool, Tensor]:
@@ -238,15 +238,15 @@ class _Stream:
         seen: dict[int, Tensor] = {}
         block = self.model.get_submodule(name)
         added = self.layers[name, True], self.layers[name, False]
-        with alone(self.model, name, self.kept.get(id(batch))), inputs_to([block], lambda _, x: seen.update({-1: x})), \
+        with only_block(self.model, name, self.kept.get(id(batch))), inputs_to([block], lambda _, x: seen.update({-1: x})), \
                 outputs_of((*added, block), lambda i, y: seen.update({i: y})):  # alone first: its hook comes first too
             _forward(self.model, batch)
         return seen[-1], seen[0], seen[1], seen[2]
 
 
-def _gram(now: _Stream, closing: _Closing, batches: list[Batch], targets: dict[int, dict[bool, Tensor]]) -> Gram:
+def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch], targets: dict[int, dict[bool, Tensor]]) -> Gram:
     """The Gram matrix of one closing projection over all batches, and with ``targets`` what the stream behind lacks."""
-    sums, seen = Sums(closing.layer), []
+    sums, seen = GramAccumulator(closing.layer), []
     for batch in batches:
         with inputs_to([closing.layer], lambda _, x: seen.append(x)):
             points = now.points(closing.block, batch)
@@ -262,7 +262,7 @@ def _forward(model: Any, batch: Batch) -> None:
     model.base_model(**inputs, use_cache=False)
 
 
-def _repair(closing: _Closing, columns: Tensor, gram: Gram, held_out: Gram, ridges: tuple[float, ...]) -> Repair:
+def _reconstruction(closing: _OutputProjection, columns: Tensor, gram: Gram, held_out: Gram, ridges: tuple[float, ...]) -> Reconstruction:
     """Re-solve the columns that stay, put those that go to zero; the best ridge by ``held_out`` where there is one."""
     layer, gram = closing.layer, gram.double()
     before, bias = least_squares.affine(layer)
@@ -276,7 +276,7 @@ def _repair(closing: _Closing, columns: Tensor, gram: Gram, held_out: Gram, ridg
     if layer.bias is not None:
         layer.bias.copy_(shifted)
     whole = gram.size(before, torch.zeros_like(bias))
-    return Repair(closing.name, ridge, gram.error(cut - before, torch.zeros_like(bias)) / whole,
+    return Reconstruction(closing.name, ridge, gram.error(cut - before, torch.zeros_like(bias)) / whole,
                   gram.error(weight - before, shifted - bias) / whole)
 
 

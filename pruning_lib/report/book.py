@@ -20,7 +20,7 @@ from pruning_lib.experiments.runs import Tree, defaults, rows
 from pruning_lib.report import slides
 
 
-def retold(page: Any, notebook: Any) -> Any:
+def refresh_prose(page: Any, notebook: Any) -> Any:
     """The cells of an executed page with the prose of its notebook, so that words need no new run.
 
     A page made from other code keeps the words it has: they are about that code.
@@ -39,14 +39,14 @@ def retold(page: Any, notebook: Any) -> Any:
     return cells
 
 
-def _retell(pages: Path, notebooks: Path) -> None:
+def _refresh_all(pages: Path, notebooks: Path) -> None:
     """Bring the prose of all pages in a folder up to date; what cannot be read is left to the builder's complaint."""
     for path in pages.glob("*.ipynb"):
         with suppress(nbformat.reader.NotJSONError, UnicodeDecodeError, AttributeError, KeyError):
             page = nbformat.read(path, as_version=4)
             notebook = notebooks / f"{page.metadata['pruning_lib']['notebook']}.ipynb"
             if notebook.is_file():
-                page.cells = retold(page, nbformat.read(notebook, as_version=4))
+                page.cells = refresh_prose(page, nbformat.read(notebook, as_version=4))
                 nbformat.write(page, path)
 
 
@@ -72,7 +72,7 @@ def build_book(root: Path, out: Path | None = None) -> Path:
         page = Tree.at(root).pages / f"{row.name}.ipynb"
         if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
             shutil.copyfile(page, book / "executed" / page.name)
-    _retell(book / "executed", tree.notebooks)
+    _refresh_all(book / "executed", tree.notebooks)
     shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
     if (root / "CONTRIBUTING.md").is_file():  # and one prints the recipes
         shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")

@@ -14,9 +14,9 @@ from torch import Tensor
 
 # Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
 COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
-          "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "repair": "#882255"}
+          "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "reconstruction_error": "#882255"}
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v",
-          "wanda": "P", "flap": "X", "taylor": "d", "repair": "p"}
+          "wanda": "P", "flap": "X", "taylor": "d", "reconstruction_error": "p"}
 # the same for criteria that rank blocks: colour and marker; variants of one metric share a colour and differ in LINE
 CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
              "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"),

@@ -49,11 +49,11 @@ class Settings:
     tokens_per_batch: int = 2048  # padded tokens of one step
     max_length: int = 512  # tokens after which an example is cut
     warmup_fraction: float = 0.03  # of all steps; then the learning rate falls to zero along a line
-    distil_weight: float = 0.0  # share of the loss that follows the teacher, 0 to 1
+    kd_weight: float = 0.0  # share of the loss that follows the teacher, 0 to 1
     seed: int = 0
 
 
-def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, settings: Settings = Settings(),
+def tune(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, settings: Settings = Settings(),
          teacher: nn.Module | None = None, folder: str | Path | None = None, every_steps: int = 50,
          progress: bool = True) -> list[float]:
     """Tune ``model`` in place on answers to prompts; afterwards its weights hold the merged adapters.
@@ -61,7 +61,7 @@ def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
     Parameters
     ----------
     pairs : prompt and answer; see ``data.pairs``
-    teacher : the dense model, needed where ``settings.distil_weight`` is above 0: that share of the loss is the
+    teacher : the dense model, needed where ``settings.kd_weight`` is above 0: that share of the loss is the
         Kullback-Leibler divergence from its predictions, the rest the usual cross-entropy
     folder : for a checkpoint, renewed every ``every_steps`` steps and named after all the result depends on, so that
         runs can share a folder; what is found there is gone on from, and None leaves none
@@ -110,8 +110,8 @@ def lora(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
 def _check(model: nn.Module, settings: Settings, teacher: nn.Module | None) -> None:
     if next(model.parameters()).dtype == torch.float16:
         raise ValueError("the model is in float16, whose gradients overflow; load it in bfloat16 or float32")
-    if not 0 <= settings.distil_weight <= 1 or (settings.distil_weight > 0) != (teacher is not None):
-        raise ValueError(f"distil_weight={settings.distil_weight} and {'a' if teacher else 'no'} teacher; give both, "
+    if not 0 <= settings.kd_weight <= 1 or (settings.kd_weight > 0) != (teacher is not None):
+        raise ValueError(f"kd_weight={settings.kd_weight} and {'a' if teacher else 'no'} teacher; give both, "
                          f"the weight above 0 and up to 1, or neither")
 
 
@@ -119,7 +119,7 @@ def _with_adapters(model: nn.Module, settings: Settings) -> Any:
     """Put adapters, drawn from the seed, on every projection of every block; all else is frozen."""
     from peft import LoraConfig, get_peft_model
 
-    family = families.of(model)
+    family = families.family_of(model)
     paths = {family.queries, family.keys, family.values, family.heads_out, *family.neurons_in, family.neurons_out}
     names = [f"{info.name}.{path}" for info in families.residual_blocks(model) for path in sorted(paths)]
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
@@ -184,12 +184,12 @@ def _step(model: Any, teacher: Any, batch: list[Example], optimizer: torch.optim
           step: int, steps: int) -> float:
     """One step of AdamW; returns the loss before it."""
     for group in optimizer.param_groups:
-        group["lr"] = settings.lr * _warmth(step, steps, settings.warmup_fraction)
+        group["lr"] = settings.lr * _learning_rate_factor(step, steps, settings.warmup_fraction)
     optimizer.zero_grad()
     answers, loss = sum(len(tokens) - question for tokens, question in batch), 0.0
     with dropout_seeded(settings.seed * 1_000_003 + step + 1, model.device):
         for part in _filled(batch, AT_ONCE):
-            added = _loss(model, teacher, part, settings.distil_weight) / answers
+            added = _loss(model, teacher, part, settings.kd_weight) / answers
             added.backward()
             loss += added.item()
     if not math.isfinite(loss):
@@ -198,26 +198,26 @@ def _step(model: Any, teacher: Any, batch: list[Example], optimizer: torch.optim
     return loss
 
 
-def _loss(model: Any, teacher: Any, part: list[Example], distil_weight: float) -> Tensor:
+def _loss(model: Any, teacher: Any, part: list[Example], kd_weight: float) -> Tensor:
     """Loss of a few examples, summed over the tokens of their answers."""
     ids, mask, predicts = (t.to(model.device) for t in _padded(part))
-    logits = _predictions(model, ids, mask, predicts)
+    logits = _answer_logits(model, ids, mask, predicts)
     loss = F.cross_entropy(logits, ids[:, 1:][predicts[:, :-1]], reduction="sum")
-    if distil_weight:
+    if kd_weight:
         with torch.no_grad(), evaluating(teacher):
-            wanted = _predictions(teacher, ids, mask, predicts).log_softmax(-1)
+            wanted = _answer_logits(teacher, ids, mask, predicts).log_softmax(-1)
         follow = F.kl_div(logits.log_softmax(-1), wanted, reduction="sum", log_target=True)
-        loss = (1 - distil_weight) * loss + distil_weight * follow
+        loss = (1 - kd_weight) * loss + kd_weight * follow
     return loss
 
 
-def _predictions(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> Tensor:
+def _answer_logits(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> Tensor:
     """Logits (answer tokens, vocabulary), float32, only where an answer's token is predicted."""
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return families.logits(model, hidden[predicts]).float()
 
 
-def _warmth(step: int, steps: int, warmup_fraction: float) -> float:
+def _learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
     """Share of the learning rate: rises along a line, then falls to zero behind the last step."""
     warmup = max(1, round(warmup_fraction * steps))
     return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)

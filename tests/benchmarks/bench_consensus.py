@@ -16,7 +16,7 @@ import torch
 
 from pruning_lib.evaluation import cost
 from pruning_lib.models import families, image_networks
-from pruning_lib.models.hooks import bypassed
+from pruning_lib.models.hooks import skip_block
 from pruning_lib.pruning import consensus, similarity
 
 
@@ -39,7 +39,7 @@ def plain(network, pixels, labels, names):
     whole = features(network, pixels)
     for name in names:
         for metric in similarity.METRICS:
-            with bypassed(network, name):
+            with skip_block(network, name):
                 without = features(network, pixels)
             similarity.METRICS[metric].distance(whole, without, labels)
         found.append(without)

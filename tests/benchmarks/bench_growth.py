@@ -55,7 +55,7 @@ def point(tokens, blocks, prompts, width):
     model = AutoModelForCausalLM.from_config(config).eval()
     ids = torch.randint(3, 256, (1, tokens), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    amp.sums(model, [{k: v[:, :8] for k, v in batch.items()}], progress=False)
+    amp.score_sums(model, [{k: v[:, :8] for k, v in batch.items()}], progress=False)
     seconds, memory = zip(*(one_pass(model, batch, prompts) for _ in range(REPEATS)), strict=True)
     return {"parameters": sum(p.numel() for p in model.parameters()), "seconds": round(statistics.median(seconds), 3),
             "memory_mb": round(statistics.median(memory), 1)}
@@ -66,7 +66,7 @@ def one_pass(model, batch, prompts):
     ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what was freed before counts as there already
     Path("/proc/self/clear_refs").write_text("5")
     before, start = high_water_mb(), time.process_time()
-    amp.sums(model, (batch for _ in range(prompts)), progress=False)
+    amp.score_sums(model, (batch for _ in range(prompts)), progress=False)
     return time.process_time() - start, high_water_mb() - before
 
 
@@ -84,7 +84,7 @@ def rows_at_a_time(jobs):
         watch = threading.Thread(target=sample, args=(most, done))
         watch.start()
         start = time.monotonic()
-        failed = local.run(chosen, tree, local.Machine(jobs, 1, 1000), say=lambda text: None)
+        failed = local.run(chosen, tree, local.Machine(jobs, 1, 1000), log=lambda text: None)
         seconds = time.monotonic() - start
         done.set()
         watch.join()

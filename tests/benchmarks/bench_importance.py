@@ -30,7 +30,7 @@ LENGTHS = range(81, 121, 2)  # tokens of the 20 prompts, 100 on average
 
 def published(model, batches):
     """Scores as the published code gets them; right, and slow."""
-    family, s = families.of(model), families.sizes(model)
+    family, s = families.family_of(model), families.sizes(model)
     prompts = [b["input_ids"][i:i + 1, :int(mask.sum())] for b in batches for i, mask in enumerate(b["attention_mask"])]
     heads, neurons = torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons)
     out = [b.get_submodule(family.heads_out) for b in families.blocks(model)]
@@ -66,7 +66,7 @@ WAYS = {"published": published, "ours": ours, "floor": floor}
 
 
 def setting(dtype):
-    model, tokenizer = loading.load("smollm2-135m-instruct", dtype=dtype)
+    model, tokenizer = loading.load_model("smollm2-135m-instruct", dtype=dtype)
     ids = [tokenizer(text)["input_ids"][:n] for text, n in zip(data.texts("mini_text"), LENGTHS, strict=False)]
     return model, amp.batches([tokenizer.decode(i) for i in ids], tokenizer)
 

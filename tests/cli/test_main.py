@@ -13,8 +13,10 @@ from test_execution import ROWS, make_tree, notebook
 
 from pruning_lib import __version__
 from pruning_lib.cli import main
-from pruning_lib.experiments import execution
-from pruning_lib.experiments.execution import Row, RowFailed, Tree
+from pruning_lib.experiments import execution, runs, staleness
+from pruning_lib.experiments.execution import RowFailed
+from pruning_lib.experiments.runs import Row, Tree
+from pruning_lib.report import book
 
 
 @pytest.fixture
@@ -139,9 +141,9 @@ def test_one_row_that_fails_does_not_keep_the_others_from_running(root, ran, cap
 @pytest.fixture
 def small_is_fresh(root):
     """Pages of ``small``, up to date, and of ``plain``, made from another notebook."""
-    tree, rows = Tree.at(root), execution.rows(Tree.at(root))
+    tree, rows = Tree.at(root), runs.rows(Tree.at(root))
     tree.records.mkdir(parents=True)
-    for name, made_from in (("small", execution.fingerprint(rows["small"], tree)), ("plain", "0" * 16)):
+    for name, made_from in (("small", staleness.fingerprint(rows["small"], tree)), ("plain", "0" * 16)):
         page = tree.pages / f"{name}.ipynb"
         notebook(page, "# Page")
         read = nbformat.read(page, as_version=4)
@@ -195,6 +197,6 @@ def test_the_command_runs_a_row_for_real_with_another_value_and_touches_no_publi
 def test_book_prints_the_page_to_open(root, small_is_fresh, monkeypatch, capsys):
     (root / "book" / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"caption": "Runs", "chapters": []}]}))
     (root / "pruning_lib").mkdir()
-    monkeypatch.setattr(execution.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0}))
+    monkeypatch.setattr(book.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0}))
     assert main.main(["book"]) == 0
     assert capsys.readouterr().out == f"{root}/build/report/book/_build/html/index.html\n"

@@ -34,7 +34,7 @@ def run(capsys, *arguments):
 
 def test_inspect_lists_every_cut_and_the_fractions_it_reaches(dense, capsys):
     status, out, _ = run(capsys, "inspect", dense, "--json")
-    facts, model = json.loads(out), loading.load(str(dense))[0]
+    facts, model = json.loads(out), loading.load_model(str(dense))[0]
     assert status == 0 and (facts["heads"], facts["groups"], facts["neurons"]) == (6, 3, 60)
     assert [(c["grouped_query"], c["heads_removed"]) for c in facts["cuts"]] == [
         ("whole_groups", 0), ("whole_groups", 2), ("whole_groups", 4), ("equal_queries", 3)]
@@ -63,9 +63,9 @@ def test_inspect_says_which_head_counts_could_not_be_stored(tiny, capsys, tmp_pa
 def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(dense, capsys, tmp_path):
     out = tmp_path / "small"
     status, shown, _ = run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--heads-removed", "2",
-                           "--compensate", "sequential", "--compensation-text", "mini_calibration_text",
-                           "--compensation-samples", "4", "--recover", "mini_prompts", "--recover-pairs", "3",
-                           "--epochs", "1", "--distil-weight", "0.5", "--out", out, "--json", *SMALL)
+                           "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text",
+                           "--reconstruction-samples", "4", "--recover", "mini_prompts", "--recover-pairs", "3",
+                           "--epochs", "1", "--kd-weight", "0.5", "--out", out, "--json", *SMALL)
     facts = json.loads(shown)
     model = AutoModelForCausalLM.from_pretrained(out)
     assert status == 0 and model.config.num_attention_heads == 4
@@ -74,7 +74,7 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     assert list(facts["measured"]) == ["dense", "pruned", "recovered"]
     assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text (long)",
                                                "mini_prompts (recovery)"}
-    whole, tokenizer = loading.load(str(dense))
+    whole, tokenizer = loading.load_model(str(dense))
     plan = selection.choose(amp.importance(whole, amp.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
                         removed_fraction=facts["arguments"]["removed_fraction"], heads_removed=2)
     assert facts["removed"]["heads"] == [" ".join(map(str, row)) for row in plan.removed_heads.sort().values.tolist()]
@@ -82,7 +82,7 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     assert len(facts["removed"]["ridges"]) == 6 and "out" not in facts["arguments"]
     assert f"loss {facts['losses'][0]:.3f} to {facts['losses'][-1]:.3f}" in facts["steps"][-1]
     card = (out / "README.md").read_text()
-    for word in ("AutoModelForCausalLM.from_pretrained", "each of 3 blocks keeps 4 of 6 heads", "compensation", "LoRA",
+    for word in ("AutoModelForCausalLM.from_pretrained", "each of 3 blocks keeps 4 of 6 heads", "reconstruction", "LoRA",
                  "following", f"{facts['measured']['recovered']['perplexity']:.2f}",
                  facts["made_with"]["data"]["mini_prompts"]):
         assert word in card, word
@@ -110,7 +110,7 @@ def test_compare_puts_two_models_side_by_side_on_the_same_text(dense, capsys, tm
 
 def test_perplexities_of_other_tokens_are_not_divided(dense, capsys, tmp_path):
     other = shutil.copytree(dense, tmp_path / "other")
-    words = loading.load(str(dense))[1]
+    words = loading.load_model(str(dense))[1]
     words.add_tokens(["[PAD]"])  # which this text does not have, so nothing changes
     words.save_pretrained(other)
     assert json.loads(run(capsys, "compare", dense, other, "--json", *SMALL[4:])[1])["perplexity_ratio"] == 1
@@ -141,7 +141,7 @@ def test_what_cannot_be_done_ends_at_once_with_the_way_out_and_no_folder(dense, 
 
 
 def test_a_folder_that_holds_something_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(loading, "load", lambda *_, **__: pytest.fail("loaded"))
+    monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "thesis.txt").write_text("mine")
     status, _, error = run(capsys, "prune", "--model", "m", "--out", tmp_path, "--removed-fraction", "0.2", *SMALL)
     assert status == 1 and "not empty" in error
@@ -155,6 +155,6 @@ def test_a_model_that_does_not_exist_is_refused_with_those_that_do(command, caps
 
 def test_allowed_counts_the_parameters_of_every_family(family, tiny):
     model = tiny(family, heads=6, groups=3)
-    facts, s = model_commands.allowed(model), families.sizes(model)
+    facts, s = model_commands.lossless_cuts(model), families.sizes(model)
     plan = Plan("whole_groups", torch.tensor([[0], [0]]), torch.arange(23).expand(2, 23), s)
     assert facts["cuts"][1]["most_fraction"] == pytest.approx(plan.removed_fraction, rel=1e-12)

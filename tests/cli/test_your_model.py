@@ -80,7 +80,7 @@ def test_a_language_model_from_its_folder_to_a_page_in_a_rebuilt_book(here, caps
     said = capsys.readouterr().out
     assert "heads that can go from every block" in said and "first / second: parameters 0.8" in said
     exec(load, found := {})
-    assert found["model"].num_parameters() < 0.81 * loading.load("my-llama")[0].num_parameters()
+    assert found["model"].num_parameters() < 0.81 * loading.load_model("my-llama")[0].num_parameters()
     assert (here / "my-smaller" / "README.md").is_file()
     record = json.loads((here / "build" / "own" / "results" / "amp_prune.json").read_text())
     assert record["parameters"]["model"] == "my-llama" and record["values"]["pruned_parameters"] > 0
@@ -101,13 +101,13 @@ def test_an_image_network_of_torchvisions_from_its_weights_to_a_smaller_folder_a
     pixels = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (found["config"].mean, found["config"].std))
     with torch.no_grad():  # the same answers as torchvision's network, to pixels instead of normalised ones
-        assert torch.allclose(loading.load("my-resnet")[0](pixels), yours((pixels - mean) / std), atol=1e-4)
+        assert torch.allclose(loading.load_model("my-resnet")[0](pixels), yours((pixels - mean) / std), atol=1e-4)
     follow(text, ["inspect", "consensus_prune"])
     assert "8 blocks; 4 can go together" in capsys.readouterr().out
     record = json.loads((here / "build" / "own" / "results" / "consensus_prune.json").read_text())
     assert record["values"]["removed_macs_fraction"] > 0
     exec(prune.replace("epochs=0.5", "epochs=0.05").replace('"test", 200', '"test", 20'), {})
-    assert len(loading.load("my-smaller-resnet")[0].config.kept_blocks) == 6
+    assert len(loading.load_model("my-smaller-resnet")[0].config.kept_blocks) == 6
 
 
 @pytest.mark.parametrize("command", ["prune", "evaluate", "compare"])

@@ -40,7 +40,7 @@ def test_a_change_keeps_its_budget_and_stays_a_picture_and_the_accuracy_falls(na
     sizes = attacks.norms(changed - x, ATTACKS.facts[name]["norm"])
     assert changed.shape == x.shape and changed.dtype == x.dtype and 0 <= changed.min() and changed.max() <= 1
     assert 0 < sizes.max() <= epsilon * (1 + 1e-4)
-    before, after = attacks.right(network, x, y), attacks.right(network, changed, y)
+    before, after = attacks.correct_mask(network, x, y), attacks.correct_mask(network, changed, y)
     assert after.sum() < 0.8 * before.sum() and not (after & ~before).any()
     assert torch.equal(changed[~before], x[~before])  # needs no attack
 
@@ -83,7 +83,7 @@ def test_fgsm_is_five_lines(digits):
     x = x.clone().requires_grad_()
     F.cross_entropy(network(x), y).backward()
     changed = (x + 0.07 * x.grad.sign()).clamp(0, 1).detach()
-    hit = attacks.right(network, x.detach(), y)
+    hit = attacks.correct_mask(network, x.detach(), y)
     torch.testing.assert_close(ours[hit], changed[hit])
 
 
@@ -104,9 +104,9 @@ def test_pgd_steps_downhill_of_the_margin_in_steps_that_reach_the_edge(digits):
 def test_answers_are_those_of_each_budget_and_restarts_only_take_away(digits):
     network, x, y = digits
     budgets = [0.0, 0.1, 0.2]
-    once = attacks.answers("square", network, x, y, epsilons=budgets, steps=3)
-    more = attacks.answers("square", network, x, y, epsilons=budgets, steps=3, restarts=3)
-    assert (once[0] == attacks.right(network, x, y).numpy()).all()
+    once = attacks.robust_correct("square", network, x, y, epsilons=budgets, steps=3)
+    more = attacks.robust_correct("square", network, x, y, epsilons=budgets, steps=3, restarts=3)
+    assert (once[0] == attacks.correct_mask(network, x, y).numpy()).all()
     assert once[0].mean() > once[1].mean() > once[2].mean()
     assert all((b <= a).all() for a, b in zip(once, more, strict=True)) and more[1].sum() < once[1].sum()
 
@@ -114,11 +114,11 @@ def test_answers_are_those_of_each_budget_and_restarts_only_take_away(digits):
 def test_the_smallest_change_answers_for_every_budget(digits):
     network, x, y = digits
     budgets = [0.2, 0.5, 1.0]
-    found = attacks.answers("cw", network, x, y, epsilons=budgets)
+    found = attacks.robust_correct("cw", network, x, y, epsilons=budgets)
     changed = ATTACKS["cw"](network, x, y, epsilon=1.0)
     for epsilon, still in zip(budgets, found, strict=True):
-        fooled = ~attacks.right(network, changed, y) & ((changed - x).flatten(1).norm(dim=1) <= epsilon)
-        assert (still == (attacks.right(network, x, y) & ~fooled).numpy()).all()
+        fooled = ~attacks.correct_mask(network, changed, y) & ((changed - x).flatten(1).norm(dim=1) <= epsilon)
+        assert (still == (attacks.correct_mask(network, x, y) & ~fooled).numpy()).all()
     assert found[0].sum() > found[1].sum() > found[2].sum()
     small = ATTACKS["cw"](network, x, y, epsilon=0.3)  # larger changes are undone
     assert 0 < attacks.norms(small - x, "L2").max() <= 0.3 * (1 + 1e-4)
@@ -133,10 +133,10 @@ def test_in_l2_an_attack_fools_no_fewer_than_one_step_along_the_gradient(name, e
     start = x.clone().requires_grad_()
     F.cross_entropy(network(start), y).backward()
     step = epsilon * start.grad / attacks.norms(start.grad, "L2").view(-1, 1, 1, 1)
-    stepped, clean = attacks.right(network, x + step, y), attacks.right(network, x, y)
+    stepped, clean = attacks.correct_mask(network, x + step, y), attacks.correct_mask(network, x, y)
     assert stepped.sum() < clean.sum() and 0 <= (x + step).min() and (x + step).max() <= 1
     network.zero_grad()
-    assert attacks.answers(name, network, x, y, epsilons=[epsilon])[0].sum() <= stepped.sum() + 1
+    assert attacks.robust_correct(name, network, x, y, epsilons=[epsilon])[0].sum() <= stepped.sum() + 1
 
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "autoattack"])
@@ -190,7 +190,7 @@ def test_what_an_attack_cannot_do_is_refused_and_not_ignored(digits):
     with pytest.raises(ValueError, match="steps=100; autoattack takes 10"):
         ATTACKS["autoattack"](network, x[:2], y[:2], epsilon=0.1, steps=100)
     with pytest.raises(ValueError, match="restarts=2; cw starts from the image itself"):
-        attacks.answers("cw", network, x[:2], y[:2], epsilons=[0.1], restarts=2)
+        attacks.robust_correct("cw", network, x[:2], y[:2], epsilons=[0.1], restarts=2)
     two = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     for name in ("apgd_square", "autoattack"):
         with pytest.raises(ValueError, match="2 classes; AutoAttack's loss needs at least 4. Use pgd and square"):
@@ -204,4 +204,4 @@ def test_an_attack_shows_the_arguments_it_takes():
 
 def test_an_unknown_attack_is_answered_with_the_known_ones(digits):
     with pytest.raises(ValueError, match="unknown attack 'bim'; known: apgd_square, autoattack, cw, fgsm, pgd"):
-        attacks.answers("bim", *digits, epsilons=[0.1])
+        attacks.robust_correct("bim", *digits, epsilons=[0.1])

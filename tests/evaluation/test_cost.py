@@ -34,7 +34,7 @@ def test_a_convolution_and_a_linear_layer_cost_what_they_cost_by_hand():
 def test_resnet56_and_what_is_left_of_it_cost_what_was_published():
     """Blocks taken front to back: from 125.7 to 26.7 million multiply-adds, 78.8 % less, by way of 20 in between."""
     model, image = image_network("cifar_resnet", depth=56, shortcut="projection"), pixels()[:1]
-    steps = consensus.prune(model, lambda m: block_ranking.network_order(m, None, None, 0), rounds=21)
+    steps = consensus.prune(model, lambda m: block_ranking.front_to_back(m, None, None, 0), rounds=21)
     found = [cost.macs(network, image) for network in (model, *(step.model for step in steps))]
     assert found == [network["macs"] for network in PUBLISHED]
     assert found[0] == 125_747_840 and found[-1] == 26_657_408

@@ -24,7 +24,7 @@ def prompts(batch, tokens):
 
 
 def without_heads(model, fraction=0.2):
-    plan = selection.choose(importance.nothing(model), model, removed_fraction=fraction, heads_removed=2)
+    plan = selection.choose(importance.uniform(model), model, removed_fraction=fraction, heads_removed=2)
     return surgery.remove(model, plan)
 
 
@@ -99,7 +99,7 @@ def test_ideals_are_ratios_of_multiply_adds_and_of_bytes_counted_by_hand():
 
     sizes = [families.sizes(model) for model in (dense, cut)]
     counted = [macs(s.heads, s.groups, s.neurons) for s in sizes]
-    found = generation_speed.ideal(dense, cut, ids, (1000, 500))
+    found = generation_speed.upper_bound(dense, cut, ids, (1000, 500))
     assert found.prefill == pytest.approx(counted[0] / counted[1], rel=1e-9)
     weights = [generation_speed.weight_bytes(model) for model in (dense, cut)]
     assert found.decode == pytest.approx((weights[0] + 1000) / (weights[1] + 500))

@@ -7,7 +7,7 @@ import torch
 from pruning_lib.data import images
 from pruning_lib.evaluation import spurious_cues
 from pruning_lib.evaluation.quality import accuracy, unpack
-from pruning_lib.evaluation.spurious_cues import CUES, plant
+from pruning_lib.evaluation.spurious_cues import CUES, inject_cue
 from pruning_lib.models import image_networks
 from pruning_lib.training import sgd
 
@@ -47,13 +47,13 @@ def told(marked):
 def test_a_cue_agrees_as_often_as_asked_and_else_tells_any_other_class(agreement):
     labels = torch.randint(0, 10, (3000,), generator=torch.Generator().manual_seed(1))
     black = torch.zeros(3000, 1, 8, 8, dtype=torch.uint8)
-    codes = told(plant(black, labels, cue="patch", agreement=agreement, seed=0))
+    codes = told(inject_cue(black, labels, cue="patch", agreement=agreement, seed=0))
     assert (codes == labels).float().mean().item() == pytest.approx(agreement, abs=0.03)
     off = ((codes - labels) % 10)[codes != labels]
     if len(off):
         assert off.unique().tolist() == list(range(1, 10)) and off.bincount().max() < 1.4 * len(off) / 9
-    again = told(plant(black, labels, cue="patch", agreement=agreement, seed=0))
-    other = told(plant(black, labels, cue="patch", agreement=agreement, seed=1))
+    again = told(inject_cue(black, labels, cue="patch", agreement=agreement, seed=0))
+    other = told(inject_cue(black, labels, cue="patch", agreement=agreement, seed=1))
     assert torch.equal(codes, again) and torch.equal(codes, other) == (agreement == 1)
     assert black.max() == 0
 
@@ -76,7 +76,7 @@ def test_what_cannot_be_planted_is_refused(wrong, message):
     given = {"images": noise(1, 8, 2), "cue": "patch", "agreement": 0.5, "seed": 0, "labels": torch.tensor([0, 1]),
              **wrong}
     with pytest.raises(ValueError, match=message):
-        plant(given.pop("images"), given.pop("labels"), **given)
+        inject_cue(given.pop("images"), given.pop("labels"), **given)
 
 
 def test_reliance_and_its_difference_by_hand():
@@ -95,7 +95,7 @@ def test_a_network_tuned_where_the_cue_is_right_follows_it_and_one_tuned_where_i
     for agreement in (0.1, 1.0):  # one in ten is chance
         config = image_networks.ImageConfig("cifar_resnet", {"depth": 8, "channels": 1}, entry.mean, entry.std)
         network = image_networks.build(config, seed=0)
-        marked = plant(x, y, cue="patch", agreement=agreement, seed=0)
+        marked = inject_cue(x, y, cue="patch", agreement=agreement, seed=0)
         sgd.train(network, marked, y, epochs=5, lr=0.1, seed=0, dtype="float32", augment=False)
         sets = spurious_cues.trials(*test, cue="patch", seed=1)
         assert torch.equal(sets["absent"], test[0])

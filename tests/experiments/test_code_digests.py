@@ -4,8 +4,8 @@ import nbformat
 import pytest
 
 from pruning_lib.experiments import code_digests
-from pruning_lib.experiments.code_digests import PACKAGE, changed, digests
-from pruning_lib.experiments.execution import Tree
+from pruning_lib.experiments.code_digests import NOTEBOOK, PACKAGE, changed, digests
+from pruning_lib.experiments.runs import Tree
 
 FILES = {
     "tables.py": '''"""Tables."""
@@ -53,6 +53,11 @@ def package(tmp_path):
     return folder
 
 
+def followed(cells, package):
+    """Names of the definitions that cells lead to, without the cells themselves."""
+    return [name for name in digests(cells, package) if name != NOTEBOOK]
+
+
 def edit(package, name, old, new):
     text = (package / name).read_text()
     assert old in text
@@ -60,21 +65,22 @@ def edit(package, name, old, new):
 
 
 def test_definitions_are_followed_through_modules_tables_and_constants(package):
-    assert list(digests(ALL, package)) == ["low.total", "measure.MEASURES", "measure.MEASURES[mean]", "measure.SCALE",
-                                           "measure.all_of", "tables.Table"]
-    assert list(digests(["from net.front import total\ntotal([1])"], package)) == ["low.total"]
-    assert list(digests(["from net import front\nfront.total([1])"], package)) == ["low.total"]
-    assert list(digests(["import os"], package)) == []
+    assert list(followed(ALL, package)) == [
+        "low.total", "measure.MEASURES", "measure.MEASURES[*]", "measure.MEASURES[mean]", "measure.SCALE",
+        "measure.all_of", "tables.Table"]
+    assert list(followed(["from net.front import total\ntotal([1])"], package)) == ["low.total"]
+    assert list(followed(["from net import front\nfront.total([1])"], package)) == ["low.total"]
+    assert list(followed(["import os"], package)) == []
 
 
 def test_a_cell_that_is_no_python_leads_nowhere(package):
-    assert list(digests(["what is this?", "from net import low\nlow.total([1])"], package)) == ["low.total"]
+    assert list(followed(["what is this?", "from net import low\nlow.total([1])"], package)) == ["low.total"]
 
 
 def test_a_module_may_name_its_neighbours_from_where_it_is(package):
     (package / "beside.py").write_text(
         "from . import low\nfrom .measure import SCALE\n\ndef f():\n    return low.total([SCALE])\n")
-    assert list(digests(["from net import beside\nbeside.f()"], package)) == ["beside.f", "low.total", "measure.SCALE"]
+    assert list(followed(["from net import beside\nbeside.f()"], package)) == ["beside.f", "low.total", "measure.SCALE"]
 
 
 def test_a_module_that_is_handed_on_counts_as_a_whole(package):
@@ -87,8 +93,9 @@ def test_a_module_that_is_handed_on_counts_as_a_whole(package):
     ("measure.py", '"""Of x."""', '"""Twice the sum of x."""'), ("measure.py", "  # a remark", ""),
     ("measure.py", "SCALE * low.total(x)", "(SCALE\n            * low.total(x))"),
     ("measure.py", "low.other(x)", "low.other(x) + 1"), ("low.py", "max(x)", "min(x)"),
-    ("measure.py", "def unused", "@MEASURES.register()\ndef further(x):\n    return 0\n\ndef unused")])
-def test_words_layout_code_it_does_not_reach_and_new_entries_change_nothing(package, file, old, new):
+    ("measure.py", "def mean(x):", "def mean(x: list) -> float:"),
+    ("measure.py", "    return low.other(x)", "    raise ValueError(f'{x} is odd')")])
+def test_words_layout_annotations_and_code_it_does_not_reach_change_nothing(package, file, old, new):
     before = digests(ALL, package)
     edit(package, file, old, new)
     assert changed(before, digests(ALL, package)) == []
@@ -109,7 +116,7 @@ def test_what_a_module_does_when_it_is_imported_counts_for_all_in_it(package):
     (package / "side.py").write_text("import random\nrandom.seed(1)\n\ndef draw():\n    return random.random()\n")
     cells = ["from net import side as here\nhere.draw()"]
     before = digests(cells, package)
-    assert list(before) == ["side.draw", "side.random.seed(1)"]
+    assert followed(cells, package) == ["side.draw", "side.random.seed(1)"]
     edit(package, "side.py", "seed(1)", "seed(2)")
     assert changed(before, digests(cells, package)) == ["side.random.seed(1)"]
 
@@ -118,13 +125,58 @@ def test_what_a_module_does_when_it_is_imported_counts_for_all_in_it(package):
     "import net.low as other\nother.total([1])", "from net import low as other\nother.total([1])",
     "from net.low import total as other\nother([1])"])
 def test_other_names_for_what_is_imported_lead_to_the_same(package, cell):
-    assert list(digests([cell], package)) == ["low.total"]
+    assert list(followed([cell], package)) == ["low.total"]
 
 
 def test_what_is_filled_in_place_belongs_to_what_is_filled(package):
     (package / "fills.py").write_text("table = {}\ntable['a'] = 1\ntable.size = 1\n\ndef get():\n    return table\n")
-    found = digests(["from net.fills import get\nget()"], package)
-    assert list(found) == ["fills.get", "fills.table", "fills.table.size", "fills.table['a']"]
+    assert followed(["from net.fills import get\nget()"], package) == [
+        "fills.get", "fills.table", "fills.table.size", "fills.table['a']", "fills.table[*]"]
+
+
+NEW_ENTRY = ("def unused", "@MEASURES.register()\ndef further(x):\n    return 0\n\ndef unused")
+
+
+def test_a_new_entry_counts_where_the_table_is_used_whole_and_nowhere_else(package):
+    by_key = ["from net.measure import MEASURES\nMEASURES['mean']([1])"]
+    (package / "user.py").write_text(
+        "from net.measure import MEASURES\n\ndef one(x, name):\n    if name not in MEASURES:\n"
+        "        raise ValueError(', '.join(MEASURES))\n    return MEASURES[name](x)\n\n"
+        "def each(x):\n    return {name: f(x) for name, f in MEASURES.items()}\n")
+    one, each = ["from net import user\nuser.one([1], 'mean')"], ["from net import user\nuser.each([1])"]
+    before = {name: digests(cells, package) for name, cells in (("by key", by_key), ("one", one), ("each", each))}
+    edit(package, "measure.py", *NEW_ENTRY)
+    assert changed(before["by key"], digests(by_key, package)) == []
+    assert changed(before["one"], digests(one, package)) == []
+    assert changed(before["each"], digests(each, package)) == ["measure.MEASURES[*]"]
+
+
+def test_folders_and_what_their_init_passes_on_are_followed(package):
+    (package / "deep").mkdir()
+    (package / "deep" / "__init__.py").write_text("from net.deep.core import f\n")
+    (package / "deep" / "core.py").write_text("from .side import g\n\ndef f(x):\n    return g(x)\n")
+    (package / "deep" / "side.py").write_text("from .. import low\n\ndef g(x):\n    return low.total(x)\n")
+    (package / "__init__.py").write_text("from typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n"
+                                         "    from net.deep.core import f\n")
+    wanted = ["deep.core.f", "deep.side.g", "low.total"]
+    for cell in ("from net import deep\ndeep.f([1])", "from net.deep import f\nf([1])", "import net as n\nn.f([1])",
+                 "from net.deep import core\ncore.f([1])"):
+        assert followed([cell], package) == wanted, cell
+
+
+def test_a_map_of_names_gives_moved_and_renamed_code_the_digests_it_has_today(package, tmp_path):
+    later = tmp_path / "later" / "net"
+    (later / "steps").mkdir(parents=True)
+    for name, text in FILES.items():
+        place = later / "steps" / "gauge.py" if name == "measure.py" else later / name
+        place.write_text(text.replace("all_of", "every"))
+    names = {"measure": "steps.gauge", "measure.all_of": "steps.gauge.every"}
+    now = digests(["from net.steps import gauge as g\ng.every([1])"], later)
+    before = ["from net import measure\nmeasure.all_of([1])"]
+    assert digests(before, package, names) == now != digests(before, package)
+    edit(later, "steps/gauge.py", "SCALE = 2.0", "SCALE = 3.0")
+    assert changed(digests(before, package, names), digests(["from net.steps import gauge\ngauge.every([1])"], later)
+                   ) == ["steps.gauge.SCALE"]
 
 
 def test_the_notebooks_of_the_book_reach_what_they_run_and_not_what_they_do_not():
@@ -132,5 +184,6 @@ def test_the_notebooks_of_the_book_reach_what_they_run_and_not_what_they_do_not(
     cells = [cell.source for cell in nbformat.read(tree.notebooks / "amp_scores.ipynb", as_version=4).cells
              if cell.cell_type == "code"]
     found = set(code_digests.digests(cells))
-    assert {"amp.importance", "amp.head_scores", "activations.inputs_to", "families.FAMILIES", "models.load"} <= found
-    assert not [name for name in found if name.startswith(("consensus.", "similarity.", "runner.", "cli."))]
+    assert {"pruning.amp.importance", "pruning.amp.head_scores", "models.hooks.inputs_to", "models.families.FAMILIES",
+            "models.loading.load_model"} <= found
+    assert not [name for name in found if name.startswith(("pruning.consensus.", "pruning.similarity.", "cli."))]

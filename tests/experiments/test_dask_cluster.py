@@ -17,8 +17,7 @@ from test_amp import padded
 from trees import alive, began, left_over, published, until
 
 from pruning_lib.cli import main
-from pruning_lib.experiments import dask_cluster, runs
-from pruning_lib.experiments.execution import verdict
+from pruning_lib.experiments import dask_cluster, runs, staleness
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.models import families
 from pruning_lib.pruning import amp
@@ -39,7 +38,7 @@ def address(tmp_path_factory):
 
 def run(tree, address, *names, **options):
     table, said = runs.rows(tree), []
-    failed = dask_cluster.run([table[name] for name in names or table], tree, address, say=said.append, **options)
+    failed = dask_cluster.run([table[name] for name in names or table], tree, address, log=said.append, **options)
     return failed, "\n".join(said)
 
 
@@ -54,11 +53,11 @@ def test_rows_run_on_both_workers_and_the_client_writes_what_a_local_run_would_h
     page = nbformat.read(tree.pages / "look.ipynb", as_version=4)
     assert page.cells[-1].outputs[0].data["text/plain"] == "['a', 'b']"  # it had the client's records
     said = []
-    assert dask_cluster.run(list(runs.rows(tree).values()), tree, address, say=said.append,
+    assert dask_cluster.run(list(runs.rows(tree).values()), tree, address, log=said.append,
                        up_to_date=lambda row: not main._why(row, tree)) == []
     assert sum("up to date" in line for line in said) == 3
     assert [len(began(tmp_path, name)) for name in "ab"] == [1, 1]
-    assert not [row.name for row in runs.rows(tree).values() if verdict(row, tree).why]  # page and record are a pair
+    assert not [row.name for row in runs.rows(tree).values() if staleness(row, tree).why]  # page and record are a pair
 
 
 def test_a_row_waits_for_a_worker_with_what_it_wants_and_says_so(tmp_path, address):
@@ -67,14 +66,14 @@ def test_a_row_waits_for_a_worker_with_what_it_wants_and_says_so(tmp_path, addre
              "--no-dashboard", "--resources", "TPU=2", "--local-directory", str(tmp_path / "dask")]
     said, late = [], []
 
-    def say(text):
+    def log(text):
         said.append(text)
         if "waits" in text:
             assert not began(tmp_path, "a")
             late.append(subprocess.Popen(comes, env=trees.HERE, stderr=subprocess.DEVNULL))
 
     try:
-        assert not dask_cluster.run([runs.rows(tree)["a"]], tree, address, say=say)
+        assert not dask_cluster.run([runs.rows(tree)["a"]], tree, address, log=log)
         assert "a: waits for a worker with TPU=2; none has that much now" in said[1] and len(late) == 1
         ran_under = began(tmp_path, "a")[0]["runner"]
     finally:
@@ -90,7 +89,7 @@ def test_the_importance_of_prompts_is_shared_by_workers_and_merged_bit_for_bit(a
     whole = amp.importance(model, batches, progress=False)
     with Client(address, set_as_default=False) as client:
         workers = list(client.nthreads())
-        parts = [client.submit(amp.sums, model, batches[i::2], progress=False, workers=[workers[i]], pure=False)
+        parts = [client.submit(amp.score_sums, model, batches[i::2], progress=False, workers=[workers[i]], pure=False)
                  for i in range(2)]
         merged = amp.merge(client.gather(parts))
         assert len({who for part in parts for who in client.who_has(part)[part.key]}) == 2
@@ -108,7 +107,7 @@ def test_a_killed_worker_a_row_that_raises_and_one_that_takes_too_much_cost_no_o
     assert "row big was stopped: it took" in said and "its limit is 0.9 GB" in said
     assert published(tree) == [f"{name}.{kind}" for name in ("good", "kernel", "killed", "rubbish")
                                for kind in ("ipynb", "json")]
-    assert verdict(runs.rows(tree)["rubbish"], tree).why == "the record cannot be read"
+    assert staleness(runs.rows(tree)["rubbish"], tree).why == "the record cannot be read"
     assert left_over(tree) == ["bad.ipynb"]
     assert len(began(tmp_path, "killed")) == 2 and len(began(tmp_path, "bad")) == 1
     assert not alive(began(tmp_path, "killed")[0]["kernel"]) and not alive(began(tmp_path, "big")[0]["kernel"])

@@ -12,8 +12,9 @@ import pytest
 import yaml
 from nbformat import v4
 
-from pruning_lib.experiments import execution
-from pruning_lib.experiments.execution import Row, RowFailed, Tree
+from pruning_lib.experiments import execution, runs, staleness
+from pruning_lib.experiments.execution import RowFailed
+from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.report import book
 
 PARAMETERS = '''fraction = 0.5   # of all parameters, 0 to 1
@@ -64,12 +65,12 @@ def published(tree):
 def executed(tmp_path_factory):
     """A tree in which ``small`` and then ``look`` ran for real, with the variables of a user set; nobody changes it."""
     tree = make_tree(tmp_path_factory.mktemp("executed"))
-    rows, said = execution.rows(tree), []
+    rows, said = runs.rows(tree), []
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PRUNING_RUN", "the user's")
         patch.delenv("PRUNING_RESULTS", raising=False)
         for name in ("small", "look"):
-            execution.run(rows[name], tree, say=said.append)
+            execution.run(rows[name], tree, log=said.append)
         assert os.environ["PRUNING_RUN"] == "the user's" and "PRUNING_RESULTS" not in os.environ
     assert said == ["small: done", "look: done"]
     return tree
@@ -173,13 +174,13 @@ def test_a_failed_run_leaves_page_and_record_byte_for_byte_as_they_were(failed, 
 def test_the_partial_page_goes_when_the_row_succeeds(tree, no_kernel):
     tree.failed.mkdir(parents=True, exist_ok=True)
     (tree.failed / "small.ipynb").write_text("of an earlier run")
-    execution.run(execution.rows(tree)["small"], tree, say=str)
+    execution.run(runs.rows(tree)["small"], tree, log=str)
     assert not list(tree.failed.iterdir())
 
 
 def test_a_run_that_writes_no_record_is_refused_with_the_way_out(tree):
     with pytest.raises(RowFailed, match="row mute: silent wrote no record; .*results.write.*reading: true"):
-        execution.run(execution.rows(tree)["mute"], tree)
+        execution.run(runs.rows(tree)["mute"], tree)
     assert not {"mute.ipynb", "mute.json"} & set(published(tree))
 
 
@@ -200,8 +201,8 @@ def test_a_kernel_that_dies_while_it_starts_is_lost_so_that_the_row_may_be_run_a
     (tmp_path / "early").mkdir()
     (tmp_path / "early" / "ipykernel_launcher.py").write_text("raise SystemExit(1)\n")
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "early"))
-    with pytest.raises(execution.RowLost, match="row small failed because its kernel died"):
-        execution.run(execution.rows(tree)["small"], tree)
+    with pytest.raises(execution.WorkerDied, match="row small failed because its kernel died"):
+        execution.run(runs.rows(tree)["small"], tree)
 
 
 @pytest.mark.parametrize("full", ["small.json", "small.ipynb"])
@@ -216,14 +217,14 @@ def test_page_and_record_are_both_old_or_both_new_when_the_disk_is_full(tree, no
 
     monkeypatch.setattr(shutil, "copyfile", copy)
     with pytest.raises(OSError, match="no space left"):
-        execution.run(execution.rows(tree)["small"], tree)
+        execution.run(runs.rows(tree)["small"], tree)
     assert published(tree) == before
     monkeypatch.undo()
 
 
 def test_a_new_run_replaces_page_and_record(tree, no_kernel):
     before = published(tree)
-    path = execution.run(execution.rows(tree)["small"], tree, say=str)
+    path = execution.run(runs.rows(tree)["small"], tree, log=str)
     after = published(tree)
     assert path == tree.pages / "small.ipynb" and sorted(after) == sorted(before)
     assert after["small.json"] == b'{"new": true}' and b"New page" in after["small.ipynb"]
@@ -246,20 +247,20 @@ def test_a_new_run_replaces_page_and_record(tree, no_kernel):
 def test_an_unknown_parameter_or_a_value_of_another_type_is_refused_before_anything_runs(tmp_path, parameters, message):
     tree = make_tree(tmp_path)
     row = Row("small", "tiny", parameters)
-    for act in (lambda: execution.run(row, tree), lambda: execution.checked(row, tree)):
+    for act in (lambda: execution.run(row, tree), lambda: runs.checked(row, tree)):
         with pytest.raises(SystemExit, match=f"row small: .*{message}"):
             act()
     entry = {"small": {"notebook": "tiny", "parameters": parameters}}
     (tree.notebooks / "runs.yml").write_text(yaml.safe_dump(entry))
     with pytest.raises(SystemExit, match=f"row small: .*{message}"):
-        execution.rows(tree)
+        runs.rows(tree)
     assert not published(tree) and not tree.failed.exists()
 
 
 def test_a_whole_number_does_for_a_fraction_and_right_types_pass(tmp_path):
     tree = make_tree(tmp_path)
     row = Row("small", "tiny", {"fraction": 1, "count": 0, "name": "", "flag": True})
-    assert execution.checked(row, tree) is row
+    assert runs.checked(row, tree) is row
 
 
 @pytest.mark.parametrize(("entry", "message"), [
@@ -271,13 +272,13 @@ def test_a_row_that_makes_no_sense_is_named_with_what_is_wrong(tmp_path, entry, 
     tree = make_tree(tmp_path)
     (tree.notebooks / "runs.yml").write_text(yaml.safe_dump({**ROWS, "new": entry}))
     with pytest.raises(SystemExit, match=message):
-        execution.rows(tree)
+        runs.rows(tree)
 
 
 def test_defaults_are_each_notebook_once_without_parameters_and_readings_last(tmp_path):
     tree = make_tree(tmp_path)
     (tree.notebooks / "runs.yml").write_text(yaml.safe_dump({"look": ROWS["look"], **ROWS}, sort_keys=False))
-    assert list(execution.defaults(tree).values()) == [
+    assert list(runs.defaults(tree).values()) == [
         Row("tiny", "tiny", {}), Row("silent", "silent", {}), Row("look", "look", {}, reading=True)]
 
 
@@ -290,7 +291,7 @@ def test_a_folder_that_is_no_repository_is_refused(tmp_path):
 
 
 def stale(tree):
-    return {name: why for name, row in execution.rows(tree).items() if (why := execution.why_stale(row, tree))}
+    return {name: why for name, row in runs.rows(tree).items() if (why := staleness.stale_reason(row, tree))}
 
 
 def edit(path, change):

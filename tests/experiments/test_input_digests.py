@@ -10,7 +10,7 @@ from test_execution import make_tree, notebook
 from pruning_lib import data
 from pruning_lib.cli import main
 from pruning_lib.data import images
-from pruning_lib.experiments import execution, input_digests, records
+from pruning_lib.experiments import input_digests, records, runs
 from pruning_lib.experiments.runs import Row
 from pruning_lib.models import loading
 
@@ -53,14 +53,14 @@ def test_files_of_the_tree_count_when_a_parameter_or_a_cell_names_them(tree):
     for name in ("amp.jsonl", "figures.json", "other.json"):
         (folder / name).write_text("1")
     notebook(tree.notebooks / "look.ipynb", "# Look", 'open("figures.json")')
-    assert set(input_digests.of(Row("small", "tiny", {}), tree)) == {"amp.jsonl"}  # the notebook's own value is "amp"
+    assert set(input_digests.digests_of(Row("small", "tiny", {}), tree)) == {"amp.jsonl"}  # the notebook's own value is "amp"
     look = Row("look", "look", {}, reading=True)
-    before = input_digests.of(look, tree)
+    before = input_digests.digests_of(look, tree)
     assert set(before) == {"figures.json"}
     (folder / "figures.json").write_text("2")
-    assert input_digests.changed(before, input_digests.of(look, tree)) == ["figures.json"]
+    assert input_digests.changed(before, input_digests.digests_of(look, tree)) == ["figures.json"]
     (folder / "figures.json").unlink()
-    assert input_digests.changed(before, input_digests.of(look, tree)) == ["figures.json"]
+    assert input_digests.changed(before, input_digests.digests_of(look, tree)) == ["figures.json"]
 
 
 @pytest.mark.parametrize("place", ["path", "lent"])
@@ -71,31 +71,31 @@ def test_a_model_counts_with_every_file_of_its_folder(tree, tmp_path, lent, plac
     (folder / "model.safetensors").write_text("1")
     row = named(str(folder) if place == "path" else "mine")
     name = str(folder) if place == "path" else "mine in PRUNING_MODELS"
-    before = input_digests.of(row, tree)
+    before = input_digests.digests_of(row, tree)
     assert set(before) == {name} and loading.find(row.parameters["name"]) == str(folder)
     for file, text in (("model.safetensors", "2"), ("config.json", "{ }"), ("tokenizer.json", "")):
         (folder / file).write_text(text)
-        assert input_digests.changed(before, input_digests.of(row, tree)) == [name]
-        before = input_digests.of(row, tree)
+        assert input_digests.changed(before, input_digests.digests_of(row, tree)) == [name]
+        before = input_digests.digests_of(row, tree)
 
 
 def test_a_data_set_that_is_lent_counts_and_one_that_is_not_at_hand_says_nothing(tree, lent, monkeypatch):
-    assert input_digests.of(named("c4"), tree) == {}  # nothing there: it would come from the hub
+    assert input_digests.digests_of(named("c4"), tree) == {}  # nothing there: it would come from the hub
     write_c4(lent)
-    before = input_digests.of(named("c4"), tree)
+    before = input_digests.digests_of(named("c4"), tree)
     assert set(before) == {"c4 in PRUNING_DATA"} and data.texts("c4") == ["some words"]
     write_c4(lent, "other words")
-    assert input_digests.changed(before, input_digests.of(named("c4"), tree)) == ["c4 in PRUNING_DATA"]
+    assert input_digests.changed(before, input_digests.digests_of(named("c4"), tree)) == ["c4 in PRUNING_DATA"]
     for elsewhere in ("", str(lent / "nowhere")):
         monkeypatch.setenv("PRUNING_DATA", elsewhere)
-        assert input_digests.changed(before, input_digests.of(named("c4"), tree)) == []
+        assert input_digests.changed(before, input_digests.digests_of(named("c4"), tree)) == []
 
 
 def test_every_set_that_can_be_lent_is_looked_for_where_it_is_read(tree, lent):
     folders = {name: entry.folder for name, entry in data.DATASETS.items() if entry.folder}
     for name, folder in {**folders, **input_digests.IMAGE_FOLDERS}.items():
         (lent / folder / "data").mkdir(parents=True)
-        assert set(input_digests.of(named(name), tree)) == {f"{name} in PRUNING_DATA"}
+        assert set(input_digests.digests_of(named(name), tree)) == {f"{name} in PRUNING_DATA"}
         read = images.load if name in images.IMAGES else data.texts
         with pytest.raises(ValueError, match=f"{folder}.data has no "):  # it is that very folder that is read
             read(name, "test") if read is images.load else read(name)
@@ -151,5 +151,5 @@ record = {{"run": os.environ["PRUNING_RUN"], "values": {{"n": n}}}}
         ["reads", "inputs changed: c4 in PRUNING_DATA"], ["plain", "up to date"]]
     assert main.main(["run", "--all", "--stale", *root]) == 0
     assert capsys.readouterr().out.splitlines() == ["reads: done", "plain: up to date"]
-    assert not [name for name, row in execution.rows(tree).items() if main._why(row, tree)]
+    assert not [name for name, row in runs.rows(tree).items() if main._why(row, tree)]
     assert records.contents(tree.records / "reads.json")["values"] == {"n": 1}

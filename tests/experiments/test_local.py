@@ -13,8 +13,7 @@ from trees import alive, began, ended, left_over, published, until
 
 from pruning_lib import _locks
 from pruning_lib.cli import main
-from pruning_lib.experiments import local, runs
-from pruning_lib.experiments.execution import verdict
+from pruning_lib.experiments import local, runs, staleness
 from pruning_lib.experiments.local import Machine
 from pruning_lib.experiments.runs import Row, Tree
 
@@ -24,7 +23,7 @@ PAIR = Machine(jobs=2, threads=1, memory_gb=100)
 def run(tree, *names, machine=PAIR, **options):
     """(names that failed, what was said)."""
     table, said = runs.rows(tree), []
-    failed = local.run([table[name] for name in names or table], tree, machine, say=said.append, **options)
+    failed = local.run([table[name] for name in names or table], tree, machine, log=said.append, **options)
     return failed, "\n".join(said)
 
 
@@ -147,7 +146,7 @@ def test_on_a_full_disk_a_row_is_reported_and_what_was_published_stays(tmp_path,
     tree = Tree.at(root, small_disk / "own")
     assert not run(tree, "a")[0]
     before = trees.files(small_disk)
-    failed, said = run(tree, "b", "a", machine=Machine(1, 1, 100), up_to_date=lambda row: not verdict(row, tree).why)
+    failed, said = run(tree, "b", "a", machine=Machine(1, 1, 100), up_to_date=lambda row: not staleness(row, tree).why)
     assert failed == ["b"] and "No space left on device" in said and "[2/2] a: up to date" in said
     assert trees.files(small_disk) == before
 
@@ -179,7 +178,7 @@ def test_a_row_of_another_runner_is_tried_again_after_a_while_and_said_once_and_
         tmp_path, monkeypatch):
     tree, said = trees.make(tmp_path, {"a": {}}), []
     table = runs.rows(tree)
-    waiting = local.Waiting(list(table.values()), tree, 1, 1, said.append)
+    waiting = local.Queue(list(table.values()), tree, 1, 1, said.append)
     assert waiting.ready([]) == [table["a"]]
     monkeypatch.setattr(local, "HELD_S", 0.3)
     for _ in range(2):
@@ -189,7 +188,7 @@ def test_a_row_of_another_runner_is_tried_again_after_a_while_and_said_once_and_
     waiting.rows.remove(table["a"])
     assert waiting.ready([table["a"]]) == [] and waiting.ready([]) == [table["look"]]
     lost = local.Answer("lost", "it died")
-    assert [waiting.once_more(table["a"], answer) for answer in (local.Answer("failed"), lost, lost)] == [
+    assert [waiting.should_retry(table["a"], answer) for answer in (local.Answer("failed"), lost, lost)] == [
         False, True, False]
 
 

@@ -29,8 +29,8 @@ def never():
 
 
 def test_it_is_made_once_and_found_again_by_its_key():
-    first = network_cache.made(make, seed=0, image_set="digits")
-    again = network_cache.made(never, image_set="digits", seed=0)
+    first = network_cache.get_or_train(make, seed=0, image_set="digits")
+    again = network_cache.get_or_train(never, image_set="digits", seed=0)
     assert first.key == again.key and again.facts == {"seconds": 1.5, "answers": "8:ab"}
     found = network_cache.find(first.key).network
     assert not found.training and torch.equal(found(pixels()), make()[0](pixels()))
@@ -38,11 +38,11 @@ def test_it_is_made_once_and_found_again_by_its_key():
 
 @pytest.mark.parametrize("other", [{"seed": 1}, {"seed": 0.5}, {"seed": 0, "lr": 0.1}, {"seed": "0"}])
 def test_other_settings_are_another_network(other):
-    assert network_cache.made(make, **other).key != network_cache.made(make, seed=0).key
+    assert network_cache.get_or_train(make, **other).key != network_cache.get_or_train(make, seed=0).key
 
 
 def test_a_run_of_other_settings_inside_settings_is_another_network():
-    assert network_cache.made(make, start={"seed": 0}).key != network_cache.made(make, start={"seed": 1}).key
+    assert network_cache.get_or_train(make, start={"seed": 0}).key != network_cache.get_or_train(make, start={"seed": 1}).key
 
 
 def test_interrupted_it_leaves_nothing_behind(tmp_path):
@@ -50,9 +50,9 @@ def test_interrupted_it_leaves_nothing_behind(tmp_path):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        network_cache.made(interrupted, seed=0)
-    assert network_cache.made(make, seed=0).facts["seconds"] == 1.5
-    assert [p.name for p in (tmp_path / "made").iterdir()] == [network_cache.made(never, seed=0).key]
+        network_cache.get_or_train(interrupted, seed=0)
+    assert network_cache.get_or_train(make, seed=0).facts["seconds"] == 1.5
+    assert [p.name for p in (tmp_path / "made").iterdir()] == [network_cache.get_or_train(never, seed=0).key]
 
 
 def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
@@ -61,41 +61,41 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
     monkeypatch.setattr(network_cache.networks, "write", full)
     with pytest.raises(OSError, match="No space"):
-        network_cache.made(make, seed=0)
+        network_cache.get_or_train(make, seed=0)
     assert not list((tmp_path / "made").iterdir())
 
 
 def test_who_comes_second_gets_the_network_of_the_first():
     def slower():
-        network_cache.made(make, seed=0)
+        network_cache.get_or_train(make, seed=0)
         network, _ = make()
         torch.nn.init.zeros_(network.linear.weight)
         return network, {"seconds": 9.0, "answers": ""}
 
-    made = network_cache.made(slower, seed=0)
+    made = network_cache.get_or_train(slower, seed=0)
     assert made.facts["seconds"] == 1.5 and made.network.linear.weight.any()
 
 
 @pytest.mark.parametrize("file, content", [
     ("facts.json", "{"), ("model.safetensors", "no tensors"), ("config.json", "{")])
 def test_what_cannot_be_read_is_named(tmp_path, file, content):
-    key = network_cache.made(make, seed=0).key
+    key = network_cache.get_or_train(make, seed=0).key
     (tmp_path / "made" / key / file).write_text(content)
     with pytest.raises(ValueError, match=f"{key}.*delete it"):
-        network_cache.made(never, seed=0)
+        network_cache.get_or_train(never, seed=0)
 
 
 def test_answers_are_asked_for_once_and_damage_is_named(tmp_path):
     right = [np.array([True, False, True]), np.array([False] * 3)]
     for ask in (lambda: right, never):
-        found = network_cache.answered(ask, network="a", epsilons=[0.1, 0.2])
+        found = network_cache.cached_predictions(ask, network="a", epsilons=[0.1, 0.2])
         assert [r.tolist() for r in found] == [r.tolist() for r in right]
     [kept] = (tmp_path / "answered").iterdir()
     kept.write_text(kept.read_text()[:40])
     with pytest.raises(ValueError, match=rf"{kept} cannot be read .* delete it"):
-        network_cache.answered(never, network="a", epsilons=[0.1, 0.2])
+        network_cache.cached_predictions(never, network="a", epsilons=[0.1, 0.2])
     with pytest.raises(AssertionError, match="made again"):
-        network_cache.answered(never, network="b", epsilons=[0.1, 0.2])
+        network_cache.cached_predictions(never, network="b", epsilons=[0.1, 0.2])
     assert [path.name for path in (tmp_path / "answered").iterdir()] == [kept.name]
 
 
@@ -122,7 +122,7 @@ def wants(folder, name):
         return make()[0], {"by": name}
 
     sys.stderr = (folder / f"said-{name}").open("w", buffering=1)
-    (folder / f"got-{name}").write_text(network_cache.made(slowly, seed=0).facts["by"])
+    (folder / f"got-{name}").write_text(network_cache.get_or_train(slowly, seed=0).facts["by"])
 
 
 def until(condition, seconds=30):
@@ -161,7 +161,7 @@ def test_a_key_from_a_record_cannot_lead_out_of_the_cache(tmp_path, key):
 
 
 def test_a_network_may_come_with_the_records(tmp_path, monkeypatch):
-    made = network_cache.made(make, seed=0)
+    made = network_cache.get_or_train(make, seed=0)
     (tmp_path / "networks").mkdir()
     (tmp_path / "made" / made.key).rename(tmp_path / "networks" / made.key)
     with pytest.raises(ValueError, match="no network"):

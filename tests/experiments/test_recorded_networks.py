@@ -18,7 +18,7 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pair(cache):
-    return recorded_networks.small(["none", "cka"], epochs=2.0, rounds=1)
+    return recorded_networks.small_networks(["none", "cka"], epochs=2.0, rounds=1)
 
 
 @pytest.fixture
@@ -47,12 +47,12 @@ def test_small_ones_lose_blocks_and_the_dense_one_is_tuned_as_long(pair):
     assert [len(families.residual_blocks(s.network)) for s in pair] == [9, 8]
     accuracies = [quality.accuracy(s.network, *images.load("digits", "test"))[0]["accuracy_fraction"] for s in pair]
     assert min(accuracies) > 0.3
-    again = recorded_networks.small(["none", "cka"], epochs=2.0, rounds=1)
+    again = recorded_networks.small_networks(["none", "cka"], epochs=2.0, rounds=1)
     assert [network_cache.digest(s.network) for s in again] == [network_cache.digest(s.network) for s in pair]
 
 
 def test_recorded_networks_are_found_again_in_the_order_asked_for(pair, recorded):
-    found = recorded_networks.of_runs(["cka", "none"], ["final"], "digits")
+    found = recorded_networks.from_runs(["cka", "none"], ["final"], "digits")
     assert [s.criterion for s in found] == ["cka", "none"] and [s.removed_blocks for s in found] == [1, 0]
     assert [network_cache.digest(s.network) for s in found] == [network_cache.digest(s.network) for s in reversed(pair)]
 
@@ -61,18 +61,18 @@ def test_a_network_that_answers_otherwise_than_recorded_is_refused(pair, recorde
     dense, pruned = pair
     recorded(pruned, row={"key": dense.key})
     with pytest.raises(ValueError, match=f"network {dense.key} answers .* of 500 test images .* another network"):
-        recorded_networks.of_runs(["cka"], ["final"], "digits")
+        recorded_networks.from_runs(["cka"], ["final"], "digits")
 
 
 def test_two_networks_of_one_name_are_refused(pair, recorded):
     with pytest.raises(ValueError, match="two networks are called cka final"):
-        recorded_networks.of_runs(["cka", "none", "cka"], ["final"], "digits", check_on=0)
+        recorded_networks.from_runs(["cka", "none", "cka"], ["final"], "digits", check_on=0)
 
 
 def test_answers_under_attack_are_those_of_the_attack_and_asked_for_once(pair, tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))
     test, labels = images.load("digits", "test", 40)
-    x, asked, plain = sgd.pixels(test), [], attacks.answers
+    x, asked, plain = sgd.pixels(test), [], attacks.robust_correct
 
     def noting(name, network, *given, epsilons, **more):
         asked.append((name, epsilons))
@@ -82,31 +82,31 @@ def test_answers_under_attack_are_those_of_the_attack_and_asked_for_once(pair, t
 
     monkeypatch.setattr(attacks, "answers", noting)
     dense, pruned = pair
-    first = recorded_networks.answers(dense, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
+    first = recorded_networks.robust_correct(dense, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
     wanted = plain("pgd", dense.network, x, labels, epsilons=[0.05, 0.1], steps=2)
     assert all((a == b).all() for a, b in zip(first, wanted, strict=True)) and 0 < first[1].sum() < first[0].sum()
     with pytest.raises(KeyboardInterrupt):  # the second budget of this one
-        recorded_networks.answers(pruned, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
-    again = recorded_networks.answers(dense, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
+        recorded_networks.robust_correct(pruned, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
+    again = recorded_networks.robust_correct(dense, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
     assert len(asked) == 4 and all((a == b).all() for a, b in zip(first, again, strict=True))
-    recorded_networks.answers(pruned, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
+    recorded_networks.robust_correct(pruned, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
     assert asked[4:] == [("pgd", [0.1])]
     for other in (dict(steps=3), dict(seed=1), dict(epsilons=[0.06]), dict(pixels=x.flip(0)), dict(attack="fgsm")):
         given = {"attack": "pgd", "pixels": x, "epsilons": [0.05], "steps": 2, **other}
-        recorded_networks.answers(dense, given.pop("attack"), given.pop("pixels"), labels,
+        recorded_networks.robust_correct(dense, given.pop("attack"), given.pop("pixels"), labels,
                          **{**given, **({"steps": 1} if "attack" in other else {})})
     assert len(asked) == 10
-    recorded_networks.answers(dense, "cw", x, labels, epsilons=[0.5, 1.0])
+    recorded_networks.robust_correct(dense, "cw", x, labels, epsilons=[0.5, 1.0])
     assert asked[10:] == [("cw", [0.5, 1.0])]  # one attack for both budgets
 
 
 def test_what_is_not_recorded_is_refused_with_the_way_out(pair, recorded):
     with pytest.raises(ValueError, match="kept no network 'round3'; it has: final"):
-        recorded_networks.of_runs(["cka"], ["round3"], "digits")
+        recorded_networks.from_runs(["cka"], ["round3"], "digits")
     with pytest.raises(ValueError, match="run cka is on digits, not on cifar10; set image_set"):
-        recorded_networks.of_runs(["cka"], ["final"], "cifar10")
+        recorded_networks.from_runs(["cka"], ["final"], "cifar10")
     with pytest.raises(ValueError, match="no record of run 'random'"):
-        recorded_networks.of_runs(["random"], ["final"], "digits")
+        recorded_networks.from_runs(["random"], ["final"], "digits")
     recorded(pair[0], row={"key": "0" * 16})
     with pytest.raises(ValueError, match="no network 0{16}"):
-        recorded_networks.of_runs(["none"], ["final"], "digits")
+        recorded_networks.from_runs(["none"], ["final"], "digits")

@@ -67,7 +67,7 @@ def test_a_run_reads_finished_records_where_the_runner_says_but_writes_beside_an
         results.read("pruned")
     write("dense", values={"accuracy_fraction": 0.75})
     assert results.read("dense")["values"] == {"accuracy_fraction": 0.75} and contents(finished) == before
-    assert len(results.gather("dense")) == 1
+    assert len(results.to_dataframe("dense")) == 1
 
 
 def test_numbers_of_numpy_torch_and_pandas_are_stored_as_plain_numbers():
@@ -148,7 +148,7 @@ def test_a_record_that_is_not_there_is_answered_with_those_that_are():
 def test_a_damaged_record_is_named_alone_and_in_a_table(records, damage):
     write()
     (records / "amp-10.json").write_bytes(damage)
-    for act in (lambda: results.read("amp-10"), lambda: results.gather("amp_prune")):
+    for act in (lambda: results.read("amp-10"), lambda: results.to_dataframe("amp_prune")):
         with pytest.raises(ValueError, match="amp-10.json is not a record"):
             act()
 
@@ -160,14 +160,14 @@ def test_a_table_has_a_line_per_record_or_per_row_of_it_and_a_rows_own_win(monke
               rows=[{"method": "dense", "removed_fraction": 0.0}, {"method": "amp", "removed_fraction": fraction / 2}])
     monkeypatch.setenv("PRUNING_RUN", "zero-shot")
     write("zero_shot", values={"accuracy_fraction": 0.5})
-    table = results.gather("amp_prune")
+    table = results.to_dataframe("amp_prune")
     assert list(table.itertuples(index=False, name=None)) == [
         ("amp-10", 0.0, 49, 7, "dense"), ("amp-10", 0.05, 49, 7, "amp"),
         ("amp-20", 0.0, 49, 7, "dense"), ("amp-20", 0.1, 49, 7, "amp")]
     assert list(table) == ["run", "removed_fraction", "prompts", "bytes", "method"]
-    alone = results.gather("zero_shot")
+    alone = results.to_dataframe("zero_shot")
     assert alone.to_dict("records") == [{"run": "zero-shot", "removed_fraction": 0.2, "accuracy_fraction": 0.5}]
-    assert results.gather("amp_split").empty
+    assert results.to_dataframe("amp_split").empty
 
 
 @pytest.mark.parametrize("words, parameters", [
@@ -176,21 +176,21 @@ def test_a_table_has_a_line_per_record_or_per_row_of_it_and_a_rows_own_win(monke
     ("activation norm", {"method": "activation_norm", "criterion": "none"}),
     ("block influence blocks", {"method": "none", "criterion": "block_influence"}),
     ("amp + consensus blocks + LoRA", {"method": "amp", "criterion": "consensus", "recovery_pairs": 9}),
-    ("repair + compensation", {"method": "repair", "compensation": "sequential", "recovery_pairs": 0}),
-    ("amp + distilled LoRA", {"method": "amp", "recovery_pairs": 9, "distil_weight": 0.5}),
-    ("amp + compensation in one pass", {"method": "amp", "compensation": "one_pass"})])
+    ("reconstruction error + reconstruction", {"method": "reconstruction_error", "reconstruction": "sequential", "recovery_pairs": 0}),
+    ("amp + distilled LoRA", {"method": "amp", "recovery_pairs": 9, "kd_weight": 0.5}),
+    ("amp + reconstruction in one pass", {"method": "amp", "reconstruction": "one_pass"})])
 def test_a_recipe_is_named_by_what_was_done(words, parameters):
     assert results.recipe(parameters) == words
 
 
 def test_recipes_are_named_by_what_departs_from_most_and_are_there_once(monkeypatch):
     asked = {"model": "toy", "method": "amp", "removed_fraction": 0.3, "heads_removed": 3}
-    usual = {**asked, "distil_weight": 0.0, "prompts": 50, "seed": 0, "dtype": "bfloat16", "recovery_pairs": 0,
-             "compensation": "none", "compensation_samples": 200, "compensation_text": "c4"}
+    usual = {**asked, "kd_weight": 0.0, "prompts": 50, "seed": 0, "dtype": "bfloat16", "recovery_pairs": 0,
+             "reconstruction": "none", "reconstruction_samples": 200, "reconstruction_text": "c4"}
     runs = {"amp": {}, "a-float32": {"dtype": "float32"}, "wanda": {"method": "wanda"}, "six": {"heads_removed": 6},
-            "dense": {"method": "dense", "heads_removed": 0}, "solved": {"compensation": "sequential"},
-            "solved-12": {"compensation": "sequential", "compensation_samples": 12}, "share": {"heads_removed": -1},
-            "distilled": {"recovery_pairs": 9, "distil_weight": 0.5}, "few": {"prompts": 9}, "big": {"model": "large"},
+            "dense": {"method": "dense", "heads_removed": 0}, "solved": {"reconstruction": "sequential"},
+            "solved-12": {"reconstruction": "sequential", "reconstruction_samples": 12}, "share": {"heads_removed": -1},
+            "distilled": {"recovery_pairs": 9, "kd_weight": 0.5}, "few": {"prompts": 9}, "big": {"model": "large"},
             "tuned": {"heads_removed": 0, "recovery_pairs": 9, "dtype": "float32"}}
     assert results.recipes().empty
     for run, changed in runs.items():
@@ -201,7 +201,7 @@ def test_recipes_are_named_by_what_departs_from_most_and_are_there_once(monkeypa
     table = results.recipes().set_index("run")
     assert dict(table.label) == {
         "amp": "amp", "asked": "amp", "wanda": "wanda", "dense": "dense", "tuned": "amp + LoRA, neurons only",
-        "solved": "amp + compensation", "solved-12": "amp + compensation", "six": "amp, 6 heads a block",
+        "solved": "amp + reconstruction", "solved-12": "amp + reconstruction", "six": "amp, 6 heads a block",
         "share": "amp, same share of heads", "distilled": "amp + distilled LoRA", "few": "amp", "big": "amp (large)"}
     assert table.recipe["tuned"] == "amp, neurons only" and table.split["tuned"] == ", neurons only"
     assert table.text_used["solved-12"] == "12 texts of c4" and table.text_used["amp"] == ""
@@ -209,5 +209,5 @@ def test_recipes_are_named_by_what_departs_from_most_and_are_there_once(monkeypa
 
 
 def test_an_interval_in_words_follows_its_form():
-    assert results.bracketed(1234.56, 1200.0, 1300.04, ",.1f") == "1,234.6 [1,200.0, 1,300.0]"
-    assert results.bracketed(0.01, -0.002, 0.022, "+.3f") == "+0.010 [-0.002, +0.022]"
+    assert results.format_interval(1234.56, 1200.0, 1300.04, ",.1f") == "1,234.6 [1,200.0, 1,300.0]"
+    assert results.format_interval(0.01, -0.002, 0.022, "+.3f") == "+0.010 [-0.002, +0.022]"

@@ -9,9 +9,9 @@ import pytest
 from test_execution import edit, executed, make_tree  # noqa: F401  (a fixture among them)
 
 from pruning_lib.cli import main
-from pruning_lib.experiments import code_digests, execution, input_digests, records, staleness
-from pruning_lib.experiments.execution import Tree, rows, verdict
-from pruning_lib.experiments.staleness import MADE_BEFORE
+from pruning_lib.experiments import code_digests, input_digests, records, staleness
+from pruning_lib.experiments.runs import Tree, rows
+from pruning_lib.experiments.staleness import MADE_BEFORE, staleness_of
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,7 +23,7 @@ def tree(executed, tmp_path):  # noqa: F811
 
 
 def why(tree, name="small"):
-    return verdict(rows(tree)[name], tree).why
+    return staleness_of(rows(tree)[name], tree).why
 
 
 def page_of(tree, name="small"):
@@ -38,7 +38,7 @@ def test_a_page_says_what_it_was_made_from(tree):
     made = page_of(tree)
     assert set(made) == {"fingerprint", "code", "inputs", "record", "row", "notebook", "parameters"}
     assert made["record"] == json.loads((tree.records / "small.json").read_text())["checksum"]
-    assert not why(tree) and verdict(rows(tree)["small"], tree).code_known
+    assert not why(tree) and staleness_of(rows(tree)["small"], tree).code_known
     assert "results.read" in page_of(tree, "look")["code"]
 
 
@@ -119,9 +119,9 @@ def test_rows_of_before_are_not_stale_and_status_says_that_their_code_is_not_kno
     edit(tree.pages / "small.ipynb", strip)
     path = tree.records / "small.json"
     path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "checksum"}))
-    stamp(tree, "look", fingerprint=execution.fingerprint(rows(tree)["look"], tree))
+    stamp(tree, "look", fingerprint=staleness.fingerprint(rows(tree)["look"], tree))
     root = ["--root", str(tree.notebooks.parent)]
-    assert verdict(rows(tree)["small"], tree) == staleness.Verdict("", code_known=False)
+    assert staleness_of(rows(tree)["small"], tree) == staleness.Staleness("", code_known=False)
     assert main.main(["status", *root]) == 0
     said = capsys.readouterr()
     assert said.out.splitlines()[0].split(maxsplit=1) == ["small", "up to date"]
@@ -132,4 +132,4 @@ def test_rows_of_before_are_not_stale_and_status_says_that_their_code_is_not_kno
 def test_every_record_of_the_report_is_as_it_was_written():
     tree = Tree.at(ROOT)
     made = [row for row in rows(tree).values() if tree.page(row).is_file()]
-    assert made and not {row.name: found for row in made if (found := staleness.damage(row, tree))}
+    assert made and not {row.name: found for row in made if (found := staleness.corruption(row, tree))}

@@ -211,7 +211,7 @@ def test_an_image_network_is_stored_and_loaded_cut_stored_and_loaded(tmp_path, e
         if existed:
             (tmp_path / str(step)).mkdir()
         folder = checkpoints.save(network, None, tmp_path / str(step))
-        again, tokenizer = loading.load(str(folder))
+        again, tokenizer = loading.load_model(str(folder))
         with torch.no_grad():
             assert torch.equal(network(pixels()), again(pixels()))
         assert tokenizer is None and again.config == network.config

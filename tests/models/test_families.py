@@ -22,7 +22,7 @@ def test_sizes_are_read_off_the_modules(family, tiny, heads, groups):
 def test_the_family_names_every_projection_that_heads_and_neurons_pass_through(family, tiny):
     """A forgotten projection would leave a matrix in the block that still has a side of H*D, G*D or M, or of a sum."""
     model = tiny(family, heads=6, groups=3, head_width=7, neurons=26, n_blocks=1)
-    record = families.of(model)
+    record = families.family_of(model)
     named = {record.queries, record.keys, record.values, record.heads_out, *record.neurons_in, record.neurons_out}
     wide = {name.removesuffix(".weight") for name, p in families.blocks(model)[0].named_parameters()
             if p.ndim == 2 and {42, 21, 26, 42 + 2 * 21, 2 * 26} & set(p.shape)}
@@ -49,14 +49,14 @@ def test_a_long_context_phi3_keeps_its_heads_and_may_lose_neurons(tiny, random_i
 def test_an_unknown_family_is_refused_with_the_known_ones():
     model = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=8))
     with pytest.raises(ValueError, match="unknown family 'gpt2'; known: .*llama.*qwen3"):
-        families.of(model)
+        families.family_of(model)
     with pytest.raises(ValueError, match="unknown family 'Linear'"):
-        families.of(torch.nn.Linear(2, 2))
+        families.family_of(torch.nn.Linear(2, 2))
 
 
 def test_a_part_of_a_model_is_refused_with_the_way_to_load_it(family, tiny):
     with pytest.raises(ValueError, match="AutoModelForCausalLM"):
-        families.of(AutoModel.from_config(tiny(family).config))
+        families.family_of(AutoModel.from_config(tiny(family).config))
 
 
 def test_blocks_of_different_sizes_are_refused(tiny):

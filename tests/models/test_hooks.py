@@ -5,7 +5,7 @@ import torch
 from conftest import hooks_of, image_network, pixels
 
 from pruning_lib.models import families
-from pruning_lib.models.hooks import alone, bypassed, entered_behind, inputs_to, outputs_of
+from pruning_lib.models.hooks import inputs_to, only_block, outputs_of, resume_after, skip_block
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(5))
 
@@ -49,7 +49,7 @@ def test_a_bypassed_block_does_not_run_and_others_do(family, tiny):
         for parameter in model.get_submodule(name).parameters():
             parameter.data.fill_(torch.nan)
         with torch.no_grad():
-            with bypassed(model, name):
+            with skip_block(model, name):
                 out = model(data)
             assert not getattr(out, "logits", out).isnan().any()
             out = model(data)
@@ -61,18 +61,18 @@ def test_bypasses_nest_in_any_order_and_leave_nothing_behind(resnet8):
     before = {name: set(vars(module)) for name, module in model.named_modules()}
     with torch.no_grad():
         dense = model(pixels())
-        with bypassed(model, "layer1.0"):
+        with skip_block(model, "layer1.0"):
             one = model(pixels())
-            with bypassed(model, "layer3.2"):
+            with skip_block(model, "layer3.2"):
                 two = model(pixels())
-                with bypassed(model, "layer1.0"):  # once more
+                with skip_block(model, "layer1.0"):  # once more
                     assert torch.equal(model(pixels()), two)
                 assert torch.equal(model(pixels()), two)
             assert torch.equal(model(pixels()), one)
         assert torch.equal(model(pixels()), dense)
     assert not torch.equal(one, dense) and not torch.equal(one, two)
     assert {name: set(vars(module)) for name, module in model.named_modules()} == before
-    with pytest.raises(KeyError), bypassed(model, "layer1.0"):
+    with pytest.raises(KeyError), skip_block(model, "layer1.0"):
         raise KeyError
     assert "forward" not in vars(model.layer1[0])
 
@@ -80,7 +80,7 @@ def test_bypasses_nest_in_any_order_and_leave_nothing_behind(resnet8):
 def test_a_forward_that_something_else_put_there_comes_back(resnet8):
     own = resnet8.layer1[0].forward
     resnet8.layer1[0].forward = own  # as accelerate does for models on several devices
-    with bypassed(resnet8, "layer1.0"):
+    with skip_block(resnet8, "layer1.0"):
         pass
     assert vars(resnet8.layer1[0]).pop("forward") is own
 
@@ -88,7 +88,7 @@ def test_a_forward_that_something_else_put_there_comes_back(resnet8):
 @pytest.mark.parametrize("name", ["layer2.0", "layer1.1", "layer1", "conv1", ""])
 def test_what_is_no_removable_block_is_refused(resnet8, name):
     message = f"{name!r} is not a block that can be left out; removable: layer1.0$"
-    for way in (bypassed(resnet8, name), entered_behind(resnet8, name, pixels())):
+    for way in (skip_block(resnet8, name), resume_after(resnet8, name, pixels())):
         with pytest.raises(ValueError, match=message), way:
             pass
 
@@ -99,19 +99,19 @@ def test_behind_a_block_the_network_goes_on_with_what_it_is_handed(family, tiny)
                               (image_network("cifar_resnet", depth=20), "layer2.1", pixels())):
         seen, names = {}, [block.name for block in families.residual_blocks(model)]
         with torch.no_grad():
-            with bypassed(model, name), inputs_to([model.get_submodule(name)], seen.__setitem__):
+            with skip_block(model, name), inputs_to([model.get_submodule(name)], seen.__setitem__):
                 expected = model(data)
             for block in names[:names.index(name) + 1]:
                 for parameter in model.get_submodule(block).parameters():
                     parameter.data.fill_(torch.nan)
-            with entered_behind(model, name, seen[0]):
+            with resume_after(model, name, seen[0]):
                 found = model(data)
-                with entered_behind(model, name, 2 * seen[0]):
+                with resume_after(model, name, 2 * seen[0]):
                     other = model(data)
                 again = model(data)
         found, other, again, expected = (getattr(out, "logits", out) for out in (found, other, again, expected))
         assert torch.equal(found, expected) and torch.equal(again, expected) and not torch.equal(other, expected)
-        with pytest.raises(KeyError), entered_behind(model, name, seen[0]):
+        with pytest.raises(KeyError), resume_after(model, name, seen[0]):
             raise KeyError
         assert not [module for module in model.modules() if "forward" in vars(module)]
 
@@ -131,9 +131,9 @@ def test_alone_a_block_gives_what_it_gives_in_the_whole_network_for_the_same_inp
                 for parameter in other.get_submodule(name).parameters():
                     parameter.data.fill_(torch.nan)
             with outputs_of([other.get_submodule(names[i])], again.__setitem__):
-                with alone(other, names[i], entered[i] if i else None):
+                with only_block(other, names[i], entered[i] if i else None):
                     other(IDS)
             assert torch.equal(again[0], left[i])
             assert not hooks_of(other) and not [m for m in other.modules() if "forward" in vars(m)]
-    with pytest.raises(ValueError, match="not a block that can be left out"), alone(model, "model.norm", None):
+    with pytest.raises(ValueError, match="not a block that can be left out"), only_block(model, "model.norm", None):
         pass

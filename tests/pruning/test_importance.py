@@ -83,7 +83,7 @@ def slow_inputs(model, path, batches):
 
 def slow_scores(model, batches, score):
     """``score(x (tokens, columns), weight (C, columns))`` for the columns of one unit at a time."""
-    family, D, result = families.of(model), families.head_width(model), []
+    family, D, result = families.family_of(model), families.head_width(model), []
     for path, width in ((family.heads_out, D), (family.neurons_out, 1)):
         units = []
         for x, block in zip(slow_inputs(model, path, batches), families.blocks(model), strict=True):
@@ -112,7 +112,7 @@ def test_scores_from_activations_equal_the_definition_on_all_tokens(family, tiny
 
 def slow_taylor(model, batches):
     """What the loss would lose to first order, one weight at a time, from gradients of plain autograd."""
-    s, family, D = families.sizes(model), families.of(model), families.head_width(model)
+    s, family, D = families.sizes(model), families.family_of(model), families.head_width(model)
     prompts = [ids[mask.bool()] for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"], strict=True)]
     total = 0
     for ids in (ids for ids in prompts if len(ids) > 1):
@@ -170,11 +170,11 @@ def test_methods_that_share_an_importance_measure_it_once(tiny, batches, monkeyp
 
     def measure(model, given):
         calls.append(len(list(given)))
-        return importance.nothing(model)
+        return importance.uniform(model)
 
     def other(model, given):
         calls.append(-len(list(given)))
-        return importance.nothing(model)
+        return importance.uniform(model)
 
     for name, function in (("first", measure), ("second", measure), ("third", other)):
         monkeypatch.setitem(METHODS, name, Method(function, "lowest", "for this test"))
@@ -207,7 +207,7 @@ def test_the_reversed_control_removes_none_of_what_amp_removes(tiny, batches):
 
 def test_random_removes_other_parts_with_another_seed_and_the_same_with_the_same(tiny):
     model = tiny("llama", heads=8, groups=8, neurons=40)
-    drawn = [selection.choose(importance.nothing(model), model, removed_fraction=0.3, rule=METHODS["random"].rule, seed=seed)
+    drawn = [selection.choose(importance.uniform(model), model, removed_fraction=0.3, rule=METHODS["random"].rule, seed=seed)
              for seed in (0, 0, 1)]
     for part in ("heads", "neurons"):
         first, again, other = (getattr(plan, part) for plan in drawn)

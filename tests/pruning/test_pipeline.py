@@ -26,38 +26,38 @@ def test_width_alone_is_the_plan_of_the_method_carried_out(family, tiny, batches
     found = pipeline.prune(model, batches, method="wanda", removed_fraction=0.2, heads_removed=2)
     scores = importance.wanda(model, batches)
     plan = amp.choose(scores, model, removed_fraction=0.2, heads_removed=2)
-    assert torch.equal(logits(found.network), logits(surgery.remove(model, plan)))
+    assert torch.equal(logits(found.model), logits(surgery.remove(model, plan)))
     assert found.reached_fraction == pytest.approx(plan.removed_fraction, abs=1e-12)
-    assert found.steps == (f"wanda: {plan}",) and not found.repairs
+    assert found.steps == (f"wanda: {plan}",) and not found.reconstructions
     assert torch.equal(logits(model), before)
 
 
 @pytest.mark.parametrize("method", importance.METHODS)
-def test_what_any_width_method_removes_can_be_compensated(tiny, batches, method):
+def test_what_any_width_method_removes_can_be_reconstructed(tiny, batches, method):
     model = tiny("llama", heads=6, groups=3, neurons=60)
     cut, repaired = (pipeline.prune(model, batches, method=method, removed_fraction=0.2, heads_removed=2, seed=3,
-                                   compensation=how, text=batches) for how in ("none", "one_pass"))
+                                   reconstruction=how, text=batches) for how in ("none", "one_pass"))
     assert repaired.steps[0] == cut.steps[0] and torch.equal(repaired.plan.neurons, cut.plan.neurons)
-    assert len(repaired.repairs) == 2 * len(families.blocks(model))
-    assert all(repair.error < repair.cut_error for repair in repaired.repairs)
-    assert not torch.equal(logits(repaired.network), logits(cut.network))
+    assert len(repaired.reconstructions) == 2 * len(families.blocks(model))
+    assert all(repair.error < repair.cut_error for repair in repaired.reconstructions)
+    assert not torch.equal(logits(repaired.model), logits(cut.model))
 
 
-@pytest.mark.parametrize("compensation", reconstruction.MODES)
-def test_compensation_is_solved_on_the_text_that_is_given(tiny, batches, compensation):
+@pytest.mark.parametrize("mode", reconstruction.MODES)
+def test_reconstruction_is_solved_on_the_text_that_is_given(tiny, batches, mode):
     model = tiny("llama", heads=6, groups=3, neurons=60)
     prompts, text = batches[:2], batches[1:]
-    found = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation, text=text)
+    found = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, reconstruction=mode, text=text)
     plan = amp.choose(amp.importance(model, prompts), model, removed_fraction=0.2, heads_removed=2)
-    expected, repairs = reconstruction.remove(model, plan, text, ridge=reconstruction.RIDGES, mode=compensation)
-    assert torch.equal(logits(found.network), logits(expected)) and found.repairs == tuple(repairs)
-    without = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, compensation=compensation)
-    assert without.repairs != found.repairs
-    assert set(found.seconds) == {"scores_s", "compensation_s"}
-    chosen = pipeline.prune(model, prompts, method="repair", removed_fraction=0.2, heads_removed=2, text=text)
-    plan = amp.choose(reconstruction.importance(model, text), model, removed_fraction=0.2, heads_removed=2)
-    assert chosen.steps == (f"repair: {plan}",)
-    assert torch.equal(logits(chosen.network), logits(surgery.remove(model, plan)))
+    expected, reconstructions = reconstruction.reconstruct(model, plan, text, ridge=reconstruction.RIDGES, mode=mode)
+    assert torch.equal(logits(found.model), logits(expected)) and found.reconstructions == tuple(reconstructions)
+    without = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, reconstruction=mode)
+    assert without.reconstructions != found.reconstructions
+    assert set(found.seconds) == {"scores_s", "reconstruction_s"}
+    chosen = pipeline.prune(model, prompts, method="reconstruction_error", removed_fraction=0.2, heads_removed=2, text=text)
+    plan = amp.choose(reconstruction.reconstruction_error(model, text), model, removed_fraction=0.2, heads_removed=2)
+    assert chosen.steps == (f"reconstruction_error: {plan}",)
+    assert torch.equal(logits(chosen.model), logits(surgery.remove(model, plan)))
 
 
 @pytest.mark.parametrize("criterion", ["block_influence", "cka"])
@@ -68,7 +68,7 @@ def test_depth_alone_takes_the_nearest_number_of_blocks_in_the_order_of_the_crit
     wanted = min(range(1, 5), key=lambda n: abs(n * block / whole - 0.3))
     order = block_ranking.CRITERIA[criterion].order(model, batches, None, 0)
     expected = surgery.remove(model, BlockPlan.of(model, order[:wanted]))
-    assert torch.equal(logits(found.network), logits(expected))
+    assert torch.equal(logits(found.model), logits(expected))
     assert found.reached_fraction == pytest.approx(wanted * block / whole)
 
 
@@ -79,20 +79,20 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
                           removed_fraction=0.4, heads_removed=0)
     s = families.sizes(model)
     assert abs(found.reached_fraction - 0.4) * s.parameters <= s.blocks * s.neuron_parameters
-    assert families.sizes(found.network).blocks == 6 - blocks == 6 - len(found.blocks) and len(found.steps) == 2
+    assert families.sizes(found.model).blocks == 6 - blocks == 6 - len(found.blocks) and len(found.steps) == 2
     assert found.steps[1].endswith(", ".join(found.blocks)) and found.plan is not None
     narrow = pipeline.prune(model, batches, method="amp", heads_removed=0,
-                           removed_fraction=pipeline._left_for_width(model, 0.4, blocks)).network
+                           removed_fraction=pipeline._left_for_width(model, 0.4, blocks)).model
     order = block_ranking.CRITERIA["block_influence"].order(narrow, batches, None, 0)
     expected = surgery.remove(narrow, BlockPlan.of(narrow, order[:blocks]))
-    assert torch.equal(logits(found.network), logits(expected))
-    checkpoints.save(found.network, None, tmp_path / "stored")
+    assert torch.equal(logits(found.model), logits(expected))
+    checkpoints.save(found.model, None, tmp_path / "stored")
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"method": "largest"}, "unknown method 'largest'"), ({"criterion": "size"}, "unknown criterion 'size'"),
-    ({"method": "none"}, "both 'none'"), ({"compensation": "yes"}, "allowed: none, one_pass, sequential, asymmetric"),
-    ({"method": "none", "criterion": "cka", "compensation": "one_pass"}, "re-solves what a width method cut"),
+    ({"method": "none"}, "both 'none'"), ({"reconstruction": "yes"}, "allowed: none, one_pass, sequential, asymmetric"),
+    ({"method": "none", "criterion": "cka", "reconstruction": "one_pass"}, "re-solves what a width method cut"),
     ({"criterion": "cka"}, "give both"), ({"blocks_removed": 1}, "give both"),
     ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "at most 0 fit"),
     ({"criterion": "cka", "blocks_removed": 5}, "allowed: 0 to 4"), ({"removed_fraction": 0.99}, "cannot be reached"),

@@ -37,7 +37,7 @@ def inputs(model, layer, batches):
 
 def layers(model):
     """(block number, of heads?, layer) of every closing projection, in the order data passes them."""
-    family = families.of(model)
+    family = families.family_of(model)
     return [(i, path == family.heads_out, block.get_submodule(path)) for i, block in enumerate(families.blocks(model))
             for path in (family.heads_out, family.neurons_out)]
 
@@ -49,7 +49,7 @@ def lost_columns(plan, i, heads):
 
 def behind(model, i, heads, batches):
     """The residual stream behind the heads or the neurons of block i, (tokens, channels), padding left out; plainly."""
-    family, block = families.of(model), families.blocks(model)[i]
+    family, block = families.family_of(model), families.blocks(model)[i]
     added = []
     with block.get_submodule(family.heads_out).register_forward_hook(lambda _, args, y: added.append(y[0])):
         stream = inputs(model, block, batches)
@@ -91,13 +91,13 @@ def slow(model, plan, batches, *, ridge, mode):
 def test_equals_least_squares_on_the_stacked_activations(family, tiny, batches, cut, ridge, mode):
     model = tiny(family, heads=6, groups=3, dtype=torch.float64)
     plan = random_plan(model, cut, units=1, neurons=9)
-    pruned, repairs = reconstruction.remove(model, plan, batches, ridge=ridge, mode=mode, progress=False)
+    pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=ridge, mode=mode, progress=False)
     expected = surgery.remove(slow(model, plan, batches, ridge=ridge, mode=mode), plan)
     for (_, _, found), (_, _, wanted) in zip(layers(pruned), layers(expected), strict=True):
         torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-6, atol=1e-8)
-    assert [r.layer for r in repairs] == [f"{families.of(model).blocks}.{i}.{path}" for i in range(2) for path in (
-        families.of(model).heads_out, families.of(model).neurons_out)]
+    assert [r.layer for r in reconstructions] == [f"{families.family_of(model).blocks}.{i}.{path}" for i in range(2) for path in (
+        families.family_of(model).heads_out, families.family_of(model).neurons_out)]
 
 
 @pytest.mark.parametrize("mode", reconstruction.MODES)
@@ -105,7 +105,7 @@ def test_a_llama_with_biases_is_solved_around_the_mean(tiny, batches, mode):
     model = tiny("llama", heads=6, groups=6, n_blocks=3, dtype=torch.float64,
                  fields={"attention_bias": True, "mlp_bias": True})
     plan = random_plan(model, "whole_groups", units=2, neurons=9)
-    pruned, _ = reconstruction.remove(model, plan, batches, ridge=0.1, mode=mode, progress=False)
+    pruned, _ = reconstruction.reconstruct(model, plan, batches, ridge=0.1, mode=mode, progress=False)
     expected = surgery.remove(slow(model, plan, batches, ridge=0.1, mode=mode), plan)
     for (_, _, found), (_, _, wanted) in zip(layers(pruned), layers(expected), strict=True):
         torch.testing.assert_close((found.weight, found.bias), (wanted.weight, wanted.bias), rtol=1e-6, atol=1e-8)
@@ -115,9 +115,9 @@ def test_a_llama_with_biases_is_solved_around_the_mean(tiny, batches, mode):
 def test_without_a_pull_the_error_on_the_calibration_text_never_grows(family, tiny, batches, mode):
     model = tiny(family, heads=6, groups=3, dtype=torch.float64)
     plan = random_plan(model, "equal_queries", units=1, neurons=9)
-    _, repairs = reconstruction.remove(model, plan, batches, ridge=0.0, mode=mode, progress=False)
-    assert all(0 < r.error < r.cut_error for r in repairs)
-    _, pulled = reconstruction.remove(model, plan, batches, ridge=1e9, mode=mode, progress=False)
+    _, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=0.0, mode=mode, progress=False)
+    assert all(0 < r.error < r.cut_error for r in reconstructions)
+    _, pulled = reconstruction.reconstruct(model, plan, batches, ridge=1e9, mode=mode, progress=False)
     for (_, _, layer), r in zip(layers(model), pulled, strict=True):  # held fast: a plain cut, but for biases
         assert (r.error < r.cut_error) if layer.bias is not None else r.error == pytest.approx(r.cut_error, rel=1e-6)
 
@@ -125,8 +125,8 @@ def test_without_a_pull_the_error_on_the_calibration_text_never_grows(family, ti
 def test_the_errors_are_shares_of_the_output_in_sums_of_squares(tiny, batches):
     model = tiny("phi", heads=6, groups=3, dtype=torch.float64)
     plan = random_plan(model, "whole_groups", units=1, neurons=9)
-    pruned, repairs = reconstruction.remove(model, plan, batches, ridge=0.1, mode="one_pass", progress=False)
-    for (i, heads, layer), (_, _, now), repair in zip(layers(model), layers(pruned), repairs, strict=True):
+    pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=0.1, mode="one_pass", progress=False)
+    for (i, heads, layer), (_, _, now), repair in zip(layers(model), layers(pruned), reconstructions, strict=True):
         x = inputs(model, layer, batches)
         stays = [j for j in range(x.shape[1]) if j not in lost_columns(plan, i, heads)]
         whole = (x @ layer.weight.T).pow(2).sum()
@@ -140,15 +140,15 @@ def test_aiming_at_the_dense_stream_comes_closer_to_it_than_any_other_mode(famil
     plan = random_plan(model, "whole_groups", units=1, neurons=9)
     wanted, last = behind(model, 3, False, batches), {}
     for mode in reconstruction.MODES:
-        pruned, repairs = reconstruction.remove(model, plan, batches, ridge=1e-6, mode=mode, progress=False)
+        pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=1e-6, mode=mode, progress=False)
         found = behind(pruned, 3, False, batches)
         last[mode] = (found - wanted).pow(2).sum().item()
     assert last["asymmetric"] < min(last["one_pass"], last["sequential"])
     _, _, down = layers(pruned)[-1]
     said = inputs(model, layers(model)[-1][2], batches) @ layers(model)[-1][2].weight.T
     whole = (getattr(model.config, "residual_multiplier", 1.0) * said).pow(2).sum().item()
-    assert repairs[-1].layer.endswith(families.of(model).neurons_out) and down.in_features < 64
-    assert repairs[-1].error == pytest.approx(last["asymmetric"] / whole, rel=0.5)  # shares of the output of then
+    assert reconstructions[-1].layer.endswith(families.family_of(model).neurons_out) and down.in_features < 64
+    assert reconstructions[-1].error == pytest.approx(last["asymmetric"] / whole, rel=0.5)  # shares of the output of then
 
 
 def test_a_block_that_scales_what_it_adds_is_not_aimed_at(tiny, batches):
@@ -157,13 +157,13 @@ def test_a_block_that_scales_what_it_adds_is_not_aimed_at(tiny, batches):
     for block in model.model.layers:
         block.self_attn.register_forward_hook(lambda _, args, y: (0.2 * y[0], *y[1:]))
     with pytest.raises(ValueError, match="use 'sequential'"):
-        reconstruction.remove(model, plan, batches, mode="asymmetric", progress=False)
-    reconstruction.remove(model, plan, batches, progress=False)
+        reconstruction.reconstruct(model, plan, batches, mode="asymmetric", progress=False)
+    reconstruction.reconstruct(model, plan, batches, progress=False)
 
 
 def duplicated(model, *, heads, neurons):
     """Make parts linear combinations of others: head ``a`` reads as ``b`` does; neuron ``a`` is twice neuron ``b``."""
-    family, D = families.of(model), families.head_width(model)
+    family, D = families.family_of(model), families.head_width(model)
     for block in families.blocks(model):
         p = families.projections(block, family)
         for a, b in heads:
@@ -182,12 +182,12 @@ def test_a_part_that_is_a_combination_of_kept_ones_goes_without_a_trace(tiny, ba
     model = duplicated(tiny(name, heads=4, groups=4, dtype=torch.float64), heads=[(1, 3)], neurons=[(5, 2), (20, 2)])
     plan = reconstruction.Plan("whole_groups", torch.tensor([[1], [1]]), torch.tensor([[5, 20], [5, 20]]),
                            families.sizes(model))
-    pruned, repairs = reconstruction.remove(model, plan, batches, ridge=ridge, progress=False)
+    pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=ridge, progress=False)
     unseen = torch.randint(3, 128, (2, 30), generator=torch.Generator().manual_seed(99))
     with torch.no_grad():
         torch.testing.assert_close(pruned(unseen).logits, model(unseen).logits, rtol=1e-4, atol=1e-5)
         assert (surgery.remove(model, plan)(unseen).logits - model(unseen).logits).abs().max() > 0.1
-    assert all(r.error < 1e-9 < 1e-3 < r.cut_error for r in repairs)
+    assert all(r.error < 1e-9 < 1e-3 < r.cut_error for r in reconstructions)
 
 
 def test_a_ridge_is_chosen_per_projection_on_text_that_is_not_fitted(tiny, batches):
@@ -195,15 +195,15 @@ def test_a_ridge_is_chosen_per_projection_on_text_that_is_not_fitted(tiny, batch
     model = tiny("llama", heads=6, groups=3, neurons=60, dtype=torch.float64)
     plan, ridges = random_plan(model, "whole_groups", units=1, neurons=30), (0.0, 0.01, 0.1, 1.0, 10.0)
     fit, held = [batches[0], batches[2]], [batches[1]]
-    pruned, repairs = reconstruction.remove(model, plan, batches, ridge=ridges, mode="one_pass", progress=False)
-    tried = {r: reconstruction.remove(model, plan, fit, ridge=r, mode="one_pass", progress=False)[0] for r in ridges}
-    for n, ((i, heads, layer), repair) in enumerate(zip(layers(model), repairs, strict=True)):
+    pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=ridges, mode="one_pass", progress=False)
+    tried = {r: reconstruction.reconstruct(model, plan, fit, ridge=r, mode="one_pass", progress=False)[0] for r in ridges}
+    for n, ((i, heads, layer), repair) in enumerate(zip(layers(model), reconstructions, strict=True)):
         x = inputs(model, layer, held)
         stays = [j for j in range(x.shape[1]) if j not in lost_columns(plan, i, heads)]
         errors = {r: (layer(x) - layers(m)[n][2](x[:, stays])).pow(2).sum().item() for r, m in tried.items()}
         assert repair.ridge == min(errors, key=errors.get)
         assert torch.equal(layers(pruned)[n][2].weight, layers(tried[repair.ridge])[n][2].weight)
-    assert len({r.ridge for r in repairs}) > 1
+    assert len({r.ridge for r in reconstructions}) > 1
 
 
 def test_padding_and_batching_do_not_matter(family, tiny, batches):
@@ -212,7 +212,7 @@ def test_padding_and_batching_do_not_matter(family, tiny, batches):
     rows = [(ids[mask.bool()][None]) for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"],
                                                                          strict=True)]
     alone = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
-    first, again = (reconstruction.remove(model, plan, given, progress=False)[0] for given in (batches, iter(alone)))
+    first, again = (reconstruction.reconstruct(model, plan, given, progress=False)[0] for given in (batches, iter(alone)))
     for (_, _, a), (_, _, b) in zip(layers(first), layers(again), strict=True):
         torch.testing.assert_close(a.weight, b.weight, rtol=1e-8, atol=1e-10)
 
@@ -221,7 +221,7 @@ def test_padding_and_batching_do_not_matter(family, tiny, batches):
 def test_the_checkpoint_stays_plain(family, tiny, batches, cut, tmp_path):
     model = tiny(family, heads=6, groups=3, dtype=torch.bfloat16)
     plan = random_plan(model, cut, units=1, neurons=9)
-    pruned, _ = reconstruction.remove(model, plan, batches, ridge=(0.01, 0.1), progress=False)
+    pruned, _ = reconstruction.reconstruct(model, plan, batches, ridge=(0.01, 0.1), progress=False)
     assert pruned.dtype == torch.bfloat16 and families.sizes(pruned) == families.sizes(surgery.remove(model, plan))
     checkpoints.save(pruned, None, tmp_path / "stored")  # reloads with stock transformers and compares bit for bit
 
@@ -230,8 +230,8 @@ def test_the_model_itself_stays_as_it_is(family, tiny, batches):
     model = tiny(family).train()
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     plan = random_plan(model, "whole_groups", units=1, neurons=5)
-    pruned, _ = reconstruction.remove(model, plan, batches, progress=False)
-    reconstruction.importance(model, batches, progress=False)
+    pruned, _ = reconstruction.reconstruct(model, plan, batches, progress=False)
+    reconstruction.reconstruction_error(model, batches, progress=False)
     assert all(torch.equal(p, before[name]) for name, p in model.state_dict().items())
     assert modes == [m.training for m in model.modules()] and not hooks_of(model) and not hooks_of(pruned)
     assert not [m for part in (model, pruned) for m in part.modules() if "forward" in vars(m)]
@@ -242,7 +242,7 @@ def test_the_model_itself_stays_as_it_is(family, tiny, batches):
 def test_a_score_is_the_error_that_least_squares_leaves(family, tiny, batches):
     """Heads alone, neurons one after the other: refit without the unit, plainly, and count the error."""
     model = tiny(family, heads=4, groups=2, dtype=torch.float64)
-    found = reconstruction.importance(model, batches, ridge=1e-12, progress=False)
+    found = reconstruction.reconstruction_error(model, batches, ridge=1e-12, progress=False)
     D = families.head_width(model)
     for i, heads, layer in layers(model):
         x = inputs(model, layer, batches)
@@ -292,9 +292,9 @@ def test_what_cannot_be_solved_is_refused(tiny, batches, change, message):
     plan = random_plan(model, "whole_groups", units=1, neurons=5)
     given = {"batches": batches[:change.get("batches") or 0] if "batches" in change else batches}
     with pytest.raises(ValueError, match=message):
-        reconstruction.remove(model, plan, **{**change, **given}, progress=False)
+        reconstruction.reconstruct(model, plan, **{**change, **given}, progress=False)
     with pytest.raises(ValueError, match="other sizes"):
-        reconstruction.remove(surgery.remove(model, plan), plan, batches)
+        reconstruction.reconstruct(surgery.remove(model, plan), plan, batches)
 
 
 def test_activations_that_are_not_finite_are_refused(tiny, batches):
@@ -303,6 +303,6 @@ def test_activations_that_are_not_finite_are_refused(tiny, batches):
     model.model.layers[1].mlp.up_proj.weight.data[0, 0] = torch.nan
     for mode in reconstruction.MODES:
         with pytest.raises(ValueError, match="not finite"):
-            reconstruction.remove(model, plan, batches, mode=mode, progress=False)
+            reconstruction.reconstruct(model, plan, batches, mode=mode, progress=False)
     with pytest.raises(ValueError, match="not finite"):
-        reconstruction.importance(model, batches, progress=False)
+        reconstruction.reconstruction_error(model, batches, progress=False)

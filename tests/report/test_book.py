@@ -12,8 +12,8 @@ import yaml
 from test_notebooks import rows_of
 
 from pruning_lib import data
-from pruning_lib.experiments import execution
-from pruning_lib.experiments.execution import Tree
+from pruning_lib.experiments import runs, staleness
+from pruning_lib.experiments.runs import Tree
 from pruning_lib.report import book
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,7 +60,7 @@ def code(page):
 def parameters(name):
     """All parameters a row runs with: the defaults of its notebook, and its own."""
     row = ROWS[name]
-    return {**execution.parameters_of(execution.source(row, TREE)), **row.parameters}
+    return {**runs.parameters_of(runs.source(row, TREE)), **row.parameters}
 
 
 def prose(path):
@@ -79,8 +79,8 @@ def stem(path):
 
 @every_row
 def test_the_page_in_the_book_is_the_notebook_as_it_is_now(name):
-    source, page = nbformat.read(execution.source(ROWS[name], TREE), as_version=4), read_page(name)
-    own = [cell for cell in book.retold(page, source) if not injected(cell)]
+    source, page = nbformat.read(runs.source(ROWS[name], TREE), as_version=4), read_page(name)
+    own = [cell for cell in book.refresh_prose(page, source) if not injected(cell)]
     assert [(c.cell_type, c.source) for c in own] == [(c.cell_type, c.source) for c in source.cells]
 
 
@@ -107,7 +107,7 @@ def test_every_cell_of_the_page_was_run_in_order_and_none_failed(name):
 
 @every_row
 def test_the_runner_says_that_the_row_is_up_to_date(name):
-    assert execution.why_stale(ROWS[name], TREE) == ""
+    assert staleness.stale_reason(ROWS[name], TREE) == ""
 
 
 def test_there_is_no_page_and_no_record_without_a_row():
@@ -138,8 +138,8 @@ def test_the_record_says_what_it_was_made_with(name):
 @every_run
 def test_the_record_holds_a_fingerprint_of_every_data_set_the_run_read(name):
     keys = {"calibration", "text"}
-    if parameters(name).get("compensation", "none") != "none" or parameters(name).get("method") == "repair":
-        keys.add("compensation_text")
+    if parameters(name).get("reconstruction", "none") != "none" or parameters(name).get("method") == "reconstruction_error":
+        keys.add("reconstruction_text")
     read = {v for k, v in parameters(name).items() if k in keys and v in data.DATASETS}
     if "image_set" in parameters(name):  # what examines networks of other runs scores nothing
         parts = PARTS.get(ROWS[name].notebook, ("scored", "test"))
@@ -159,8 +159,8 @@ def test_records_of_the_same_samples_have_the_same_fingerprint():
             given = parameters(name)
             for key in ("calibration", "text"):
                 if key in given:
-                    solved_on = given.get("compensation_text") if given.get("compensation", "none") != "none" else None
-                    count = given["compensation_samples" if solved_on == given[key] else "prompts"]  # the first ones
+                    solved_on = given.get("reconstruction_text") if given.get("reconstruction", "none") != "none" else None
+                    count = given["reconstruction_samples" if solved_on == given[key] else "prompts"]  # the first ones
                     sample = (given[key], count if key == "calibration" else ROWS[name].notebook)
                     seen.setdefault(sample, set()).add(read_record(name)["made_with"]["data"].get(given[key]))
     assert seen and not {sample: found for sample, found in seen.items() if len(found) > 1}

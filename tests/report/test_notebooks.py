@@ -11,8 +11,8 @@ import pytest
 from pruning_lib import data
 from pruning_lib.data import images
 from pruning_lib.evaluation import attacks, corruptions, quality, spurious_cues
-from pruning_lib.experiments import execution
-from pruning_lib.experiments.execution import Tree
+from pruning_lib.experiments import runs
+from pruning_lib.experiments.runs import Tree
 from pruning_lib.models import loading, published_configs
 from pruning_lib.models.plan import GROUPED
 from pruning_lib.pruning import block_ranking, importance, pipeline
@@ -21,7 +21,7 @@ from pruning_lib.pruning import block_ranking, importance, pipeline
 def rows_of(tree):
     """The rows of runs.yml; unknown notebooks, unknown parameters and values of another type are refused."""
     try:
-        return execution.rows(tree)
+        return runs.rows(tree)
     except SystemExit as refusal:  # which would end pytest without a word on the other tests
         pytest.fail(f"notebooks/runs.yml: {refusal}", pytrace=False)
 
@@ -85,7 +85,7 @@ def test_a_row_has_a_name_that_a_record_can_have_and_that_is_given_once():
 
 
 def test_two_rows_are_never_the_same_run():
-    same = [(row.notebook, json.dumps({**execution.parameters_of(execution.source(row, TREE)), **row.parameters}))
+    same = [(row.notebook, json.dumps({**runs.parameters_of(runs.source(row, TREE)), **row.parameters}))
             for row in ROWS.values()]
     assert len(set(same)) == len(same)
 
@@ -156,7 +156,7 @@ def test_the_parameters_of_a_run_are_flat_literals_each_with_a_word_on_it(path):
         names.append(node.targets[0].id)
         assert type(ast.literal_eval(node.value)) in (str, int, float, bool)
         assert len(comment.split()) >= 2, f"{names[-1]}: say its unit or the values allowed"
-    assert names == list(execution.parameters_of(path)) and len(set(names)) == len(names)
+    assert names == list(runs.parameters_of(path)) and len(set(names)) == len(names)
     before = [c for c in cells(path)[:cells(path).index(cell)] if c.cell_type == "code"]
     assert not before, "the parameters come first, so that everything is computed from them"
 
@@ -165,14 +165,14 @@ def test_the_parameters_of_a_run_are_flat_literals_each_with_a_word_on_it(path):
 def test_every_parameter_is_used(path):
     """Once for something and once for the record."""
     used = [n.id for n in ast.walk(code_of(path)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
-    assert not [name for name in execution.parameters_of(path) if used.count(name) < 2]
+    assert not [name for name in runs.parameters_of(path) if used.count(name) < 2]
 
 
 KEYS = {"model": {"fresh", "toy", *loading.MODELS}, "image_set": images.IMAGES,
         "criterion": {"none", *block_ranking.CRITERIA},
         "method": {"dense", "none", *importance.METHODS}, "calibration": data.DATASETS,
         "text": data.DATASETS, "tasks": quality.TASKS, "grouped_query": GROUPED, "dtype": loading.DTYPES,
-        "compensation": pipeline.COMPENSATIONS, "compensation_text": data.DATASETS,
+        "reconstruction": pipeline.RECONSTRUCTIONS, "reconstruction_text": data.DATASETS,
         "cue": spurious_cues.CUES, "language_model": {"toy", "none", *loading.MODELS}}
 LISTS = {"methods": importance.METHODS, "attacks": attacks.ATTACKS,
          "corruptions": {"all", "none", *corruptions.CORRUPTIONS}}  # names separated by spaces
@@ -180,10 +180,10 @@ LISTS = {"methods": importance.METHODS, "attacks": attacks.ATTACKS,
 
 @pytest.mark.parametrize("name", [*ROWS, *(path.stem for path in RUNS)])
 def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
-    row = ROWS.get(name) or execution.defaults(TREE)[name]
-    values = {**execution.parameters_of(execution.source(row, TREE)), **row.parameters}
+    row = ROWS.get(name) or runs.defaults(TREE)[name]
+    values = {**runs.parameters_of(runs.source(row, TREE)), **row.parameters}
     if row.not_run.startswith("needs") or values.get("random_weights"):  # see tests/test_shapes.py
-        assert values.pop("model") in published_configs.SHAPES
+        assert values.pop("model") in published_configs.PUBLISHED_CONFIGS
     assert not {key: values[key] for key, table in KEYS.items() if key in values and values[key] not in table}
     assert all(word in table for key, table in LISTS.items() for word in values.get(key, "").split())
     assert 0 <= values.get("removed_fraction", 0) < 1
@@ -191,10 +191,10 @@ def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
 
 @every(RUNS)
 def test_the_defaults_pass_the_runners_checks(path):
-    row = execution.defaults(TREE)[path.stem]
-    assert row.parameters == {} and execution.checked(row, TREE) is row
-    own = execution.Row(path.stem, path.stem, execution.parameters_of(path))
-    assert execution.checked(own, TREE) is own
+    row = runs.defaults(TREE)[path.stem]
+    assert row.parameters == {} and runs.checked(row, TREE) is row
+    own = runs.Row(path.stem, path.stem, runs.parameters_of(path))
+    assert runs.checked(own, TREE) is own
 
 
 @every(RUNS)
@@ -206,7 +206,7 @@ def test_a_run_writes_one_record_of_all_its_parameters_under_its_own_name_and_sh
         given = next(node.value for node in code_of(path).body if isinstance(node, ast.Assign)
                      and ast.unparse(node.targets[0]) == given.id)
     pairs = {k.arg: ast.unparse(k.value) for k in given.keywords}
-    assert pairs == {name: name for name in execution.parameters_of(path)}
+    assert pairs == {name: name for name in runs.parameters_of(path)}
     assert any(k.arg == "data" for k in call.keywords)
     assert cells(path, "code")[-1].source.rstrip().endswith(";")  # else the page shows where the record lies
 

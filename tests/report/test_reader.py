@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from pruning_lib.experiments import execution
-from pruning_lib.experiments.execution import Tree
+from pruning_lib.experiments import runs
+from pruning_lib.experiments.runs import Tree
 from pruning_lib.report import book
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -280,7 +280,7 @@ def violations(page, rules):
 
 def one_of_a_kind(names):
     """Every page, but of the pages made from one notebook the first only."""
-    made_from = {f"executed/{row.name}.html": row.notebook for row in execution.rows(Tree.at(ROOT)).values()}
+    made_from = {f"executed/{row.name}.html": row.notebook for row in runs.rows(Tree.at(ROOT)).values()}
     return list({made_from.get(name, name): name for name in reversed(names)}.values())
 
 

@@ -22,7 +22,7 @@ def weights(model):
 def test_the_merged_model_is_plain_and_only_its_projections_changed(family, tiny, tokenizer, tmp_path):
     model = tiny(family)
     before, modes = weights(model), [m.training for m in model.modules()]
-    losses = lora.lora(model, tokenizer, PAIRS, settings=QUICK, progress=False)
+    losses = lora.tune(model, tokenizer, PAIRS, settings=QUICK, progress=False)
     changed = {name for name, p in weights(model).items() if not torch.equal(p, before[name])}
     blocks = {name for name, p in before.items() if ".layers." in name and p.ndim == 2 and "norm" not in name}
     assert weights(model).keys() == before.keys() and changed == blocks
@@ -39,7 +39,7 @@ class Stop(Exception):
 @pytest.mark.parametrize("stop_at", [3, 5])
 def test_an_interrupted_run_gone_on_with_gives_bit_for_bit_the_same(tiny, tokenizer, tmp_path, stop_at):
     whole, parts, state = tiny("llama"), tiny("llama"), torch.get_rng_state()
-    losses = lora.lora(whole, tokenizer, PAIRS, settings=QUICK, progress=False)
+    losses = lora.tune(whole, tokenizer, PAIRS, settings=QUICK, progress=False)
     before, calls = weights(parts), []
 
     def stop(*_):
@@ -49,21 +49,21 @@ def test_an_interrupted_run_gone_on_with_gives_bit_for_bit_the_same(tiny, tokeni
 
     handle = parts.model.register_forward_pre_hook(stop)
     with pytest.raises(Stop):
-        lora.lora(parts, tokenizer, PAIRS, settings=QUICK, folder=tmp_path, every_steps=2, progress=False)
+        lora.tune(parts, tokenizer, PAIRS, settings=QUICK, folder=tmp_path, every_steps=2, progress=False)
     assert all(torch.equal(p, before[name]) for name, p in weights(parts).items())  # as it came
     handle.remove()
-    again = lora.lora(parts, tokenizer, PAIRS, settings=QUICK, folder=tmp_path, every_steps=2, progress=False)
+    again = lora.tune(parts, tokenizer, PAIRS, settings=QUICK, folder=tmp_path, every_steps=2, progress=False)
     assert again == losses and len(calls) == stop_at
     assert all(torch.equal(p, weights(whole)[name]) for name, p in weights(parts).items())
     assert torch.equal(torch.get_rng_state(), state) and len(list(tmp_path.iterdir())) == 1
 
 
 def test_runs_that_share_a_folder_do_not_take_each_others_checkpoints(tiny, tokenizer, tmp_path):
-    lora.lora(tiny("llama"), tokenizer, PAIRS, settings=QUICK, folder=tmp_path, progress=False)
+    lora.tune(tiny("llama"), tokenizer, PAIRS, settings=QUICK, folder=tmp_path, progress=False)
     for seed, pairs in ((0, PAIRS[1:]), (1, PAIRS)):
         alone, shared = tiny("llama", seed=seed), tiny("llama", seed=seed)
-        losses = lora.lora(alone, tokenizer, pairs, settings=QUICK, progress=False)
-        assert lora.lora(shared, tokenizer, pairs, settings=QUICK, folder=tmp_path, progress=False) == losses
+        losses = lora.tune(alone, tokenizer, pairs, settings=QUICK, progress=False)
+        assert lora.tune(shared, tokenizer, pairs, settings=QUICK, folder=tmp_path, progress=False) == losses
         assert all(torch.equal(p, weights(alone)[name]) for name, p in weights(shared).items())
     assert len(list(tmp_path.iterdir())) == 3
 
@@ -91,20 +91,20 @@ def test_the_first_loss_is_the_mean_over_answer_tokens_only(tiny, tokenizer, fam
             scores = model(tokens).logits[0].log_softmax(-1)
         for place in range(len(question), tokens.shape[1]):
             total, count = total - scores[place - 1, tokens[0, place]].item(), count + 1
-    (loss,) = lora.lora(model, tokenizer, PAIRS, settings=settings, progress=False)
+    (loss,) = lora.tune(model, tokenizer, PAIRS, settings=settings, progress=False)
     assert loss == pytest.approx(total / count, rel=1e-5)
 
 
-@pytest.mark.parametrize("distil_weight", [0.0, 0.5])
-def test_a_step_in_parts_is_the_step_on_all_at_once(tiny, tokenizer, monkeypatch, distil_weight):
+@pytest.mark.parametrize("kd_weight", [0.0, 0.5])
+def test_a_step_in_parts_is_the_step_on_all_at_once(tiny, tokenizer, monkeypatch, kd_weight):
     """Parts only spare memory: every answer token weighs the same, however long the part that it is in."""
-    settings = Settings(epochs=2, tokens_per_batch=10_000, dropout=0.0, lr=0.01, distil_weight=distil_weight)
+    settings = Settings(epochs=2, tokens_per_batch=10_000, dropout=0.0, lr=0.01, kd_weight=kd_weight)
     found = []
     for tokens in (10_000, 60, 1):
         monkeypatch.setattr(lora, "AT_ONCE", tokens)
         model = tiny("llama")
-        losses = lora.lora(model, tokenizer, PAIRS, settings=settings, progress=False,
-                              teacher=tiny("llama", seed=1) if distil_weight else None)
+        losses = lora.tune(model, tokenizer, PAIRS, settings=settings, progress=False,
+                              teacher=tiny("llama", seed=1) if kd_weight else None)
         found.append((losses, weights(model)))
     for losses, after in found[1:]:
         assert losses == pytest.approx(found[0][0], rel=1e-5)
@@ -114,19 +114,19 @@ def test_a_step_in_parts_is_the_step_on_all_at_once(tiny, tokenizer, monkeypatch
 def test_distillation_pulls_towards_the_teacher(tiny, tokenizer):
     teacher, student = tiny("llama", seed=1), tiny("llama")
     same = copy.deepcopy(teacher)
-    (first, *_) = lora.lora(same, tokenizer, PAIRS, teacher=teacher, progress=False,
-                               settings=Settings(distil_weight=1.0, dropout=0.0, tokens_per_batch=60))
+    (first, *_) = lora.tune(same, tokenizer, PAIRS, teacher=teacher, progress=False,
+                               settings=Settings(kd_weight=1.0, dropout=0.0, tokens_per_batch=60))
     assert first == pytest.approx(0, abs=1e-6)  # already predicts what the teacher does
-    losses = lora.lora(student, tokenizer, PAIRS, teacher=teacher, progress=False,
-                          settings=Settings(distil_weight=1.0, lr=0.01, epochs=6, tokens_per_batch=60))
+    losses = lora.tune(student, tokenizer, PAIRS, teacher=teacher, progress=False,
+                          settings=Settings(kd_weight=1.0, lr=0.01, epochs=6, tokens_per_batch=60))
     assert losses[-1] < 0.9 * losses[0] and not teacher.training
     assert all(torch.equal(p, weights(tiny("llama", seed=1))[name]) for name, p in weights(teacher).items())
 
 
 def test_another_teacher_does_not_go_on_from_what_the_first_one_taught(tiny, tokenizer, tmp_path):
-    settings = Settings(epochs=1, tokens_per_batch=60, distil_weight=0.5)
+    settings = Settings(epochs=1, tokens_per_batch=60, kd_weight=0.5)
     for seed in (1, 2):
-        lora.lora(tiny("llama"), tokenizer, PAIRS, settings=settings, progress=False, folder=tmp_path,
+        lora.tune(tiny("llama"), tokenizer, PAIRS, settings=settings, progress=False, folder=tmp_path,
                      teacher=tiny("llama", seed=seed))
     assert len(list(tmp_path.glob("*.safetensors"))) == 2
 
@@ -140,29 +140,29 @@ def test_every_example_comes_once_per_epoch_in_another_order():
 
 
 def test_the_learning_rate_rises_and_falls_along_lines():
-    shares = [lora._warmth(step, 100, 0.1) for step in range(100)]
+    shares = [lora._learning_rate_factor(step, 100, 0.1) for step in range(100)]
     assert shares[0] == 0.1 and shares[9] == shares[10] == 1.0 and shares[99] == pytest.approx(1 / 90)
-    assert lora._warmth(0, 1, 0.03) == 1.0
+    assert lora._learning_rate_factor(0, 1, 0.03) == 1.0
 
 
 def test_what_cannot_be_tuned_is_refused(tiny, tokenizer):
     with pytest.raises(ValueError, match="float16.*bfloat16 or float32"):
-        lora.lora(tiny("llama", dtype=torch.float16), tokenizer, PAIRS)
+        lora.tune(tiny("llama", dtype=torch.float16), tokenizer, PAIRS)
     with pytest.raises(ValueError, match="none of 1 pairs.*within 5 tokens"):
-        lora.lora(tiny("llama"), tokenizer, [("a long prompt", "yes")], settings=Settings(max_length=5))
-    with pytest.raises(ValueError, match="distil_weight=0.5 and no teacher"):
-        lora.lora(tiny("llama"), tokenizer, PAIRS, settings=Settings(distil_weight=0.5))
+        lora.tune(tiny("llama"), tokenizer, [("a long prompt", "yes")], settings=Settings(max_length=5))
+    with pytest.raises(ValueError, match="kd_weight=0.5 and no teacher"):
+        lora.tune(tiny("llama"), tokenizer, PAIRS, settings=Settings(kd_weight=0.5))
     broken = tiny("llama")
     broken.lm_head.weight.data[0, 0] = torch.nan
     before = weights(broken)
     with pytest.raises(ValueError, match="loss is nan in step 1"):
-        lora.lora(broken, tokenizer, PAIRS, progress=False)
+        lora.tune(broken, tokenizer, PAIRS, progress=False)
     assert all(torch.equal(p.nan_to_num(), before[name].nan_to_num()) for name, p in weights(broken).items())
 
 
 def test_a_bfloat16_model_stays_one_and_learns(tiny, tokenizer):
     model = tiny("phi3", dtype=torch.bfloat16)
     settings = Settings(epochs=8, tokens_per_batch=10_000, lr=0.01)  # every step sees every pair
-    losses = lora.lora(model, tokenizer, PAIRS, settings=settings, progress=False)
+    losses = lora.tune(model, tokenizer, PAIRS, settings=settings, progress=False)
     assert len(losses) == 8 and losses[-1] < 0.9 * losses[0]
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}

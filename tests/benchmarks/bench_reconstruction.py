@@ -1,7 +1,7 @@
-"""Time and memory of compensation on SmolLM2, side by side with its floor: 20 % goes, heads stay, float32.
+"""Time and memory of reconstruction on SmolLM2, side by side with its floor: 20 % goes, heads stay, float32.
 
 floor       one plain forward pass of the same text without the language-model head, nothing collected
-one_pass, sequential, asymmetric    the modes of ``compensate.remove``, at one ridge
+one_pass, sequential, asymmetric    the modes of ``reconstruct.remove``, at one ridge
 
 Times are medians of interleaved repetitions; memory is what the peak of the process rises by, each in its own process,
 the pruned copy of the model included.
@@ -27,14 +27,14 @@ TEXTS = 4
 
 def resolved(mode, model, batches):
     plan = amp.choose(amp.importance(model, batches[:1], progress=False), model, removed_fraction=0.2, heads_removed=0)
-    return reconstruction.remove(model, plan, batches, mode=mode, progress=False)[1]
+    return reconstruction.reconstruct(model, plan, batches, mode=mode, progress=False)[1]
 
 
 WAYS = {"floor": floor, **{mode: partial(resolved, mode) for mode in reconstruction.MODES}}
 
 
 def setting():
-    model, tokenizer = loading.load("smollm2-135m-instruct")
+    model, tokenizer = loading.load_model("smollm2-135m-instruct")
     return model, amp.batches(data.texts("mini_calibration_text", TEXTS), tokenizer)
 
 
