@@ -108,7 +108,7 @@ def _cifar10(part: str) -> tuple[Tensor, Tensor]:
 
 
 def _copy(folder: str, part: str) -> tuple[Tensor, Tensor] | None:
-    """Return what ``PRUNING_DATA`` holds of a data set; None where it holds nothing."""
+    """Return a data set as ``PRUNING_DATA`` holds it; None where it holds nothing."""
     local = Path(os.environ.get("PRUNING_DATA", "")) / folder / "data"
     return _parquet(local, part) if os.environ.get("PRUNING_DATA") and local.is_dir() else None
 

@@ -43,12 +43,12 @@ def fgsm(model: nn.Module, images: Tensor, labels: Tensor, epsilons: Sequence[fl
 
     The same answers as ``attacks`` gives for "fgsm", with one gradient instead of one per budget.
     """
-    attacks.check(images, labels, max(epsilons, default=0.0))
+    attacks.validate(images, labels, max(epsilons, default=0.0))
     still = np.zeros((len(epsilons), len(images)), bool)
     for start in range(0, len(images), attacks.BLOCK):
         block = slice(start, start + attacks.BLOCK)
-        for answers, found in zip(still, _fgsm_block(model, images[block], labels[block], epsilons), strict=True):
-            answers[block] = found
+        for correct, found in zip(still, _fgsm_block(model, images[block], labels[block], epsilons), strict=True):
+            correct[block] = found
     return list(still)
 
 
@@ -60,7 +60,7 @@ def _fgsm_block(model: nn.Module, x: Tensor, y: Tensor, epsilons: Sequence[float
         (gradient,) = torch.autograd.grad(F.cross_entropy(logits, y), x)
     x = x.detach()
     changed = [(x + epsilon * gradient.sign()).clamp(0, 1) for epsilon in epsilons]
-    return [(clean & attacks.right(model, image, y)).numpy() for image in changed]
+    return [(clean & attacks.correct_mask(model, image, y)).numpy() for image in changed]
 
 
 def survivors(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float],
@@ -68,13 +68,13 @@ def survivors(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, ep
     """Return which images no attack has fooled within each budget, (N,) booleans per budget.
 
     At every budget only those images are attacked that earlier attacks and smaller budgets have left.  Another start of
-    a random attack is another call, with another seed and what the first one left.
+    a random attack is another call, with another seed and the images left by the first.
 
     Parameters
     ----------
     name : key of ``attacks.ATTACKS``
     epsilons : budgets in ascending order, in the norm of the attack
-    left : what earlier attacks of the same norm left at each budget; None: all images
+    left : images left by earlier attacks of the same norm at each budget; None: all images
     seed, steps : as ``attacks`` takes them
 
     Raises
@@ -91,6 +91,6 @@ def survivors(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, ep
         chosen = torch.from_numpy(standing.nonzero()[0])
         if len(chosen):
             more: dict[str, Any] = {"epsilons": [epsilon], "seed": seed, "steps": steps}
-            standing[chosen.numpy()] = attacks.answers(name, model, images[chosen], labels[chosen], **more)[0]
+            standing[chosen.numpy()] = attacks.robust_correct(name, model, images[chosen], labels[chosen], **more)[0]
         found.append(standing)
     return found

@@ -17,7 +17,7 @@ from pruning_lib.models import families
 
 @dataclass(frozen=True)
 class Alignment:
-    """Where the blocks of a network come from.
+    """The origins of the blocks of a network.
 
     Attributes
     ----------

@@ -1,14 +1,14 @@
-"""When a difference in robustness becomes a statement: the rule for "up to 4 points more robust", and its arithmetic.
+"""Rule and arithmetic of the verdict on "up to 4 points more robust".
 
 The rule was written and committed before the attacks on the published networks were run.
 
 *Units.*  Two fixed networks, compared on the same test images (paired).  Nothing is said of criteria or of other seeds.
 
-*What is compared.*  Each pruned network with the whole one, at every budget at which the whole network still answers at
+*Comparisons.*  Each pruned network with the whole one, at every budget at which the whole network still answers at
 least ``ANSWERED`` of the images; below, there is nothing left to lose or to gain.  An image counts as answered if *no*
 attack of that kind of budget (Linf or L2) has fooled the network within the budget.
 
-*What is sure.*  A gain is sure if it is at least ``SMALLEST`` and its p-value (McNemar's exact test) stays below 5 %
+*Sure changes.*  A gain is sure if it is at least ``SMALLEST`` and its p-value (McNemar's exact test) stays below 5 %
 after Holm's correction over all comparisons of one claim.  A loss likewise.
 
 *The verdict.*  ``reproduced``: some sure gain reaches ``CLAIMED``, and sure gains outnumber sure losses.  ``partly``:
@@ -20,8 +20,8 @@ one) and for the CKA networks, which the claim is not about.
 *Equal clean accuracy.*  Beside the difference stands that of the shares of rightly answered images that an attack
 leaves; where its interval (paired bootstrap) holds 0, the gain may be one of clean accuracy.
 
-*Masked gradients.*  APGD and Square attack what PGD could not fool.  If that takes over ``SMALLEST`` more from a pruned
-network than from the whole one, gains under PGD alone are not counted as robustness.
+*Masked gradients.*  APGD and Square attack the images that PGD could not fool.  If they take over ``SMALLEST`` more from
+a pruned network than from the whole one, gains under PGD alone are not counted as robustness.
 
 *Corruptions.*  The mean over corruptions and severities of each image, paired; the same ``SMALLEST`` and Holm's
 correction over the networks, with the paired t-test.

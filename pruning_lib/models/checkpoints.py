@@ -162,8 +162,8 @@ def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
     """Logits (B, classes) of the network and of its checkpoint on random pixels."""
-    weight = next(network.parameters())
-    pixels = torch.rand(2, len(network.config.mean), 32, 32, generator=torch.Generator().manual_seed(0)).to(weight)
+    weight, size = next(network.parameters()), network.config.arguments.get("size", 32)
+    pixels = torch.rand(2, len(network.config.mean), size, size, generator=torch.Generator().manual_seed(0)).to(weight)
     # in whichever order pixels are kept in memory, files have one; another order may round differently
     plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     return plain(pixels), image_networks.read(folder).to(weight.device)(pixels)

@@ -54,6 +54,8 @@ class ImageConfig:
         for name in ("mean", "std", "kept_blocks"):  # JSON has lists only
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in self.arguments.items()}
+        object.__setattr__(self, "arguments", arguments)
 
 
 NETWORKS: Table = Table("image network")

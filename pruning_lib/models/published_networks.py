@@ -1,8 +1,8 @@
 """The ResNet-56 networks that the authors of the Consensus and CKA papers published, by name.
 
-The authors publish Keras files.  They are not fetched here: a Keras file can hold code.  Who has them as safetensors,
-in a folder ``published-resnet56`` with the names below, loads them like any other network; ``HOW_TO_GET`` says where
-the authors' files are and how the weights have to be named.
+The authors publish Keras files.  They are not fetched here: a Keras file can hold code.  As safetensors in a folder
+``published-resnet56``, with the names below, they load like any other network; ``HOW_TO_GET`` says where the authors'
+files are and how the weights have to be named.
 
 A name ends with the number of blocks that are gone.  ``consensus-00`` is the whole network; the one that the CKA
 networks come from is not published.
@@ -53,12 +53,12 @@ class PublishedNetwork:
 
     @property
     def file(self) -> str:
-        """Name of its file, without the ending."""
+        """Return the name of its file, without the ending."""
         return f"{self.criterion}-{self.removed_blocks:02}"
 
     @property
     def name(self) -> str:
-        """Its name in the table of models."""
+        """Return its name in the table of models."""
         return f"{FOLDER}/{self.file}"
 
 
@@ -90,7 +90,7 @@ def _converted(entry: PublishedNetwork) -> nn.Module:
         raise ValueError(f"{entry.file}.safetensors has {sum(blocks)} blocks, wanted {27 - entry.removed_blocks}; the "
                          f"number in its name says how many of 27 are gone")
     config = ImageConfig("keras_resnet", {"blocks": list(blocks)}, mean=(0.0,) * 3, std=(1.0,) * 3)
-    return image_networks.filled(config, {**weights, "pixel_mean.mean": mean})
+    return image_networks.with_weights(config, {**weights, "pixel_mean.mean": mean})
 
 
 def _found(entry: PublishedNetwork, file: str) -> Path:
@@ -101,4 +101,4 @@ def _found(entry: PublishedNetwork, file: str) -> Path:
             return path
     how = HOW_TO_GET.format(files=AUTHORS_FILES[entry.criterion], mean=MEAN, folder=FOLDER,
                             cache=cache() / "models" / FOLDER)
-    raise ConnectionError(f"{file}.safetensors is not at hand; it cannot be fetched by this package.\n{how}")
+    raise ConnectionError(f"{file}.safetensors is not there; this package cannot fetch it.\n{how}")
