@@ -1,4 +1,4 @@
-"""Files fetched once: kept in the cache, checked by hash, resumed where an interrupted download stopped."""
+"""Downloads: each file is fetched once, checked by its hash, and kept in the cache; broken downloads are resumed."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tqdm import tqdm
 
 
 def cache() -> Path:
-    """Folder for what was downloaded; ``PRUNING_CACHE`` names another one."""
+    """Return the folder of downloaded files; the variable ``PRUNING_CACHE`` overrides the default."""
     return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
 
 
 def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
-    """Fetch ``url`` to ``path`` with a progress bar; goes on where an interrupted download stopped.
+    """Fetch ``url`` to ``path`` with a progress bar; an interrupted download is resumed.
 
     Raises
     ------
     ConnectionError
-        when the connection fails; what came stays in a ``.part`` file and the next call goes on from there.
+        when the connection fails; the bytes received stay in a ``.part`` file and the next call resumes from it.
     ValueError
-        when the file is not the one expected; it is deleted.
+        when the hash of the file differs from ``sha256``; the file is deleted.
     """
     import requests
 
@@ -36,13 +36,13 @@ def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Pat
         else:
             _stream(url, part, have, timeout_s)
     except requests.RequestException as error:
-        raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to go on from there") from error
+        raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to resume it") from error
     check(part, sha256, name=path.name)
     return part.replace(path)
 
 
 def check(path: Path, sha256: str, *, name: str = "") -> None:
-    """Delete a file whose SHA-256 does not begin with ``sha256``, and raise ValueError."""
+    """Raise ValueError, after deleting the file, unless its SHA-256 begins with ``sha256``."""
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if not found.startswith(sha256):
         path.unlink()
@@ -55,7 +55,7 @@ def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
 
     headers = {"Range": f"bytes={have}-"} if have else {}
     with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
-        if answer.status_code == 416:  # everything is there already
+        if answer.status_code == 416:  # the file is complete already
             return
         answer.raise_for_status()
         if answer.status_code != 206:
@@ -64,8 +64,8 @@ def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
         with part.open("ab" if have else "wb") as file, tqdm(
             total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
         ) as bar:
-            for chunk in answer.iter_content(1 << 16):  # a chunk that breaks off is lost
+            for chunk in answer.iter_content(1 << 16):  # a chunk that is interrupted is lost
                 file.write(chunk)
                 bar.update(len(chunk))
     if total and part.stat().st_size < total:
-        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes came")
+        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes received")

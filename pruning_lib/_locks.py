@@ -1,8 +1,8 @@
-"""One at a time, between processes: a lock that its holder's death opens.
+"""File locks between processes; the lock of a process that dies is released.
 
-The operating system holds the lock (``flock``), so nobody has to decide whether a lock file was left by a dead process.
-The file says in words who holds it.  The lock works between machines where the shared file system passes ``flock`` on
-(NFS from version 4, Lustre with ``-o flock``, Ceph).
+The operating system manages the lock (``flock``), so a lock file left by a dead process blocks nobody.  The file
+contains a description of the process that holds the lock.  Locks work between machines if the shared file system
+supports ``flock`` (NFS from version 4, Lustre with ``-o flock``, Ceph).
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ POLL_S = 0.2
 
 
 class Held(Exception):
-    """Somebody else has the lock; the message says who."""
+    """Error raised when another process holds the lock; the message describes that process."""
 
 
 @contextmanager
 def lock(path: Path, *, wait: bool = True, log: Callable[[str], None] | None = None) -> Iterator[None]:
-    """Hold the lock at ``path`` for the time of a block; the file goes afterwards.
+    """Hold the lock at ``path`` inside a ``with`` block; the file is deleted afterwards.
 
     Parameters
     ----------
-    wait : until it is free; otherwise ``Held`` is raised at once
-    say : told once who is waited for
+    wait : wait until the lock is free; if False, raise ``Held`` at once
+    log : function called once with a description of the process that holds the lock, if there is one
 
     Raises
     ------
     Held
-        when somebody has it and ``wait`` is off.
+        when another process holds the lock and ``wait`` is False.
     OSError
-        when the file cannot be written, the disk being full for example; nobody has the lock then.
+        when the file cannot be written, for example because the disk is full; the lock is then free.
     """
     file = _taken(path)
     while file is None:
@@ -52,12 +52,12 @@ def lock(path: Path, *, wait: bool = True, log: Callable[[str], None] | None = N
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still held: who waits for this file sees that it is gone
+        path.unlink(missing_ok=True)  # while still locked: waiting processes then see that the file is gone
         os.close(file)
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock, in words."""
+    """Return a description of the process that holds the lock."""
     try:
         return path.read_text().strip() or "a process that is just starting"
     except FileNotFoundError:
@@ -65,7 +65,7 @@ def holder(path: Path) -> str:
 
 
 def held(path: Path) -> str:
-    """Who holds the lock, or nothing when it is free; it is not taken, and a file left by a dead process stays."""
+    """Return a description of the process that holds the lock, "" if it is free; neither lock nor file is changed."""
     try:
         file = os.open(path, os.O_RDWR)
     except FileNotFoundError:
@@ -81,12 +81,15 @@ def held(path: Path) -> str:
 
 @contextmanager
 def folder(path: Path) -> Iterator[bool]:
-    """Mark a folder as in use for the time of a block; whether nobody else had, as far as the file system can tell."""
+    """Mark a folder as in use inside a ``with`` block; yield True if no other process has marked it.
+
+    On a file system without locks the value is False.
+    """
     file = os.open(path, os.O_RDONLY)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         ours = True
-    except OSError:  # somebody has it, or this file system has no locks
+    except OSError:  # locked by another process, or the file system has no locks
         ours = False
     try:
         yield ours
@@ -95,7 +98,7 @@ def folder(path: Path) -> Iterator[bool]:
 
 
 def _taken(path: Path) -> int | None:
-    """The open file with the lock, or None when somebody has it; a file of a dead process is taken over."""
+    """Return the open, locked file, or None if another process holds the lock; files of dead processes are reused."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
@@ -107,11 +110,11 @@ def _taken(path: Path) -> int | None:
         if _still_there(file, path):
             _sign(file, path)
             return file
-        os.close(file)  # its holder deleted it between our opening and our locking
+        os.close(file)  # the previous holder deleted it between our open and our lock
 
 
 def _sign(file: int, path: Path) -> None:
-    """Write into the locked file who has it; on a disk that is too full for that the lock is given back."""
+    """Write a description of this process into the locked file; if the disk is full, release the lock and raise."""
     try:
         os.ftruncate(file, 0)
         os.write(file, f"process {os.getpid()} on {socket.gethostname()} "

@@ -1,4 +1,4 @@
-"""Tables: a name looked up, never parsed.  An entry is one decorated function or one record."""
+"""Tables of named entries: names are looked up, never parsed.  An entry is a decorated function or a record."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ class Table(dict):
 
     Parameters
     ----------
-    what : what an entry is called in messages, e.g. ``"family"``
+    what : noun for one entry in messages, e.g. ``"family"``
 
     Attributes
     ----------
-    facts : dict, name -> keyword arguments given at registration (what tests may rely on)
+    facts : dict, name -> keyword arguments given at registration; tests may rely on them
     """
 
     def __init__(self, what: str) -> None:
@@ -28,7 +28,7 @@ class Table(dict):
         raise ValueError(f"unknown {self.what} {key!r}; known: {known}")
 
     def register(self, name: str | None = None, **facts: Any) -> Callable:
-        """Decorator that enters a function under its own name (or ``name``)."""
+        """Return a decorator that enters a function under its own name (or ``name``)."""
 
         def enter(entry: Callable) -> Callable:
             key = name or entry.__name__

@@ -14,17 +14,18 @@ MODULES = [path for folder in FOLDERS for path in sorted((PACKAGE / folder).glob
 
 # Imperatives that open the docstring of a function.  Add a verb when a new one is needed.
 VERBS = set("""
-    accept accumulate add adjust align allocate answer append apply approximate assert assign attach average
-    begin bind block bound bring build cache calibrate call cancel capture change check choose classify clean clear
+    accept accumulate add adjust align allocate answer append apply approximate assert assign attach attack average
+    begin bind block blur bound bring build cache calibrate call cancel capture change check choose classify clean clear
     clip clone close collect combine compare compute concatenate connect construct continue convert copy correct count
     create crop cut deactivate decide decode decorate decrease delete describe detach detect determine disable discard
     display distribute divide download draw drop dump embed enable encode end enforce ensure enter erase estimate
     evaluate exclude execute exit expand export extend extract fail fetch fill filter find fine-tune finish fit fix
     flatten flip flush fold follow force format forward free freeze fuse gather generate get give group guess handle
-    hash hide hold identify ignore import include increase indent infer initialise inject insert install interpolate
+    hash hide hold identify ignore import improve include
+    increase indent infer initialise inject insert install interpolate
     interrupt invert iterate join keep kill label launch leave let limit link list load locate lock log look lower make
     map mark mask match materialise maximise mean measure merge minimise mix modify move multiply name normalise
-    notify offload omit open order overwrite pad parse partition pass patch paste permute pick pin place plan plot
+    notify offload omit open order overwrite pack pad parse partition pass patch paste permute pick pin place plan plot
     point poll pop postpone predict prepare prevent print process produce project propagate prune publish pull push put
     quantise query queue quote raise random-restart rank re-solve read rebuild recalibrate receive recompute
     reconstruct record recover redirect reduce refer refresh refuse register reject release reload remove rename render
@@ -40,7 +41,7 @@ NO_OPENING = re.compile(r"(What|How|Which|Whether|Who|Whom|Whose|That|Of|By|Wher
 VERB = r"(is|are|was|were|goes|go|went|stays|stay|comes|come|counts?|remains?|has|have|had|needs?|gives?|makes?|takes?)"
 BANNED = {
     "a headless clause; name the thing": re.compile(
-        r"\bwhat\b(?! to\b)|(?:^|[.;:,(]\s|\b(?:and|or|of|by|than|to|as)\s)who\b"
+        r"\bwhat\b(?! to\b| :)|(?:^|[.;:,(]\s|\b(?:and|or|of|by|than|to|as)\s)who\b"
         rf"|(?:^|[.;:(]\s)which {VERB}\b", re.I),
     "a part that 'goes'; write that it is removed": re.compile(
         r"\b(?:heads?|neurons?|blocks?|groups?|columns?|parameters?|channels?|units?|that) (?:go|goes|went)\b"),

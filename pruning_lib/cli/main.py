@@ -1,4 +1,4 @@
-"""The command ``pruning-lib``."""
+"""Command-line interface ``pruning-lib``: run, status and book, and the commands of ``model_commands``."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from pruning_lib.report import book
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point; returns the exit status."""
+    """Run the command line and return the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # progress is seen when it happens in a pipe or a log too
+        sys.stdout.reconfigure(line_buffering=True)  # show progress at once in a pipe or a log too
     arguments = _parser().parse_args(argv)
     try:
         return arguments.act(arguments)
-    except BrokenPipeError:  # who read along has seen enough: pruning-lib status | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more when it ends
+    except BrokenPipeError:  # the reader closed the pipe, as in: pruning-lib status | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python reports the error again on exit
         return 128 + signal.SIGPIPE
 
 
@@ -40,26 +40,27 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="execute rows of notebooks/runs.yml", description=(
-        "Execute rows of notebooks/runs.yml with papermill. A row's page and record appear when it is done."))
+        "Execute rows of notebooks/runs.yml with papermill. The page and record of a row appear "
+        "when the row is complete."))
     run.add_argument("rows", nargs="*", metavar="ROW", help="names of rows")
-    run.add_argument("--all", action="store_true", help="every row of runs.yml but those marked not_run")
+    run.add_argument("--all", action="store_true", help="every row of runs.yml except rows marked not_run")
     run.add_argument("--defaults", action="store_true", help="every notebook once, at its default parameters")
-    run.add_argument("--stale", action="store_true", help="leave out rows whose pages are up to date")
-    run.add_argument("--stale-code", action="store_true", help="like --stale, but run those too of which it cannot be "
-                     "said whether the code changed: they were made before it was fingerprinted")
+    run.add_argument("--stale", action="store_true", help="skip rows with an up-to-date page")
+    run.add_argument("--stale-code", action="store_true", help="like --stale, and also run rows whose page predates "
+                     "code fingerprints, so that code changes cannot be detected")
     run.add_argument("-j", "--jobs", type=_count, default=1, metavar="N", help=(
-        "rows at a time, each in a process of its own; 0: one per core (default: 1). Memory may allow fewer"))
+        "rows to run in parallel, each in its own process; 0: one per core (default: 1). Limited by memory"))
     run.add_argument("--memory", type=float, default=0, metavar="GB",
-                     help="what rows may take together (default: what is free)")
-    run.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="a Dask cluster to run the rows on, one task each")
+                     help="memory for all rows together (default: free memory)")
+    run.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="Dask scheduler for the rows, one task per row")
     run.add_argument("--retries", type=_count, default=1, metavar="N",
-                     help="how often a row whose process died is run again (default: 1)")
+                     help="attempts to repeat a row after its process died (default: 1)")
     run.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE",
-                     help="another value for a parameter; the page goes under --out, not to the published ones")
+                     help="override a parameter; the page goes to --out instead of the published pages")
     _places(run)
     run.set_defaults(act=_run)
 
-    status = commands.add_parser("status", help="which rows have to run again, and why")
+    status = commands.add_parser("status", help="list the rows that have to run again, with the reason")
     _places(status)
     status.set_defaults(act=_status)
 
@@ -79,7 +80,7 @@ def _run(arguments: argparse.Namespace) -> int:
     overrides = dict(_override(text) for text in arguments.overrides)
     out = arguments.out or (arguments.root / "build" / "own" if overrides else None)
     tree = Tree.at(arguments.root, out)
-    chosen = sorted(_chosen(arguments, tree, overrides), key=lambda row: row.reading)  # readings read what runs record
+    chosen = sorted(_chosen(arguments, tree, overrides), key=lambda row: row.reading)  # readings need the records
     failed = _all(chosen, tree, arguments)
     if failed:
         print(f"{len(failed)} row(s) failed")
@@ -87,7 +88,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _all(rows: list[Row], tree: Tree, arguments: argparse.Namespace) -> list[str]:
-    """Run rows where the arguments say; returns the names of those that failed."""
+    """Run rows on this machine or a cluster as requested, and return the names of failed rows."""
     def up_to_date(row: Row) -> bool:
         return (arguments.stale or arguments.stale_code) and not _why(row, tree, arguments.stale_code)
 
@@ -102,7 +103,7 @@ def _all(rows: list[Row], tree: Tree, arguments: argparse.Namespace) -> list[str
 
 
 def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool]) -> bool:
-    """Run one row in this process; whether that went well."""
+    """Run one row in this process and return True on success."""
     if up_to_date(row):
         print(f"{row.name}: up to date")
         return True
@@ -118,14 +119,14 @@ def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool]) -> bool:
 
 
 def _why(row: Row, tree: Tree, code_too: bool = False) -> str:
-    """Why a row has to run again."""
+    """Return the reason for running a row again; empty if up to date."""
     found = staleness.staleness_of(row, tree)
     return found.why or (MADE_BEFORE if code_too and not found.code_known else "")
 
 
 def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, Any]) -> list[Row]:
     if bool(arguments.rows) + arguments.all + arguments.defaults != 1:
-        raise SystemExit("give names of rows, or --all, or --defaults")
+        raise SystemExit("give either names of rows, or --all, or --defaults")
     table = runs.defaults(tree) if arguments.defaults else runs.rows(tree)
     if not (arguments.all or arguments.defaults):
         at_defaults = runs.defaults(tree)
@@ -152,12 +153,12 @@ def _count(text: str) -> int:
 def _override(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
-        raise SystemExit(f"-p {text}: wanted NAME=VALUE")
+        raise SystemExit(f"-p {text}: give NAME=VALUE")
     try:
         return name, yaml.safe_load(value) if value else ""
     except yaml.YAMLError:
-        raise SystemExit(f"-p {text}: the value is no YAML; a text with signs in it needs quotes inside the shell's: "
-                         f"-p \"{name}='...'\"") from None
+        raise SystemExit(f"-p {text}: the value is not valid YAML; put quotes inside those of the shell around text "
+                         f"with special characters: -p \"{name}='...'\"") from None
 
 
 def _status(arguments: argparse.Namespace) -> int:

@@ -1,8 +1,8 @@
-"""The commands for a model of one's own: inspect, prune, evaluate, compare.
+"""Commands for the user's own model: inspect, prune, evaluate, compare.
 
-Each prints a few lines, or with ``--json`` one JSON object; progress goes to standard error.  A pruned folder holds the
-checkpoint, ``pruning.json`` with all that was done and measured, and a model card made from it.
-Order of this file: registration · inspect · prune · evaluate · compare · the card.
+Each command prints a few lines, or with ``--json`` one JSON object; progress is printed to standard error.  The folder
+of a pruned model contains the checkpoint, ``pruning.json`` with all steps and measurements, and a model card.
+Order of this file: registration · inspect · prune · evaluate · compare · model card.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ Command = Callable[[argparse.Namespace], tuple[dict[str, Any], str]]
 
 def register(commands: Any) -> None:
     """Add the four commands to the parser of ``pruning-lib``."""
-    inspect = _add(commands, "inspect", inspect_model, "what a model allows: fractions and head counts, or blocks")
+    inspect = _add(commands, "inspect", inspect_model, "possible cuts of a model: fractions and head counts, or blocks")
     inspect.add_argument("model", help="key of models.MODELS, a local folder, or a hub name")
     _add_prune(commands)
     measure = _add(commands, "evaluate", evaluate_model, "perplexity and zero-shot accuracy of one model")
-    measure.add_argument("model", help="a folder made by prune, or any other model; a folder's card gets the numbers")
+    measure.add_argument("model", help="a folder made by prune, or any other model; the card of a folder is updated")
     _measures(measure)
     pair = _add(commands, "compare", compare_models, "two models with one tokenizer, on the same text and items")
     pair.add_argument("first", help="for example the pruned model")
@@ -57,46 +57,50 @@ def _add_prune(commands: Any) -> None:
     parser.add_argument("--model", required=True, help="key of models.MODELS, a local folder, or a hub name")
     parser.add_argument("--out", required=True, type=Path, help="new folder for the checkpoint")
     parser.add_argument("--removed-fraction", required=True, type=float, help="of all parameters, 0 to 1")
-    parser.add_argument("--method", default="amp", choices=[*importance.METHODS, "none"], help="which heads and neurons")
+    parser.add_argument("--method", default="amp", choices=[*importance.METHODS, "none"],
+                        help="importance of heads and neurons")
     parser.add_argument("--heads-removed", type=int, default=0,
-                        help="query heads per block; -1 gives heads and neurons the same share, as in the paper")
-    parser.add_argument("--grouped-query", default="whole_groups", choices=GROUPED, help="how heads go")
+                        help="query heads per block; -1 for the same share of heads and neurons, as in the paper")
+    parser.add_argument("--grouped-query", default="whole_groups", choices=GROUPED,
+                        help="removal of heads that share keys and values")
     parser.add_argument("--multiple-of", type=int, default=1,
-                        help="neurons kept in a block: the nearest multiple; 8 or 64 for a GPU")
-    parser.add_argument("--criterion", default="none", choices=["none", *CRITERIA], help="which blocks")
-    parser.add_argument("--blocks-removed", type=int, default=0, help="blocks that go after the width was cut")
+                        help="round the neurons kept per block to a multiple; 8 or 64 for a GPU")
+    parser.add_argument("--criterion", default="none", choices=["none", *CRITERIA], help="ranking of blocks")
+    parser.add_argument("--blocks-removed", type=int, default=0, help="blocks to remove after heads and neurons")
     parser.add_argument("--reconstruct", default="none", choices=pipeline.RECONSTRUCTIONS,
-                        help="re-solve what stays by least squares")
-    parser.add_argument("--calibration", default="alpaca", choices=data.DATASETS, help="prompts that methods look at")
-    parser.add_argument("--prompts", type=int, default=50, help="how many, from the first on")
+                        help="least-squares reconstruction of the remaining weights")
+    parser.add_argument("--calibration", default="alpaca", choices=data.DATASETS, help="calibration prompts")
+    parser.add_argument("--prompts", type=int, default=50, help="number of prompts, from the first on")
     parser.add_argument("--reconstruction-text", default="c4", choices=data.DATASETS,
-                        help="what is re-solved on, and what the method repair looks at")
-    parser.add_argument("--reconstruction-samples", type=int, default=100, help="how many texts, cut at 512 tokens")
+                        help="text for reconstruction, and for methods that need long text")
+    parser.add_argument("--reconstruction-samples", type=int, default=100,
+                        help="number of texts, cut at 512 tokens")
     parser.add_argument("--recover", choices=[k for k, v in data.DATASETS.items()
                                               if v.text is data.instruction_prompt],
-                        help="then tune with LoRA on these answers, beyond the calibration prompts")
-    parser.add_argument("--recover-pairs", type=int, help="how many; all without this")
-    parser.add_argument("--epochs", type=int, default=2, help="of recovery")
+                        help="then tune with LoRA on these answers; calibration prompts are skipped")
+    parser.add_argument("--recover-pairs", type=int, help="number of answers (default: all)")
+    parser.add_argument("--epochs", type=int, default=2, help="epochs of recovery")
     parser.add_argument("--kd-weight", type=float, default=0.0,
-                        help="share of the tuning loss that follows the dense model, 0 to 1")
-    parser.add_argument("--resume", type=Path, help="folder for checkpoints of recovery; gone on from if it has one")
-    parser.add_argument("--seed", type=int, default=0, help="of the method random, and of recovery")
+                        help="weight of the distillation loss against the dense model, 0 to 1")
+    parser.add_argument("--resume", type=Path, help="folder for checkpoints of recovery; an existing one is resumed")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the method random, and of recovery")
     _measures(parser)
 
 
 def _measures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--text", default="wikitext2", choices=[k for k, v in data.DATASETS.items()
                                                                 if "test" in v.splits], help="test text")
-    parser.add_argument("--tokens", type=int, default=32768, help="how many tokens of it; 0 takes all")
-    parser.add_argument("--window", type=int, default=2048, help="tokens a prediction may look back on, at most")
+    parser.add_argument("--tokens", type=int, default=32768, help="number of tokens of it; 0 for all")
+    parser.add_argument("--window", type=int, default=2048, help="longest context in tokens")
     parser.add_argument("--tasks", default="none", choices=quality.TASKS, help="zero-shot tasks")
-    parser.add_argument("--dtype", default="float32", choices=loading.DTYPES, help="of weights and arithmetic")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1 ...; the GPU if there is one, without this")
+    parser.add_argument("--dtype", default="float32", choices=loading.DTYPES,
+                        help="number format of weights and arithmetic")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
 
 
 def _answer(name: str, act: Command, arguments: argparse.Namespace) -> int:
-    """Carry a command out; what the user can put right ends with its message on standard error and status 1."""
-    for talkative in ("lm_eval", "accelerate"):  # of their own inner workings, which nobody here can change
+    """Execute a command; print errors that the user can correct to standard error and return status 1."""
+    for talkative in ("lm_eval", "accelerate"):  # hide warnings about their internals
         logging.getLogger(talkative).setLevel(logging.ERROR)
     try:
         facts, text = act(arguments)
@@ -108,7 +112,7 @@ def _answer(name: str, act: Command, arguments: argparse.Namespace) -> int:
 
 
 def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """What can be removed from a model: of a language model from its config alone."""
+    """Return the possible cuts of a model; a language model is read from its config alone."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     source = loading.find(arguments.model)
@@ -119,13 +123,14 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # transformers raises many kinds
-        raise ValueError(f"{arguments.model!r} has no config of a causal language model: {error}") from error
+        raise ValueError(f"{arguments.model!r} has no config of a causal language model; "
+                         f"give another model ({error})") from error
     s, facts = families.sizes(model), lossless_cuts(model)
     lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks of {s.heads} heads "
              f"in {s.groups} groups and {s.neurons} neurons",
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
              f"{facts['block_fraction']:.4f}",
-             "heads that can go from every block (--heads-removed), and the fractions (--removed-fraction) in reach:"]
+             "heads that can be removed from every block (--heads-removed), and the fractions (--removed-fraction) in reach:"]
     for cut in facts["cuts"]:
         reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")
@@ -133,15 +138,15 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str]:
-    """Which blocks of an image network can go: those that keep the shape, as long as another one of the stage stays."""
+    """Return the removable blocks of an image network: blocks that keep the shape, if one per stage remains."""
     infos = families.residual_blocks(network)
     stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
     facts = {"model": name, "network": network.config.network, "parameters": cost.parameters(network),
              "blocks": [info.name for info in infos], "removable": [info.name for info in infos if info.removable],
              "most_blocks_removed": consensus.max_removable(network, min_blocks=1)}
     lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "
-             f"{facts['most_blocks_removed']} can go together if every stage keeps one",
-             "blocks that can go, stage by stage (with consensus.prune, or: pruning-lib run consensus_prune -p "
+             f"{facts['most_blocks_removed']} can be removed together if every stage keeps one",
+             "blocks that can be removed, stage by stage (with consensus.prune, or: pruning-lib run consensus_prune -p "
              f"model={name}):"]
     for stage, members in stages.items():
         free = ", ".join(info.name for info in members if info.removable)
@@ -150,16 +155,16 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
 
 
 def language_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, Any]:
-    """A language model and its tokenizer; ValueError for an image network, which these commands cannot measure."""
+    """Load a language model and its tokenizer; raise ValueError for an image network."""
     model, tokenizer = loading.load_model(name, dtype=arguments.dtype, device=arguments.device)
     if tokenizer is None:
-        raise ValueError(f"{name!r} is an image network; this command is for language models. Its blocks go with "
+        raise ValueError(f"{name!r} is an image network; this command is for language models. Remove blocks with "
                          f"consensus.prune, or with: pruning-lib run consensus_prune -p model={name}")
     return model, tokenizer
 
 
 def lossless_cuts(model: nn.Module) -> dict[str, Any]:
-    """Sizes of a language model, and every lossless cut of its heads with the fractions it can reach."""
+    """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
     s = families.sizes(model)
     per_group, cuts = s.heads // s.groups, []
     units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
@@ -183,7 +188,7 @@ def lossless_cuts(model: nn.Module) -> dict[str, Any]:
 
 
 def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Prune, recover if asked to, measure before and after, save, write the card."""
+    """Prune a model, recover it if requested, measure before and after, save it, and write its card."""
     a = arguments
     if a.out.exists() and (not a.out.is_dir() or any(a.out.iterdir())):
         raise FileExistsError(f"{a.out} exists and is not empty; give another folder or remove it first")
@@ -226,7 +231,7 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _removed(found: pipeline.Pruned) -> dict[str, Any]:
-    """Heads and neurons that went, a line of numbers per block of the dense model; ridges; then whole blocks."""
+    """Return removed heads and neurons as one line of indices per block of the dense model, ridges, removed blocks."""
     blocks = {"blocks": list(found.blocks)} if found.blocks else {}
     if found.plan is None:
         return blocks
@@ -236,7 +241,7 @@ def _removed(found: pipeline.Pruned) -> dict[str, Any]:
 
 
 def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Perplexity and, if asked for, zero-shot tasks; answers right or wrong packed under ``items``."""
+    """Measure perplexity and, if requested, zero-shot tasks; the correctness of answers is packed under ``items``."""
     texts = data.texts(arguments.text, split="test")
     values: dict[str, Any] = {"text": arguments.text, **quality.perplexity(
         model, tokenizer, texts, window=arguments.window, stride=arguments.window, max_tokens=arguments.tokens or None)}
@@ -247,7 +252,7 @@ def measure(model: nn.Module, tokenizer: Any, arguments: argparse.Namespace) -> 
 
 
 def evaluate_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    """Measure one model; where it was pruned here, its card gets the numbers."""
+    """Measure one model; update the card of a model pruned by this package."""
     model, tokenizer = language_model(arguments.model, arguments)
     values = measure(model, tokenizer, arguments)
     record = Path(arguments.model) / "pruning.json"
@@ -282,7 +287,7 @@ def compare_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
-    """``pruning.json`` and, made from it, ``README.md``."""
+    """Write ``pruning.json`` and the model card ``README.md``."""
     for name, text in (("pruning.json", json.dumps(facts, indent=1)), ("README.md", card(facts))):
         beside = folder / f".{name}.part"
         beside.write_text(text + "\n")
@@ -290,7 +295,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def card(facts: dict[str, Any]) -> str:
-    """The model card: what was done, what was measured on what, how to load it."""
+    """Return the model card: steps, data, measurements, and code to load the model."""
     made = facts["made_with"]
     rows = [f"| {name} | {_perplexity(v)} | {v['text']}, "
             f"{v['tokens']} tokens, window {v['window']} | {_accuracy(v)} |" for name, v in facts["measured"].items()]
@@ -300,7 +305,7 @@ def card(facts: dict[str, Any]) -> str:
         f"{facts['parameters']:,} parameters: {facts['reached_fraction']:.2%} of all parameters of `{facts['model']}` "
         f"were removed. The licence of the original model applies.", "", "## What was done", "",
         *(f"- {step}" for step in facts["steps"]), "",
-        *(["`pruning.json` names every head, neuron and block that went.", ""] if facts.get("removed") else []),
+        *(["`pruning.json` names every removed head, neuron and block.", ""] if facts.get("removed") else []),
         "## Calibration and recovery data", "", used, "",
         "## Measured", "",
         "| model | perplexity and 95 % interval | on | zero-shot, mean |", "| --- | --- | --- | --- |",
@@ -316,7 +321,7 @@ def _accuracy(values: dict[str, Any]) -> str:
 
 
 def _perplexity(values: dict[str, Any]) -> str:
-    """With its interval, which a text of a single window does not give."""
+    """Return perplexity with its interval as text; a single window gives no interval."""
     if values["perplexity_low"] is None:
         return f"{values['perplexity']:.2f} [no interval from one window]"
     return f"{values['perplexity']:.2f} [{values['perplexity_low']:.2f}, {values['perplexity_high']:.2f}]"

@@ -1,4 +1,4 @@
-"""Data by name: texts and images, each in a fixed order."""
+"""Data sets by name: texts and images, each in a fixed order."""
 
 from pruning_lib.data.text import (
     DATASETS,

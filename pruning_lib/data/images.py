@@ -1,9 +1,10 @@
 """Images by name: pixels and labels in a fixed order, decoded once.
 
-CIFAR-10 comes through torchvision, or from parquet files under ``PRUNING_DATA``, as on the hub; both give the images in
-one order, so that a split and the first n images are the same whatever they were read from.  ``cifar10-jpeg75`` is the
-same images recompressed as JPEG of quality 75, a harder copy.  The digits come with scikit-learn, no download.
-Every set has three splits that share no image: "calibration" to score on, "train" to learn from, "test" to report.
+CIFAR-10 is read through torchvision, or from parquet files under ``PRUNING_DATA``, as on the hub; both give one order of
+the images, so that a split and the first n images are the same from either source.  ``cifar10-jpeg75`` contains the
+same images recompressed as JPEG of quality 75, which are harder to classify.  The digits are part of scikit-learn and
+need no download.
+Every set has three disjoint splits: "calibration" for scores, "train" for training, "test" for reported accuracies.
 """
 
 from __future__ import annotations
@@ -29,17 +30,17 @@ SPLITS = ("calibration", "train", "test")
 
 @dataclass(frozen=True)
 class ImageSet:
-    """How images are read: ``read(part)`` gives those of the publisher's "train" or "test" part."""
+    """One set of images; ``read(part)`` returns pixels and labels of the publisher's "train" or "test" part."""
 
     read: Callable[[str], tuple[Tensor, Tensor]]
-    calibration: int  # images of the training part that are kept for calibration
+    calibration: int  # number of images of the training part reserved for calibration
     mean: tuple[float, ...]  # per channel, of pixels in [0, 1] of the training part
     std: tuple[float, ...]
     licence: str
 
 
 def load(name: str, split: str, n: int | None = None) -> tuple[Tensor, Tensor]:
-    """The first ``n`` images of a split (all by default) and their classes.
+    """Return the first ``n`` images of a split (all by default) and their classes.
 
     Returns
     -------
@@ -48,9 +49,9 @@ def load(name: str, split: str, n: int | None = None) -> tuple[Tensor, Tensor]:
     Raises
     ------
     ValueError
-        for an unknown name or split, or more images than there are.
+        for an unknown name or split, or an ``n`` larger than the split.
     ConnectionError
-        when the set is not at hand and cannot be downloaded.
+        when the set is neither on disk nor can be downloaded.
     """
     entry: ImageSet = IMAGES[name]
     if split not in SPLITS:
@@ -62,35 +63,35 @@ def load(name: str, split: str, n: int | None = None) -> tuple[Tensor, Tensor]:
         pixels, labels = pixels[chosen], labels[chosen]
     n = len(labels) if n is None else n
     if not 0 < n <= len(labels):
-        raise ValueError(f"{n} images wanted of {name!r}, {split}; it has {len(labels)}")
+        raise ValueError(f"n={n} images of {name!r}, {split}; give 1 to {len(labels)}")
     return pixels[:n], labels[:n]
 
 
 def balanced(labels: Tensor, per_class: int, *, seed: int = 0) -> Tensor:
-    """Places of ``per_class`` images of every class, drawn with ``seed``, in ascending order.
+    """Return the places of ``per_class`` images of every class, drawn with ``seed``, in ascending order.
 
     Raises
     ------
     ValueError
-        when a class has fewer.
+        when a class has fewer images.
     """
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
     chosen = []
     for label in labels.unique().tolist():
         found = order[labels[order] == label]
         if len(found) < per_class:
-            raise ValueError(f"{per_class} images per class wanted, class {label} has {len(found)}")
+            raise ValueError(f"per_class={per_class}, but class {label} has {len(found)} images; give at most that")
         chosen.append(found[:per_class])
     return torch.cat(chosen).sort().values
 
 
 def fingerprint(pixels: Tensor) -> str:
-    """First 16 hex digits of the SHA-256 of the pixels in order: two runs with the same one used the same images."""
+    """Return 16 hex digits of the SHA-256 of the pixels; runs with the same fingerprint used the same images."""
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()[:16]
 
 
 def _digits(part: str) -> tuple[Tensor, Tensor]:
-    """8 x 8 grey digits; the last 597 of 1,797 are the test part."""
+    """Read 8 x 8 grey digits; the last 597 of 1,797 are the test part."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -120,7 +121,7 @@ def _torchvision_cifar10(part: str) -> tuple[Tensor, Tensor]:
     try:
         found: Any = CIFAR10(str(folder), train=part == "train", download=not (folder / CIFAR10.base_folder).is_dir())
     except (OSError, RuntimeError) as error:
-        raise ConnectionError(f"CIFAR-10 is not at hand: {error}\nGo online once, put the publisher's archive in "
+        raise ConnectionError(f"CIFAR-10 is not available: {error}\nGo online once, put the publisher's archive in "
                               f"{folder}, or use the set 'digits', which comes with scikit-learn") from error
     return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)
 

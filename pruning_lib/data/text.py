@@ -1,8 +1,8 @@
-"""Data by name: samples in a fixed order.
+"""Texts by name, in a fixed order.
 
-Each data set is looked for in this order: the folder named by ``PRUNING_DATA`` (one subfolder each, parquet files as on
-the hub), then the hub.  The ``mini_`` sets are ours, small, and come with the repository.
-Calibration, recovery and test data are three different sets.
+Each data set is searched first in the folder ``PRUNING_DATA`` (one subfolder per set, parquet files as on the hub),
+then on the hub.  The ``mini_`` sets are our own, small, and part of the repository.
+Calibration data, fine-tuning data and test data are three different sets.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ INPUTS = Path(__file__).resolve().parents[2] / "data" / "inputs"
 
 @dataclass(frozen=True)
 class Dataset:
-    """Where a data set is and how a row becomes a text."""
+    """Sources of a data set, and the function that turns a row into a text."""
 
     text: Callable[[dict], str]
     folder: str = ""  # under PRUNING_DATA
-    hub: tuple[str, ...] = ()  # path, and config where there are several
+    hub: tuple[str, ...] = ()  # path, and config if there are several
     ours: str = ""  # file under data/inputs
     splits: tuple[str, ...] = ("train",)
     licence: str = "Apache-2.0"
-    lines: bool = False  # the hub stores lines, the texts are articles
+    lines: bool = False  # the hub stores lines, which are joined into articles
 
 
 def instruction_prompt(row: dict) -> str:
-    """The question part of an instruction row in Alpaca's layout, without the answer."""
+    """Return the prompt of an instruction row in the layout of Alpaca, without the answer."""
     layout = ("Below is an instruction that describes a task{more}. Write a response that appropriately completes the "
               "request.\n\n### Instruction:\n{instruction}\n\n{given}### Response:\n")
     given = f"### Input:\n{row['input']}\n\n" if row.get("input") else ""
@@ -65,14 +65,14 @@ DATASETS["mini_text"] = Dataset(_plain, ours="mini_text.jsonl", splits=("test",)
 
 
 def texts(name: str, n: int | None = None, *, split: str | None = None, seed: int | None = None) -> list[str]:
-    """The first ``n`` texts of a data set (all by default), or ``n`` drawn with ``seed``.
+    """Return the first ``n`` texts of a data set (all by default), or ``n`` texts drawn with ``seed``.
 
     Raises
     ------
     ValueError
-        for an unknown name or split, or more texts than there are.
+        for an unknown name or split, or an ``n`` larger than the data set.
     ConnectionError
-        when the data set is not at hand and the hub cannot be reached.
+        when the data set is not on disk and the hub cannot be reached.
     """
     entry: Dataset = DATASETS[name]
     split = split or entry.splits[0]
@@ -80,12 +80,12 @@ def texts(name: str, n: int | None = None, *, split: str | None = None, seed: in
         raise ValueError(f"data set {name!r} has no split {split!r}; splits: {', '.join(entry.splits)}")
     rows = _rows(name, entry, split, n if seed is None and not entry.lines else None)
     found = [entry.text(row) for row in rows]
-    if entry.lines and "page" not in rows[0]:  # the hub's form: one row per line
+    if entry.lines and "page" not in rows[0]:  # as on the hub: one row per line
         found = articles(found)
     found = [t for t in found if t.strip()]
     n = len(found) if n is None else n
     if not 0 < n <= len(found):
-        raise ValueError(f"{n} texts wanted of {name!r}, it has {len(found)}")
+        raise ValueError(f"n={n} texts of {name!r}; give 1 to {len(found)}")
     if seed is None:
         return found[:n]
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(seed))
@@ -93,34 +93,34 @@ def texts(name: str, n: int | None = None, *, split: str | None = None, seed: in
 
 
 def pairs(name: str, n: int | None = None, *, skip: int = 50) -> list[tuple[str, str]]:
-    """Instructions and their answers, for recovery; none of them among the first ``skip``, which calibrate.
+    """Return instructions and their answers for fine-tuning, without the calibration prompts.
 
     Parameters
     ----------
-    n : how many, from the first on after those left out; None for all
-    skip : prompts at the beginning that calibration looks at; a later row with the same prompt is left out too
+    n : number of pairs, from the first one after ``skip``; None for all
+    skip : number of calibration prompts at the beginning; later rows with the same prompts are left out too
 
     Raises
     ------
     ValueError
-        for a data set without answers, or more pairs than there are.
+        for a data set without answers, or an ``n`` larger than the number of pairs.
     """
     entry: Dataset = DATASETS[name]
     if entry.text is not instruction_prompt:
         known = ", ".join(k for k, v in DATASETS.items() if v.text is instruction_prompt)
-        raise ValueError(f"data set {name!r} has no answers to learn from; those that have: {known}")
+        raise ValueError(f"data set {name!r} has no answers; data sets with answers: {known}")
     rows = [row for row in _rows(name, entry, entry.splits[0], None) if entry.text(row).strip()]
     calibration = {entry.text(row) for row in rows[:skip]}
     found = [(entry.text(row), row["output"]) for row in rows[skip:]]
     found = [(prompt, answer) for prompt, answer in found if prompt not in calibration and answer.strip()]
     n = len(found) if n is None else n
     if not 0 < n <= len(found):
-        raise ValueError(f"{n} pairs wanted of {name!r}, it has {len(found)} beyond the first {skip}")
+        raise ValueError(f"n={n} pairs of {name!r}; give 1 to {len(found)}, the number beyond the first {skip}")
     return found[:n]
 
 
 def fingerprint(samples: Iterable[str]) -> str:
-    """First 16 hex digits of the SHA-256 of the samples in order: two runs with the same one used the same data."""
+    """Return 16 hex digits of the SHA-256 of the samples; runs with the same fingerprint used the same data."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(sample.encode() + b"\0")
@@ -142,9 +142,9 @@ def _rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict]:
     try:
         stream = load_dataset(*entry.hub, split=split, streaming=n is not None)
         return list(stream.take(n) if n is not None else stream)
-    except Exception as error:  # datasets raises many kinds when the hub is out of reach
+    except Exception as error:  # datasets raises many types when the hub is unreachable
         ours = ", ".join(k for k, v in DATASETS.items() if v.ours)
         raise ConnectionError(
-            f"data set {name!r} is not at hand: {error}\nSet PRUNING_DATA to a folder that holds {entry.folder!r}, "
+            f"data set {name!r} is not available: {error}\nSet PRUNING_DATA to a folder with {entry.folder!r}, "
             f"go online, or use one of the sets that come with the repository: {ours}"
         ) from error

@@ -1,9 +1,9 @@
-"""Images changed a little so that a network answers wrong: one entry of ``ATTACKS`` each, all through torchattacks.
+"""Adversarial attacks on image classifiers: one entry of ``ATTACKS`` each, all computed by torchattacks.
 
-Images have pixels in [0, 1] and networks normalise inside, so a budget is in pixels: ``epsilon = 1 / 255`` is one grey
-level.  A budget of norm "Linf" bounds the change of every pixel, one of norm "L2" the root of the sum of its squares.
-An image that the network gets wrong as it is needs no attack and stays as it is.
-Order of this file: how an attack is run · the attacks · what is left of an accuracy · checks against gradient masking.
+Pixels are in [0, 1] and networks normalise them internally, so a budget is in pixels: ``epsilon = 1 / 255`` is one grey
+level.  A budget of norm "Linf" bounds the change of every pixel.  A budget of norm "L2" bounds the Euclidean norm of
+the change of an image.  Misclassified images are not attacked and stay unchanged.
+Order of this file: registration · execution · attacks · robust accuracy · checks against gradient masking.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from pruning_lib._registry import Table
 from pruning_lib.models.hooks import evaluating
 
 ATTACKS: Table = Table("attack")
-BLOCK = 128  # images attacked together, by their place; some attacks draw or stop for all of them at once
+BLOCK = 128  # images attacked together, in order; some attacks draw random numbers or stop for a whole batch
 
 
-def register_attack(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: bool = False, fixed: bool = False
-          ) -> Callable:
-    """Decorator: enters ``f(model, images, labels, epsilon, seed, steps)`` in ``ATTACKS`` with these facts.
+def register_attack(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: bool = False,
+                    fixed: bool = False) -> Callable:
+    """Return a decorator that registers ``f(model, images, labels, epsilon, seed, steps)`` in ``ATTACKS``.
 
     Parameters
     ----------
-    norm : of the budget, "Linf" or "L2"
-    sees : what the attack may look at: "gradients" (white box) or "scores" (black box)
-    steps : gradient steps, or questions asked, unless the caller says otherwise
-    smallest : the attack looks for the smallest change, from the image itself; changes beyond the budget are undone
-    fixed : the number of steps cannot be changed
+    norm : norm of the budget, "Linf" or "L2"
+    sees : access to the network: "gradients" (white box) or "scores" (black box)
+    steps : default number of gradient steps, or of queries
+    smallest : True for attacks that minimise the change; changes beyond the budget are undone
+    fixed : True where the number of steps cannot be changed
     """
     def enter(f: Callable) -> Callable:
         @wraps(f)
@@ -55,10 +55,10 @@ def register_attack(name: str, *, norm: str, sees: str, steps: int, about: str, 
 
 
 def validate(images: Tensor, labels: Tensor, epsilon: float) -> None:
-    """Raise ValueError for pixels that are not floats in [0, 1], a label missing, or a budget that is none."""
+    """Raise ValueError unless pixels are floats in [0, 1], every image has a label, and the budget is valid."""
     if not images.is_floating_point() or not (images.min() >= 0 and images.max() <= 1):  # NaN is neither
         raise ValueError(f"pixels are {images.dtype} from {images.min()} to {images.max()}; give floats in [0, 1], "
-                         f"such as finetune.pixels(images)")
+                         f"such as training.sgd.pixels(images)")
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
     if not 0 <= epsilon < math.inf:
@@ -66,7 +66,7 @@ def validate(images: Tensor, labels: Tensor, epsilon: float) -> None:
 
 
 def correct_mask(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """(N,) whether the class of each image gets the highest score."""
+    """Return (N,) booleans: True where the label of an image has the highest score."""
     device = next(model.parameters()).device
     with torch.no_grad(), evaluating(model):
         blocks = zip(images.split(BLOCK), labels.split(BLOCK), strict=True)
@@ -74,14 +74,14 @@ def correct_mask(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def norms(change: Tensor, norm: str) -> Tensor:
-    """(N,) size of each change (N, channels, height, width)."""
+    """Return the norm (N,) of each change (N, channels, height, width)."""
     flat = change.flatten(1)
     return flat.abs().amax(1) if norm == "Linf" else flat.norm(dim=1)
 
 
 def _in_blocks(f: Callable, model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, seed: int, steps: int,
                norm: str) -> Tensor:
-    """Attack block by block; what comes out of one depends on its own images, the seed and its place only."""
+    """Attack block by block; the result of a block depends only on its images, the seed and its position."""
     changed, device = images.clone(), next(model.parameters()).device
     for start in range(0, len(images) if epsilon else 0, BLOCK):
         x, y = images[start:start + BLOCK], labels[start:start + BLOCK]
@@ -97,7 +97,7 @@ def _in_blocks(f: Callable, model: nn.Module, images: Tensor, labels: Tensor, ep
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No gradients for the weights: an attack needs those of the pixels only."""
+    """Switch off gradients of the weights inside the block; an attack needs those of the pixels only."""
     wanted = [p for p in model.parameters() if p.requires_grad]
     for p in wanted:
         p.requires_grad_(False)
@@ -110,45 +110,52 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """torchattacks draws from the global generators: seed them, and put them back as they were."""
+    """Seed the global generators that torchattacks draws from, and restore their state afterwards."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 
 
-@register_attack("fgsm", norm="Linf", sees="gradients", steps=1, fixed=True, about="one step along the sign of the gradient")
+@register_attack("fgsm", norm="Linf", sees="gradients", steps=1, fixed=True,
+                 about="one step along the sign of the gradient")
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """Goodfellow et al. 2015, arXiv:1412.6572."""
+    """Return images after one step along the sign of the gradient (Goodfellow et al. 2015, arXiv:1412.6572)."""
     return torchattacks.FGSM(model, eps=epsilon)(x, y)
 
 
 @register_attack("pgd", norm="Linf", sees="gradients", steps=20, about="many small steps from a random start")
 def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """Madry et al. 2018, arXiv:1706.06083; a step is 2.5 times the budget divided by the number of steps."""
+    """Return images after projected gradient descent (Madry et al. 2018, arXiv:1706.06083).
+
+    The step size is 2.5 times the budget divided by the number of steps.
+    """
     return torchattacks.PGD(model, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=True)(x, y)
 
 
-@register_attack("pgd_l2", norm="L2", sees="gradients", steps=20, about="many small steps of one length from a random start")
+@register_attack("pgd_l2", norm="L2", sees="gradients", steps=20,
+                 about="many small steps of one length from a random start")
 def pgd_l2(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """As ``pgd``, with steps along the gradient itself, in a ball and not in a box."""
-    # torchattacks takes views of images and gradients that lie pixel after pixel; the detour lays gradients out so
+    """Return images after ``pgd`` in the L2 ball, with steps along the normalised gradient."""
+    # torchattacks needs contiguous images and gradients; Flatten and Unflatten make the gradients contiguous
     laid_out = nn.Sequential(nn.Flatten(), nn.Unflatten(1, x.shape[1:]), model).eval()
     attack = torchattacks.PGDL2(laid_out, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=True)
     return attack(x.contiguous(), y)
 
 
-@register_attack("cw", norm="L2", sees="gradients", steps=50, smallest=True, about="a change that fools, made smaller from there")
+@register_attack("cw", norm="L2", sees="gradients", steps=50, smallest=True,
+                 about="a change that fools, made smaller from there")
 def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """Carlini and Wagner 2017, arXiv:1608.04644, for two values of c; of two changes that fool, the smaller one counts.
+    """Return the smaller successful change of Carlini and Wagner's attack for two values of c (2017, arXiv:1608.04644).
 
-    The authors search for c image by image, torchattacks leaves that out.  If c is too large, an image that is fooled
-    stays far beyond the border; if it is too small, it never gets there.  A quarter of the squared budget, and all of
-    it, make changes of that size weigh as much as a margin of four, or of one.
-    Adam moves a pixel by up to half its learning rate per step.  The rate is such that all steps in one direction would
-    lead to five times the budget; with a larger one a single step can be more than the budget, and no change that fits
-    in is ever seen.
-    A pixel that is exactly 0 or 1 stays, as the change of variables is flat there: on digits, which are mostly black,
-    the attack is weaker than it could be.  It stops for a whole block when the mean loss rises.
+    The authors search for c image by image; torchattacks leaves the search out.  If c is too large, a misclassified
+    image stays far beyond the decision boundary.  If c is too small, the image never crosses it.  With c equal to a
+    quarter of the squared budget, a change of the size of the budget weighs as much as a margin of four; with c equal
+    to the squared budget, as much as a margin of one.
+    Adam moves a pixel by up to half its learning rate per step.  The rate is chosen so that all steps in one direction
+    add up to five times the budget.  With a larger rate a single step can exceed the budget, and no change within the
+    budget is ever evaluated.
+    A pixel of exactly 0 or 1 does not move, because the change of variables is flat there.  On digits, which are mostly
+    black, this makes the attack weaker.  The attack stops for a whole block when the mean loss rises.
     """
     rate = 5 * epsilon / steps / (0.5 * math.sqrt(x[0].numel()))
     best, size = x, torch.full((len(x),), math.inf, device=x.device)
@@ -164,19 +171,21 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps:
 
 @register_attack("square", norm="Linf", sees="scores", steps=200, about="random squares, kept where the margin shrinks")
 def square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """Andriushchenko et al. 2020, arXiv:1912.00049; ``steps`` is the number of questions asked per image."""
+    """Return images after Square with ``steps`` queries (Andriushchenko et al. 2020, arXiv:1912.00049)."""
     return torchattacks.Square(model, norm="Linf", eps=epsilon, n_queries=steps, seed=_block_seed())(x, y)
 
 
 @register_attack("apgd_square", norm="Linf", sees="gradients", steps=10,
        about="two of AutoAttack's four: APGD on cross-entropy and on every other class, then a short Square")
 def apgd_square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """What of AutoAttack a CPU can do: without FAB, and with 10 questions per APGD step in place of 5,000.
+    """Return images after the part of AutoAttack that is feasible on a CPU.
+
+    FAB is left out, and Square has 10 queries per APGD step instead of 5,000 queries.
 
     Raises
     ------
     ValueError
-        for fewer than four classes, which its loss cannot do with.
+        for fewer than four classes; the loss of APGD needs four.
     """
     classes = _four_or_more(model, x)
     shared: dict[str, Any] = {"norm": "Linf", "eps": epsilon, "seed": _block_seed()}
@@ -189,23 +198,25 @@ def apgd_square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: in
 @register_attack("autoattack", norm="Linf", sees="gradients", steps=10, fixed=True,
        about="AutoAttack's standard four: APGD twice, FAB, and Square with 5,000 questions; for a GPU")
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
-    """Croce and Hein 2020, arXiv:2003.01690, as torchattacks has it, whose APGD takes 10 steps (the paper's 100).
+    """Return images after AutoAttack as torchattacks implements it (Croce and Hein 2020, arXiv:2003.01690).
+
+    APGD takes 10 steps there, against 100 in the paper.
 
     Raises
     ------
     ValueError
-        for fewer than four classes, as ``apgd_square``.
+        for fewer than four classes, as in ``apgd_square``.
     """
     return torchattacks.AutoAttack(model, eps=epsilon, n_classes=_four_or_more(model, x), seed=_block_seed())(x, y)
 
 
 def _block_seed() -> int:
-    """A seed for attacks that want one as a number, drawn from the block's own."""
+    """Return an integer seed, drawn from the seeded generator of the block."""
     return int(torch.randint(2 ** 31, (1,)))
 
 
 def _four_or_more(model: nn.Module, x: Tensor) -> int:
-    """How many classes there are; the loss of APGD compares the highest score with the third and the fourth one."""
+    """Return the number of classes; raise ValueError below four, which the loss of APGD needs."""
     with torch.no_grad():
         classes = model(x[:1]).shape[1]
     if classes < 4:
@@ -215,21 +226,21 @@ def _four_or_more(model: nn.Module, x: Tensor) -> int:
 
 def robust_correct(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float], seed: int = 0,
             steps: int | None = None, restarts: int = 1) -> list[np.ndarray]:
-    """Which images are still answered right, for each budget: (N,) booleans each.
+    """Return (N,) booleans for each budget: True where an image is still classified correctly under attack.
 
     Parameters
     ----------
     name : key of ``ATTACKS``
     epsilons : budgets, in the norm of the attack
-    restarts : an image counts as right only if no attack succeeds; each begins elsewhere, with the images still right
+    restarts : number of attacks with different seeds; an image is robust only if all of them fail
     """
     if restarts < 1:
         raise ValueError(f"restarts={restarts}; give at least 1")
     attack = ATTACKS[name]
     facts = ATTACKS.facts[name]
-    if facts["smallest"]:  # one attack answers for all budgets
+    if facts["smallest"]:  # one attack serves all budgets
         if restarts > 1:
-            raise ValueError(f"restarts={restarts}; {name} starts from the image itself, and has one start")
+            raise ValueError(f"restarts={restarts}; {name} starts from the image itself and allows one start only")
         return _minimal_norm_correct(attack, model, images, labels, epsilons, seed, steps, facts["norm"])
     found = []
     for epsilon in epsilons:
@@ -253,14 +264,15 @@ def _minimal_norm_correct(attack: Callable, model: nn.Module, images: Tensor, la
 
 def masking_checks(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, seed: int = 0, steps: int = 10,
                    restarts: int = 3, slack: float = 0.01) -> dict[str, Any]:
-    """Signs that an attack fails because gradients mislead it, and not because the network is robust.
+    """Return signs of gradient masking: an attack may fail because of useless gradients and not because of robustness.
 
-    After Athalye et al. 2018, arXiv:1802.00420: more steps and more starts must not help the network, one step must not
-    beat many, the black box must not beat the white box, and without a budget (0.5) nothing may stay right.
+    The checks follow Athalye et al. 2018, arXiv:1802.00420.  More steps and more starts must not raise the accuracy.
+    One step must not beat many.  The black box must not beat the white box.  With a budget of 0.5 no image may be
+    classified correctly.
 
     Returns
     -------
-    accuracies ``<attack>_fraction``, and ``signs``: what was broken by more than ``slack``, in words; empty is good
+    accuracies ``<attack>_fraction``, and ``signs``: names of the checks violated by more than ``slack``; empty if none
     """
     def accuracy(name: str, budget: float = epsilon, **more: Any) -> float:
         return float(robust_correct(name, model, images, labels, epsilons=[budget], seed=seed, **more)[0].mean())

@@ -1,10 +1,10 @@
-"""Pictures made worse as weather, cameras and files make them: 15 corruptions, each at severities 1 to 5.
+"""Image corruptions of weather, cameras and file formats: 15 corruptions, each at severities 1 to 5.
 
-Hendrycks and Dietterich 2019 [1]_, with the strengths of CIFAR-10-C.  Every constant and every rule is that of the
-authors' ``make_cifar_c.py`` [2]_, written anew on numpy, scipy and Pillow for many images at once, so that no OpenCV
-and no ImageMagick is needed; each entry says where it departs.  Strengths are in pixels of 32 x 32 images and are left
-as they are for other sizes.
-Order of this file: how a corruption is run · noise · blur · weather · digital · mean corruption error · helpers.
+The corruptions are those of Hendrycks and Dietterich 2019 [1]_, with the strengths of CIFAR-10-C.  Constants and rules
+follow the authors' ``make_cifar_c.py`` [2]_.  The implementation is our own on numpy, scipy and Pillow, for batches of
+images, and needs neither OpenCV nor ImageMagick; each entry documents its departures.  Strengths are in pixels of
+32 x 32 images and are the same for other sizes.
+Order of this file: execution · noise · blur · weather · digital · mean corruption error · helpers.
 
 References
 ----------
@@ -30,11 +30,11 @@ from pruning_lib._registry import Table
 
 CORRUPTIONS: Table = Table("corruption")
 SEVERITIES = (1, 2, 3, 4, 5)
-BLOCK = 500  # images corrupted together; each block has a generator of its own
+BLOCK = 500  # images corrupted together; each block has its own generator
 
 
 def corrupt(name: str, images: Tensor, *, severity: int, seed: int = 0) -> Tensor:
-    """The images, corrupted; every image draws its own noise, the same for the same seed and place.
+    """Return corrupted images; the noise of an image depends on the seed and its position only.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def corrupt(name: str, images: Tensor, *, severity: int, seed: int = 0) -> Tenso
     Raises
     ------
     ValueError
-        for another severity, or images that are not square uint8 pictures of 1 or 3 channels.
+        for another severity, or images other than square uint8 images of 1 or 3 channels.
     """
     change = CORRUPTIONS[name]
     if severity not in SEVERITIES:
@@ -66,7 +66,7 @@ def corrupt(name: str, images: Tensor, *, severity: int, seed: int = 0) -> Tenso
 
 
 def _entry(kind: str, *strengths: Any) -> Callable:
-    """Decorator: enters ``f(x, rng, strength)``, ``strengths`` one per severity, as ``f(x, rng, severity)``."""
+    """Return a decorator that registers ``f(x, rng, strength)``, one of ``strengths`` per severity."""
     def enter(f: Callable) -> Callable:
         def change(x: np.ndarray, rng: Generator, severity: int) -> np.ndarray:
             return f(x, rng, strengths[severity - 1])
@@ -86,13 +86,13 @@ def gaussian_noise(x: np.ndarray, rng: Generator, deviation: float) -> np.ndarra
 
 @_entry("noise", 500, 250, 100, 75, 50)
 def shot_noise(x: np.ndarray, rng: Generator, photons: float) -> np.ndarray:
-    """``photons`` is how many a white pixel catches."""
+    """Add Poisson noise; ``photons`` is the mean count of a white pixel."""
     return rng.poisson(x * photons) / photons
 
 
 @_entry("noise", .01, .02, .03, .05, .07)
 def impulse_noise(x: np.ndarray, rng: Generator, share: float) -> np.ndarray:
-    """A share of all values becomes 0 or 1, as likely the one as the other."""
+    """Set a share of all values to 0 or 1 with equal probability."""
     hit, white = rng.random(x.shape) < share, rng.random(x.shape) < 0.5
     return np.where(hit, white, x)
 
@@ -102,7 +102,7 @@ def impulse_noise(x: np.ndarray, rng: Generator, share: float) -> np.ndarray:
 
 @_entry("blur", (.3, .4), (.4, .5), (.5, .6), (1, .2), (1.5, .1))
 def defocus_blur(x: np.ndarray, rng: Generator, strength: tuple[float, float]) -> np.ndarray:
-    """A disk of a radius, its edge softened by a 3 x 3 Gaussian of a deviation."""
+    """Blur with a disk of a given radius, its edge softened by a 3 x 3 Gaussian."""
     radius, deviation = strength
     rows, columns = np.mgrid[-8:9, -8:9]
     disk = (rows ** 2 + columns ** 2 <= radius ** 2).astype(float)
@@ -114,10 +114,10 @@ def defocus_blur(x: np.ndarray, rng: Generator, strength: tuple[float, float]) -
 
 @_entry("blur", (.05, 1, 1), (.25, 1, 1), (.4, 1, 1), (.25, 1, 2), (.4, 1, 2))
 def glass_blur(x: np.ndarray, rng: Generator, strength: tuple[float, int, int]) -> np.ndarray:
-    """Blur, let pixels take the value of a neighbour up to ``reach`` away, blur again.
+    """Blur, replace pixels by a neighbour up to ``reach`` away, blur again.
 
-    The authors' code means to swap the two pixels, but overwrites the first before it reads it; so did the images of
-    CIFAR-10-C come about, and so do we.
+    The authors' code intends to swap the two pixels but overwrites the first before reading it.  CIFAR-10-C was made
+    with this behaviour, so it is kept.
     """
     deviation, reach, times = strength
     x = np.floor(_gaussian(x, deviation) * 255)
@@ -133,15 +133,15 @@ def glass_blur(x: np.ndarray, rng: Generator, strength: tuple[float, int, int]) 
 
 @_entry("blur", (6, 1), (6, 1.5), (6, 2), (8, 2), (9, 2.5))
 def motion_blur(x: np.ndarray, rng: Generator, strength: tuple[int, float]) -> np.ndarray:
-    """Along a line at up to 45 degrees from the horizontal, with ImageMagick's kernel; that rounds to whole levels."""
+    """Blur along a line at up to 45 degrees from the horizontal with ImageMagick's kernel, and round to grey levels."""
     return np.round(_along(x, *strength, rng.uniform(-45, 45, len(x))) * 255) / 255
 
 
 @_entry("blur", 7, 12, 16, 21, 26)
 def zoom_blur(x: np.ndarray, rng: Generator, count: int) -> np.ndarray:
-    """The mean of the image and of ``count`` zooms of it: by 1.00, 1.01, 1.02 ...
+    """Average the image and ``count`` zooms of it, by 1.00, 1.01, 1.02 ...
 
-    The authors write ``np.arange(1, 1.06, 0.01)``, which has seven numbers and not six: it rounds.
+    The authors write ``np.arange(1, 1.06, 0.01)``, which has seven numbers instead of six because of rounding.
     """
     return (x + sum(_zoomed(x, 1 + i / 100) for i in range(count))) / (count + 1)
 
@@ -152,7 +152,7 @@ def zoom_blur(x: np.ndarray, rng: Generator, count: int) -> np.ndarray:
 @_entry("weather", (.1, .2, 1, .6, 8, 3, .95), (.1, .2, 1, .5, 10, 4, .9), (.15, .3, 1.75, .55, 10, 4, .9),
         (.25, .3, 2.25, .6, 12, 6, .85), (.3, .3, 1.25, .65, 14, 12, .8))
 def snow(x: np.ndarray, rng: Generator, strength: tuple[float, ...]) -> np.ndarray:
-    """Flakes from noise, zoomed, cut off below a threshold and blurred as they fall, on a whitened image."""
+    """Add snowflakes to a whitened image: noise, zoomed, thresholded and blurred along the direction of fall."""
     mean, deviation, zoom, threshold, radius, sigma, kept = strength
     flakes = _zoomed(rng.normal(mean, deviation, x.shape[:3])[..., None], zoom)
     flakes = np.floor(np.where(flakes < threshold, 0, flakes).clip(0, 1) * 255) / 255
@@ -163,9 +163,9 @@ def snow(x: np.ndarray, rng: Generator, strength: tuple[float, ...]) -> np.ndarr
 
 @_entry("weather", (1, .2), (1, .3), (.9, .4), (.85, .4), (.75, .45))
 def frost(x: np.ndarray, rng: Generator, strength: tuple[float, float]) -> np.ndarray:
-    """Image and frost, mixed.  The authors mix in crops of photographs; ours is drawn, and not comparable.
+    """Mix the image with drawn frost; the authors mix in photographs, so results are not comparable.
 
-    The stand-in: the smallest distance to one of a few random lines gives needles, and coarse noise the hoar between.
+    Needles follow from the smallest distance to a few random lines; coarse noise fills the space between them.
     """
     size, lines = x.shape[1], 6
     grid = np.mgrid[0:size, 0:size] / size  # (2, height, width)
@@ -180,7 +180,7 @@ def frost(x: np.ndarray, rng: Generator, strength: tuple[float, float]) -> np.nd
 
 @_entry("weather", (.2, 3), (.5, 3), (.75, 2.5), (1, 2), (1.5, 1.75))
 def fog(x: np.ndarray, rng: Generator, strength: tuple[float, float]) -> np.ndarray:
-    """Clouds from the diamond-square algorithm, added; the brightest pixel stays as bright as it was."""
+    """Add clouds of the diamond-square algorithm and keep the brightness of the brightest pixel."""
     amount, decay = strength
     size, brightest = x.shape[1], x.max((1, 2, 3), keepdims=True)
     clouds = _clouds(len(x), 2 ** math.ceil(math.log2(size)), decay, rng)[:, :size, :size, None]
@@ -189,7 +189,7 @@ def fog(x: np.ndarray, rng: Generator, strength: tuple[float, float]) -> np.ndar
 
 @_entry("weather", .05, .1, .15, .2, .3)
 def brightness(x: np.ndarray, rng: Generator, added: float) -> np.ndarray:
-    """Added to the value of hue, saturation, value; where hue and saturation stay, that scales a pixel's channels."""
+    """Raise the value in HSV space; at constant hue and saturation this scales the channels of a pixel."""
     value = x.max(3, keepdims=True)
     brighter = (value + added).clip(0, 1)
     return np.where(value > 0, x * brighter / np.maximum(value, 1e-12), brighter)
@@ -200,14 +200,14 @@ def brightness(x: np.ndarray, rng: Generator, added: float) -> np.ndarray:
 
 @_entry("digital", .75, .5, .4, .3, .15)
 def contrast(x: np.ndarray, rng: Generator, share: float) -> np.ndarray:
-    """A share of every pixel's distance to its channel's mean is left."""
+    """Scale the distance of every pixel to the mean of its channel by ``share``."""
     mean = x.mean((1, 2), keepdims=True)
     return (x - mean) * share + mean
 
 
 @_entry("digital", (0, 0, .08), (.05, .2, .07), (.08, .06, .06), (.1, .04, .05), (.1, .03, .03))
 def elastic_transform(x: np.ndarray, rng: Generator, strength: tuple[float, float, float]) -> np.ndarray:
-    """Three points moved at random (an affine map), then every pixel a little; strengths in shares of the width."""
+    """Apply a random affine map, then a random smooth displacement; strengths are in shares of the width."""
     size = x.shape[1]
     amount, smooth, reach = (size * s for s in strength)
     return np.stack([_displaced(_affine(image, reach, rng), amount, smooth, rng) for image in x])
@@ -215,7 +215,7 @@ def elastic_transform(x: np.ndarray, rng: Generator, strength: tuple[float, floa
 
 @_entry("digital", .95, .9, .85, .75, .65)
 def pixelate(x: np.ndarray, rng: Generator, share: float) -> np.ndarray:
-    """Fewer pixels, and back, each the mean of those it covers."""
+    """Reduce the resolution and restore it, with box averages both ways."""
     size = x.shape[1]
     small = int(size * share)
     return _by_pillow(x, lambda picture: picture.resize((small,) * 2, Image.Resampling.BOX).resize(
@@ -236,25 +236,26 @@ def jpeg_compression(x: np.ndarray, rng: Generator, quality: int) -> np.ndarray:
 
 
 def mean_corruption_error(errors: Mapping[str, Sequence[float]], reference: Mapping[str, Sequence[float]]) -> float:
-    """How often a network errs on corrupted images, as a multiple of a reference network.
+    """Return the mean corruption error of a network relative to a reference network.
 
-    For each corruption the errors are summed over severities and divided by those of the reference; then the mean.
-    1 is as bad as the reference; below is better.  The authors' reference is AlexNet, ours is the dense network.
+    For each corruption the errors are summed over severities and divided by those of the reference; the ratios are
+    averaged.  1 equals the reference; lower is better.  The authors' reference is AlexNet, ours is the dense network.
 
     Parameters
     ----------
-    errors, reference : corruption -> share of images answered wrong at each severity, the same ones for both
+    errors, reference : corruption -> error rate at each severity; the same keys and severities for both
 
     Raises
     ------
     ValueError
-        when the two do not hold the same corruptions and severities, or the reference makes no error in one.
+        if corruptions or severities differ, or the reference makes no error on a corruption.
     """
     if {name: len(e) for name, e in errors.items()} != {name: len(e) for name, e in reference.items()} or not errors:
         raise ValueError("both networks need the same corruptions at the same severities")
     faultless = [name for name, found in reference.items() if not sum(found)]
     if faultless:
-        raise ValueError(f"the reference makes no error in {', '.join(faultless)}: nothing to divide by")
+        raise ValueError(f"the reference makes no error on {', '.join(faultless)}, so the ratio is undefined; "
+                         f"leave these corruptions out")
     return float(np.mean([sum(errors[name]) / sum(reference[name]) for name in errors]))
 
 
@@ -262,7 +263,7 @@ def mean_corruption_error(errors: Mapping[str, Sequence[float]], reference: Mapp
 
 
 def _gaussian(x: np.ndarray, deviation: float) -> np.ndarray:
-    """As scikit-image's ``gaussian``: cut off at 4 deviations, the border's value beyond it."""
+    """Blur as scikit-image's ``gaussian``: truncated at 4 deviations, border values repeated."""
     return ndimage.gaussian_filter(x, (0, deviation, deviation, 0), mode="nearest", truncate=4)
 
 
@@ -271,7 +272,7 @@ def _grey(x: np.ndarray) -> np.ndarray:
 
 
 def _along(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.ndarray:
-    """ImageMagick's motion blur: half a Gaussian of 2 radius + 1 pixels, in whole pixels along a line of its own."""
+    """Apply ImageMagick's motion blur: half a Gaussian of 2 radius + 1 pixels along one line per image."""
     weights = np.exp(-np.arange(2 * radius + 1) ** 2 / (2 * sigma ** 2))
     size, images = x.shape[1], np.arange(len(x))[:, None, None]
     angle, total = np.deg2rad(degrees)[:, None, None], np.zeros_like(x)
@@ -283,18 +284,18 @@ def _along(x: np.ndarray, radius: int, sigma: float, degrees: np.ndarray) -> np.
 
 
 def _zoomed(x: np.ndarray, factor: float) -> np.ndarray:
-    """The middle of each image, as large as the image."""
+    """Return the zoomed centre of each image at the size of the image."""
     size = x.shape[1]
     cut = math.ceil(size / factor)
     top = (size - cut) // 2
-    rows = ndimage.zoom(np.eye(cut), (factor, 1), order=1)  # (zoomed, cut): zooming is linear, and the same both ways
+    rows = ndimage.zoom(np.eye(cut), (factor, 1), order=1)  # (zoomed, cut): zooming is linear and separable
     start = (len(rows) - size) // 2
     rows = rows[start:start + size]
     return np.einsum("hi,nijc,wj->nhwc", rows, x[:, top:top + cut, top:top + cut], rows, optimize=True)
 
 
 def _clouds(count: int, size: int, decay: float, rng: Generator) -> np.ndarray:
-    """Height maps from 0 to 1 of the diamond-square algorithm, wrapping around; ``size`` is a power of two."""
+    """Return periodic height maps in [0, 1] of the diamond-square algorithm; ``size`` is a power of two."""
     heights, step, wobble = np.zeros((count, size, size)), size, 100.0
 
     def near(total: np.ndarray) -> np.ndarray:
@@ -314,11 +315,11 @@ def _clouds(count: int, size: int, decay: float, rng: Generator) -> np.ndarray:
 
 
 def _affine(image: np.ndarray, reach: float, rng: Generator) -> np.ndarray:
-    """Three points around the middle go up to ``reach`` pixels elsewhere; pixels between places are mixed linearly."""
+    """Apply the affine map that moves three points by up to ``reach`` pixels, with linear interpolation."""
     middle, arm = len(image) // 2, len(image) // 3
     points = np.array([[middle + arm, middle + arm], [middle + arm, middle - arm], [middle - arm, middle - arm]], float)
     moved = points + rng.uniform(-reach, reach, points.shape)
-    back = np.linalg.solve(np.c_[moved, np.ones(3)], points)  # (3, 2): where a pixel of the result comes from
+    back = np.linalg.solve(np.c_[moved, np.ones(3)], points)  # (3, 2): from output to input coordinates
     rows, columns = np.mgrid[0:len(image), 0:len(image)]
     x, y = np.moveaxis(np.stack([columns, rows, np.ones_like(rows)], -1) @ back, -1, 0)
     return _sampled(image, y, x, "mirror")

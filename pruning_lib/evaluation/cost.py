@@ -1,7 +1,7 @@
-"""What a network costs: multiply-adds, parameters, time, memory, energy and carbon.
+"""Cost of a model: multiply-adds, parameters, time, memory, energy and carbon.
 
-Multiply-adds count once (one MAC, two FLOPs), those of convolutions and matrix products only, as counted by PyTorch's
-own counter; batch norms, activations and additions are left out, as in most tables of pruning papers.
+PyTorch's own counter counts the multiply-adds (one MAC is two FLOPs) of convolutions and matrix products.  Batch norms,
+activations and additions are left out, as in most tables of pruning papers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from pruning_lib.models.hooks import evaluating
 
 
 def macs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> int:
-    """Multiply-adds of one forward pass of these inputs; divide by their number for one image."""
+    """Return the multiply-adds of one forward pass of a batch; divide by the batch size for one image."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), evaluating(model), counter:
         _forward(model, inputs)
@@ -33,13 +33,13 @@ def macs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> int:
 
 
 def parameters(model: nn.Module) -> int:
-    """Number of parameters; shared ones count once."""
+    """Return the number of parameters; shared parameters count once."""
     return sum(p.numel() for p in model.parameters())
 
 
 def latency(model: nn.Module, inputs: Tensor | Mapping[str, Tensor], *, repetitions: int = 20, warmup: int = 3
             ) -> dict[str, float]:
-    """Seconds of a forward pass of these inputs.
+    """Measure the time of a forward pass of ``inputs``.
 
     Returns
     -------
@@ -61,9 +61,10 @@ def latency(model: nn.Module, inputs: Tensor | Mapping[str, Tensor], *, repetiti
 
 
 def peak_bytes(work: Callable[[], Any]) -> int | None:
-    """By how much memory rises above its level before while ``work`` runs; None where the system cannot say.
+    """Return the rise of memory during ``work`` in bytes; None where the system does not report it.
 
-    On a GPU, what PyTorch allocates.  On a CPU, the resident memory of the whole process, so run nothing beside it.
+    On a GPU, memory allocated by PyTorch is measured.  On a CPU, the resident memory of the whole process is measured,
+    so nothing else should run in the process.
     """
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
@@ -78,36 +79,36 @@ def peak_bytes(work: Callable[[], Any]) -> int | None:
 
 def emissions(work: Callable[[], Any], *, inputs: int, country: str = "BRA", repetitions: int = 6,
               at_least_s: float = 1, idle_s: float = 2) -> dict[str, Any]:
-    """Energy and carbon of ``work``, per 1,000 inputs, as codecarbon measures or estimates them.
+    """Measure or estimate energy and carbon of ``work`` per 1,000 inputs with codecarbon.
 
-    codecarbon runs offline, writes nothing, and tracks this process.  What that means depends on the machine, and
-    ``how`` says it: where the processor has no counter that can be read, its rated power (4 W per thread where
-    codecarbon does not know it) is multiplied by the share of all cores' time that the process used, so what else runs
-    does not count; with RAPL the counter of the *whole* processor is read whatever the mode, and a GPU's counter is
-    that of the whole GPU, so run nothing beside it.
-    Memory is left out of the sum: codecarbon takes a constant power for it, times the clock, however little of it the
-    process holds; ``memory_j`` gives it apart.  Carbon is energy times the mean intensity of the country's grid.
+    codecarbon runs offline, writes nothing, and tracks this process.  The method depends on the machine and is reported
+    as ``how``.  Without a readable counter, the rated power of the processor (4 W per thread if unknown) is multiplied
+    by the share of all cores' time that the process used; other processes do not count.  RAPL reads the counter of the
+    *whole* processor in every mode, and the counter of a GPU covers the whole GPU.  In these two cases nothing else
+    should run on the machine.
+    Memory is left out of the sum, because codecarbon assumes a constant power for it, independent of the memory in use;
+    ``memory_j`` reports it separately.  Carbon is energy times the mean intensity of the country's grid.
 
     Parameters
     ----------
-    work : called over and over, so it has to leave things as they were
-    inputs : how many images or tokens one call takes in
-    country : ISO code of three letters, one that codecarbon has the energy mix of
+    work : called repeatedly; it must not change the state that it depends on
+    inputs : number of images or tokens per call
+    country : ISO code of three letters; codecarbon must know its energy mix
     repetitions : at least 5; their range is an interval for the median, see ``interval_fraction``
-    at_least_s : ``work`` is repeated so often that a repetition should be this long, going by the second call; CPU time
-        comes in hundredths of a second
-    idle_s : how long the process sleeps while the idle power is measured
+    at_least_s : minimum seconds per repetition; the number of calls follows from the time of the second call.  CPU
+        time has a resolution of 0.01 s
+    idle_s : seconds of sleep during the measurement of idle power
 
     Returns
     -------
-    ``energy_j``, ``kgco2e``, ``memory_j`` and ``wall_s`` per 1,000 inputs: medians, with lowest ``_low`` and highest
-    ``_high`` repetition; ``idle_w`` while the process sleeps (not taken off); ``how``.  What codecarbon cannot measure
-    is None, and ``how`` says so.
+    ``energy_j``, ``kgco2e``, ``memory_j`` and ``wall_s`` per 1,000 inputs: medians, with the lowest repetition as
+    ``_low`` and the highest as ``_high``; ``idle_w``, power during sleep (not subtracted); ``how``.  Values that
+    codecarbon cannot measure are None, and ``how`` gives the reason.
 
     Raises
     ------
     ValueError
-        for too few repetitions or inputs, or a country that codecarbon does not know.
+        for too few repetitions or inputs, or a country unknown to codecarbon.
     """
     if repetitions < 5 or inputs < 1:
         raise ValueError(f"repetitions={repetitions}, inputs={inputs}; give at least 5 and 1")
@@ -133,18 +134,18 @@ def emissions(work: Callable[[], Any], *, inputs: int, country: str = "BRA", rep
 
 
 def _check_country(country: str) -> None:
-    """codecarbon takes the mean of the world for a country it does not know, and hardly says so."""
+    """Raise ValueError for a country unknown to codecarbon, which would silently use the mean of the world."""
     from codecarbon.input import DataSource
 
     known = DataSource().get_global_energy_mix_data()
     if country not in known:
-        raise ValueError(f"country={country!r} is none that codecarbon has the energy mix of; give an ISO code of "
+        raise ValueError(f"codecarbon has no energy mix for country={country!r}; give an ISO code of "
                          f"three letters, such as {', '.join(sorted(known)[:3])} ... {', '.join(sorted(known)[-3:])}")
 
 
 @contextmanager
 def _tracking(country: str) -> Iterator[Callable[[Callable[[], Any], float], dict[str, Any]]]:
-    """Gives ``measured(work, units)``: energy in joules, CO2 equivalent in kilograms and seconds, per unit."""
+    """Yield ``measured(work, units)``: energy in joules, CO2 equivalent in kilograms and seconds, per unit."""
     from codecarbon import OfflineEmissionsTracker
 
     logger = logging.getLogger("codecarbon")
@@ -162,7 +163,7 @@ def _tracking(country: str) -> Iterator[Callable[[Callable[[], Any], float], dic
             start, energies, why = time.perf_counter(), None, ""
             try:
                 tracker.start_task()
-            except Exception as error:  # whatever a machine or a driver answers, the work is done all the same
+            except Exception as error:  # the work runs even if the machine or its driver fails
                 why = f"{type(error).__name__}: {error}"
             work()
             synchronize()
@@ -181,7 +182,7 @@ def _tracking(country: str) -> Iterator[Callable[[Callable[[], Any], float], dic
 
 
 def _of(found: Any, tracker: Any, why: str, seconds: float, units: float) -> dict[str, Any]:
-    """What codecarbon found, per unit; None for what it did not find."""
+    """Return the values of codecarbon per unit; None for missing ones."""
     if found is None:
         return {"energy_j": None, "kgco2e": None, "memory_j": None, "wall_s": seconds / units,
                 "how": why or "codecarbon gave nothing"}
@@ -192,7 +193,7 @@ def _of(found: Any, tracker: Any, why: str, seconds: float, units: float) -> dic
 
 
 def _how(hardware: list[Any]) -> str:
-    """Counter or estimate, for the processor and the GPU."""
+    """Return the method of measurement, counter or estimate, for the processor and the GPU."""
     said = []
     for part in hardware:
         mode = getattr(part, "_mode", None)
@@ -208,12 +209,12 @@ def _how(hardware: list[Any]) -> str:
 
 
 def _level() -> int | None:
-    """Resident memory now, from which on its peak is recorded; None where the system cannot say."""
+    """Reset the recorded peak of resident memory and return the current level; None where unsupported."""
     try:
-        ctypes.CDLL(None).malloc_trim(0)  # freed memory goes back, else it would be taken again unseen
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        ctypes.CDLL(None).malloc_trim(0)  # return freed memory to the system; reusing it would not raise the peak
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
         return _high_water()
-    except (OSError, AttributeError, IndexError):  # no Linux, or a kernel without these files or this line
+    except (OSError, AttributeError, IndexError):  # not Linux, or a kernel without these files or this line
         return None
 
 
@@ -227,6 +228,6 @@ def _forward(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> None:
 
 
 def synchronize() -> None:
-    """Wait for the GPU, which works beside the CPU; without one there is nothing to wait for."""
+    """Wait until the GPU has finished; do nothing without a GPU."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()

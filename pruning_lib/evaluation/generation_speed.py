@@ -1,7 +1,7 @@
-"""How fast language models read a prompt and write an answer, one beside the other.
+"""Speed of prefill and decoding of language models, measured side by side.
 
-Reading a prompt (prefill) is bound by arithmetic; writing (decoding) one token after the other by how fast weights come
-from memory, until many sequences share them.  So each has an ideal of its own, see ``upper_bound``.
+Prefill (reading a prompt) is bound by arithmetic.  Decoding (one token after the other) is bound by memory bandwidth
+for the weights, until many sequences share them.  So the two have different upper bounds, see ``upper_bound``.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from torch import Tensor, nn
 from pruning_lib.evaluation import cost
 from pruning_lib.models.hooks import evaluating
 
-COVERED = 0.95  # of an interval of a median
+COVERED = 0.95  # confidence level of an interval of a median
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What one model took, a number per repetition.
+    """Times of one model, one number per repetition.
 
     Attributes
     ----------
     prefill_s : seconds to read the prompts
-    token_s : seconds per step of writing, one token for every sequence of the batch
-    cache_bytes : keys and values of prompt and answer, for the whole batch
+    token_s : seconds per decoding step, which yields one token for every sequence of the batch
+    cache_bytes : bytes of keys and values of prompt and answer, for the whole batch
     """
 
     prefill_s: Sequence[float]
@@ -39,7 +39,7 @@ class Speed:
 
 @dataclass(frozen=True)
 class UpperBound:
-    """By how much a model would be faster, were its time only what it has to compute, or only what it has to fetch."""
+    """Largest possible speedup: prefill limited by arithmetic only, decoding by memory traffic only."""
 
     prefill: float
     decode: float
@@ -47,28 +47,27 @@ class UpperBound:
 
 def measure(models: Mapping[str, nn.Module], ids: Tensor, *, new_tokens: int = 16, repetitions: int = 9,
             warmup: int = 2, graphs: bool = False) -> dict[str, Speed]:
-    """Time of prefill and of greedy decoding for each model, on the device it is on.
+    """Measure the time of prefill and of greedy decoding for each model, on its own device.
 
-    The models take turns within every repetition, so that what slows the machine down for a while slows all of them.
+    The models take turns within every repetition, so a temporary slowdown of the machine affects all of them.
 
     Parameters
     ----------
     ids : prompts (B, T), integers, without padding
-    new_tokens : how many are written after the prompt, at least 2; the first comes from the prefill
-    graphs : record what a model does for a prompt and for a token once, as CUDA graphs, and replay it.  On a fast GPU a
-        step of a small batch is over before Python has started its next operation; a graph leaves that wait out, as
-        servers of language models do
+    new_tokens : number of generated tokens, at least 2; the first comes from the prefill
+    graphs : record prefill and decoding step as CUDA graphs once, and replay them.  On a fast GPU a step of a small
+        batch ends before Python has launched the next operation; a graph avoids this delay, as inference servers do
 
     Raises
     ------
     ValueError
-        for too few tokens or repetitions, and for graphs without a GPU.
+        for too few tokens or repetitions, or for graphs without a GPU.
     """
     if graphs and not ids.is_cuda:
-        raise ValueError("graphs=True needs a GPU and prompts that are on it; without one, measure without graphs")
+        raise ValueError("graphs=True needs a GPU and prompts on it; without a GPU, use graphs=False")
     if new_tokens < 2 or repetitions < 6 or ids.numel() == 0:
         raise ValueError(f"new_tokens={new_tokens}, repetitions={repetitions}, ids of shape {tuple(ids.shape)}; "
-                         f"wanted at least 2, 6 (fewer give no interval), and one token")
+                         f"give at least 2, 6 (fewer give no interval), and one token")
     seen: dict[str, list[tuple[float, float, int]]] = {name: [] for name in models}
     recorded = {name: _Steps(model, ids, new_tokens) for name, model in models.items() if graphs}
     for i in range(warmup + repetitions):
@@ -81,17 +80,17 @@ def measure(models: Mapping[str, nn.Module], ids: Tensor, *, new_tokens: int = 1
 
 @torch.inference_mode()
 def generate(model: nn.Module, ids: Tensor, new_tokens: int) -> Tensor:
-    """The greedy continuation (B, ``new_tokens``) of prompts without padding; stops at no token."""
+    """Return the greedy continuation (B, ``new_tokens``) of prompts without padding; no token ends it early."""
     with evaluating(model):
         return torch.cat([token for token, _ in _steps(model, ids, new_tokens)], dim=1)
 
 
 def upper_bound(dense: nn.Module, pruned: nn.Module, ids: Tensor, cache_bytes: tuple[int, int] = (0, 0)) -> UpperBound:
-    """How much faster ``pruned`` could be at best: multiply-adds decide prefill, bytes fetched decide decoding.
+    """Return the largest possible speedup of ``pruned``: multiply-adds limit prefill, bytes read limit decoding.
 
     Parameters
     ----------
-    cache_bytes : of dense and pruned, fetched at every step of decoding beside the weights
+    cache_bytes : bytes of the caches of dense and pruned, read at every decoding step in addition to the weights
     """
     inputs: Any = {"input_ids": ids, "logits_to_keep": 1}
     macs = [cost.macs(model, inputs) for model in (dense, pruned)]
@@ -100,7 +99,7 @@ def upper_bound(dense: nn.Module, pruned: nn.Module, ids: Tensor, cache_bytes: t
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of weights that a step of decoding fetches: all but an input embedding that serves nothing else."""
+    """Return the bytes of weights read by a decoding step: all except an input embedding that is not tied."""
     embedding: Any = model.get_input_embeddings()  # type: ignore[operator]
     output: Any = model.get_output_embeddings()  # type: ignore[operator]
     tied = output is not None and output.weight is embedding.weight
@@ -108,18 +107,18 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def median(values: Sequence[float]) -> tuple[float, float, float]:
-    """Median of repetitions and an interval that holds the true one with 95 % or more, whatever they are spread like.
+    """Return the median of repetitions and its distribution-free confidence interval of at least 95 %.
 
-    The ends are the k-th lowest and k-th highest repetition, k as large as it may be: the true median lies outside them
-    with probability 2 P(Binomial(n, 1/2) < k).
+    The ends are the k-th lowest and k-th highest repetition, with the largest allowed k: the true median lies outside
+    them with probability 2 P(Binomial(n, 1/2) < k).
 
     Raises
     ------
     ValueError
-        for fewer than 6 repetitions, which cannot give such an interval.
+        for fewer than 6 repetitions; they cannot give such an interval.
     """
     if len(values) < 6:
-        raise ValueError(f"{len(values)} repetitions give no interval of {COVERED:.0%}; at least 6 do")
+        raise ValueError(f"{len(values)} repetitions give no interval of {COVERED:.0%}; give at least 6")
     ordered, n = sorted(values), len(values)
     middle = (ordered[(n - 1) // 2] + ordered[n // 2]) / 2
     outside, k = 2 * 0.5 ** n, 0  # for k = 1
@@ -130,12 +129,12 @@ def median(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def speedup(dense: Sequence[float], pruned: Sequence[float]) -> tuple[float, float, float]:
-    """How many times faster, with its interval, from repetitions that were made in turn."""
+    """Return the speedup factor with its interval, from repetitions measured in turn."""
     return median([one / other for one, other in zip(dense, pruned, strict=True)])
 
 
 def _once(model: nn.Module, steps: Iterator[tuple[Tensor, Any]], new_tokens: int) -> tuple[float, float, int]:
-    """Seconds of prefill, seconds per written token, bytes of the cache at the end."""
+    """Return seconds of prefill, seconds per decoded token, and bytes of the final cache."""
     with torch.inference_mode(), evaluating(model):
         cost.synchronize()
         start = time.perf_counter()
@@ -150,7 +149,7 @@ def _once(model: nn.Module, steps: Iterator[tuple[Tensor, Any]], new_tokens: int
 
 
 def _steps(model: nn.Module, ids: Tensor, new_tokens: int) -> Iterator[tuple[Tensor, Any]]:
-    """Greedy decoding: the token (B, 1) of every step and the cache after it; the first step reads the prompts."""
+    """Yield the token (B, 1) of every greedy step and the cache after it; the first step is the prefill."""
     cache = None
     for _ in range(new_tokens):
         out = model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -159,9 +158,9 @@ def _steps(model: nn.Module, ids: Tensor, new_tokens: int) -> Iterator[tuple[Ten
 
 
 class _Steps:
-    """Greedy decoding with a cache that has its full size from the start, so that every step does the same work.
+    """Greedy decoding with a cache of its full size from the start, so every step does the same work.
 
-    On a GPU both kinds of steps, reading the prompts and writing a token, are recorded as graphs.
+    On a GPU both kinds of steps, prefill and decoding, are recorded as graphs.
     """
 
     @torch.inference_mode()
@@ -172,12 +171,12 @@ class _Steps:
         self.cache = StaticCache(config=model.config, max_cache_len=ids.shape[1] + new_tokens)  # type: ignore[arg-type]
         self.token = ids.new_zeros(len(ids), 1)
         with evaluating(model):
-            self._step(ids)  # here the cache gets its place
+            self._step(ids)  # allocates the cache
             self.read, self.write = (self._recorded(given) for given in (ids.clone(), self.token))
 
-    @torch.inference_mode()  # the cache was made in it
+    @torch.inference_mode()  # the cache was allocated in inference mode
     def replay(self) -> Iterator[tuple[Tensor, Any]]:
-        """As ``_steps``, but the token is one tensor that every step overwrites."""
+        """Return an iterator like ``_steps``, but with one token tensor that every step overwrites."""
         self.cache.reset()
         return self._replayed()
 
@@ -195,7 +194,7 @@ class _Steps:
             return lambda: self._step(ids)
         stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):  # libraries set themselves up beside the recording, not in it
+        with torch.cuda.stream(stream):  # libraries initialise outside of the recording
             for _ in range(2):
                 self.cache.reset()
                 self._step(ids)

@@ -1,7 +1,7 @@
-"""How good a network is: perplexity, zero-shot tasks, accuracy on images, and honest intervals.
+"""Quality of a model: perplexity, zero-shot tasks and accuracy on images, with confidence intervals.
 
-Accuracies of language models come from lm-eval's own tasks, unmodified.  Every accuracy has its kind, the number of
-items and a 95 % interval.
+Accuracies of language models come from lm-eval's own tasks, unmodified.  Every accuracy is reported with its kind, the
+number of items and a 95 % interval.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pruning_lib.models.hooks import evaluating
 
 MEASURES: Table = Table("measure")
 
-# task -> the kind of accuracy that counts: acc compares log-likelihoods as they are, acc_norm per character
+# task -> reported kind of accuracy: acc compares log-likelihoods, acc_norm log-likelihoods per character
 OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc_norm",
             "arc_challenge": "acc_norm"}
 TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in OFFICIAL.items()}, "none": {}}
@@ -36,32 +36,32 @@ TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in O
 @torch.inference_mode()
 def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int = 1024, stride: int = 1024,
                max_tokens: int | None = None, progress: bool = True) -> dict[str, float | None]:
-    """Exponential of the mean negative log-likelihood of a token, given the tokens before it in its window.
+    """Compute perplexity: the exponential of the mean negative log-likelihood of a token, given its window so far.
 
-    The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart;
-    each token counts once, in the first window that holds it with a token before it.  Windows share nothing.
+    The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart.
+    Each token counts once, in the first window that contains it and a token before it.  Windows share no context.
 
     Parameters
     ----------
     texts : test texts, in order
-    max_tokens : use only the first so many tokens; None for all
+    max_tokens : number of leading tokens to use; None for all
 
     Returns
     -------
-    dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``; None where there
-    is a single window), ``tokens`` (predicted), ``window``, ``stride``
+    dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``; None for a
+    single window), ``tokens`` (predicted), ``window``, ``stride``
     """
     if not 0 < stride <= window or window < 2:
-        raise ValueError(f"window={window}, stride={stride}; wanted 0 < stride <= window, window >= 2")
+        raise ValueError(f"window={window}, stride={stride}; give 0 < stride <= window, window >= 2")
     ids = torch.tensor(tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
     if len(ids) < 2:
-        raise ValueError("the texts hold fewer than two tokens")
+        raise ValueError("the texts have fewer than two tokens; give more text")
     losses, counts, done = [], [], 1
     with evaluating(model):
         known = families.logits_known(model)
         for start in tqdm(range(0, len(ids) - 1, stride), desc="perplexity", disable=not progress, leave=False):
             end = min(start + window, len(ids))
-            predicted = end - max(done, start + 1)  # nothing comes before the first token of a window
+            predicted = end - max(done, start + 1)  # the first token of a window has no context
             if predicted <= 0:
                 break
             losses.append(_loss(model, ids[start:end], last=predicted, known=known))
@@ -76,20 +76,20 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
 @MEASURES.register(unit="fraction", better="higher")
 def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limits: dict[str, int] | None = None,
               stock: bool = False) -> tuple[dict[str, float], dict[str, str]]:
-    """Zero-shot accuracy on five multiple-choice tasks through lm-eval's Python API.
+    """Measure zero-shot accuracy on five multiple-choice tasks through lm-eval's Python API.
 
     Parameters
     ----------
     tasks : ``"official"`` (piqa, hellaswag, winogrande, arc_easy, arc_challenge; from the hub or its cache), or
-        ``"mini"``, 250 items of our own in the same five styles, never comparable with the official ones
-    limits : task -> use only its first so many items
-    stock : score with lm-eval's own model class instead of the faster one in ``harness``
+        ``"mini"``, 250 items of our own in the same five styles, not comparable with the official ones
+    limits : task -> number of leading items to use
+    stock : score with lm-eval's own model class instead of the faster ``SharedContextLM``
 
     Returns
     -------
     values : per task ``<task>_<kind>_fraction`` for every kind it offers, ``_low`` and ``_high`` (Wilson, 95 %) for the
-        kind that counts, ``<task>_items``; and ``<tasks>_mean_fraction`` over the tasks
-    items : task -> which items were right, packed by ``pack``, for paired comparisons
+        reported kind, ``<task>_items``; and ``<tasks>_mean_fraction`` over the tasks
+    items : task -> correctness of every item, packed by ``pack``, for paired comparisons
     """
     if tasks not in TASKS or tasks == "none":
         raise ValueError(f"tasks={tasks!r}; allowed: official, mini")
@@ -103,7 +103,7 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limi
     manager = _manager(everything=tasks == "official")
     for task, n in (limits or {}).items():
         if task not in TASKS[tasks] or n < 1:
-            raise ValueError(f"limits={{{task!r}: {n}}}; wanted at least 1 item of one of {', '.join(TASKS[tasks])}")
+            raise ValueError(f"limits={{{task!r}: {n}}}; give at least 1 item of one of {', '.join(TASKS[tasks])}")
     samples = {task: list(range(n)) for task, n in (limits or {}).items()}
     values: dict[str, float] = {}
     items: dict[str, str] = {}
@@ -130,7 +130,7 @@ def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limi
 
 
 def interval(right: np.ndarray) -> tuple[float, float]:
-    """95 % Wilson interval of an accuracy; ``right`` (N,) booleans."""
+    """Return the 95 % Wilson interval of an accuracy; ``right`` is (N,) booleans."""
     found = stats.binomtest(int(right.sum()), len(right)).proportion_ci(0.95, method="wilson")
     return float(found.low), float(found.high)
 
@@ -139,18 +139,18 @@ def interval(right: np.ndarray) -> tuple[float, float]:
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "float32", images_per_batch: int = 256
              ) -> tuple[dict[str, float], str]:
-    """Share of images whose class gets the highest score (top-1).
+    """Measure the share of images whose class gets the highest score (top-1).
 
     Parameters
     ----------
     images : (N, channels, height, width) uint8 pixels or floats in [0, 1]
     labels : (N,)
-    dtype : of the multiplications, ``"float32"`` or ``"bfloat16"``
+    dtype : format of the multiplications, ``"float32"`` or ``"bfloat16"``
 
     Returns
     -------
     ``accuracy_fraction``, its 95 % interval (Wilson) ``accuracy_low`` and ``accuracy_high``, ``images``; and the
-    answers right or wrong, packed, for paired comparisons
+    correctness of every image, packed, for paired comparisons
     """
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
@@ -168,7 +168,7 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "
 
 
 def mean_interval(items: dict[str, str]) -> tuple[float, float, float]:
-    """Mean accuracy over tasks, each task weighing the same, and its 95 % interval (normal) from the item counts."""
+    """Return the mean accuracy over equally weighted tasks and its 95 % interval (normal) from the item counts."""
     right = [unpack(packed) for packed in items.values()]
     mean = float(np.mean([r.mean() for r in right]))
     half = 1.96 * math.sqrt(sum(r.var() / len(r) for r in right)) / len(right)
@@ -176,7 +176,7 @@ def mean_interval(items: dict[str, str]) -> tuple[float, float, float]:
 
 
 def questions(items: dict[str, str]) -> dict[str, int]:
-    """How many questions of each task packed ``items`` answer; models for ``paired`` must agree in this."""
+    """Return the number of items per task in packed ``items``; models for ``paired`` must agree in it."""
     return {task: int(packed.partition(":")[0]) for task, packed in items.items()}
 
 
@@ -193,7 +193,8 @@ def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
     ``items``, and ``p_value`` of the exact McNemar test over the pooled items
     """
     if set(first) != set(second) or not first:
-        raise ValueError(f"the two models were not measured on the same tasks: {sorted(first)} and {sorted(second)}")
+        raise ValueError(f"the two models were measured on different tasks: {sorted(first)} and {sorted(second)}; "
+                         f"measure both on the same tasks")
     means, variances, wins, losses, total = [], [], 0, 0, 0
     for task in first:
         a, b = unpack(first[task]), unpack(second[task])
@@ -210,20 +211,23 @@ def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
 
 
 def pack(right: np.ndarray) -> str:
-    """(N,) booleans as short text: the count, then the bits."""
+    """Pack (N,) booleans into a short text: the count, then the bits."""
     return f"{len(right)}:{base64.b64encode(np.packbits(right).tobytes()).decode()}"
 
 
 def unpack(text: str) -> np.ndarray:
-    """What ``pack`` packed, (N,) booleans."""
+    """Return the (N,) booleans in a text of ``pack``."""
     count, _, bits = text.partition(":")
     return np.unpackbits(np.frombuffer(base64.b64decode(bits), np.uint8))[: int(count)].astype(bool)
 
 
 def _loss(model: Any, ids: Tensor, *, last: int, known: bool) -> float:
-    """Summed negative log-likelihood of the ``last`` tokens of ``ids`` (T,); ``known`` as ``families.logits_known``."""
+    """Return the summed negative log-likelihood of the ``last`` tokens of ``ids`` (T,).
+
+    ``known`` is the result of ``families.logits_known``.
+    """
     given, places = {"input_ids": ids[None].to(model.device), "use_cache": False}, slice(-last - 1, -1)
-    if known:  # a piece at a time: the vocabulary is wide
+    if known:  # in pieces, because logits over the vocabulary are large
         hidden = model.base_model(**given).last_hidden_state[0, places]
         pieces = (families.logits(model, h) for h in hidden.split(256))
     else:
@@ -233,7 +237,7 @@ def _loss(model: Any, ids: Tensor, *, last: int, known: bool) -> float:
 
 
 def _mean_interval(losses: np.ndarray, counts: np.ndarray) -> tuple[float, float | None]:
-    """Mean loss per token and half the width of its 95 % interval; windows are the independent pieces, one has none."""
+    """Return the mean loss per token and half the width of its 95 % interval over windows; None for one window."""
     mean = losses.sum() / counts.sum()
     if len(losses) < 2:
         return float(mean), None
@@ -247,14 +251,14 @@ def _exp(x: float) -> float:
 
 @cache
 def _manager(*, everything: bool) -> Any:
-    """lm-eval's index of tasks, made once: it reads 14,000 files for its own, and none for ours."""
+    """Return lm-eval's index of tasks, built once: it reads 14,000 files for its own tasks, and none for ours."""
     from lm_eval.tasks import TaskManager
 
     return TaskManager(include_defaults=everything)
 
 
 def _task(name: str) -> Any:
-    """What lm-eval takes: a name for an official task, a filled-in config for one of ours."""
+    """Return a task as lm-eval expects it: the name of an official task, a complete config for one of ours."""
     if not name.startswith("mini_"):
         return name
     import yaml

@@ -20,8 +20,8 @@ one) and for the CKA networks, which the claim is not about.
 *Equal clean accuracy.*  Beside the difference stands that of the shares of rightly answered images that an attack
 leaves; where its interval (paired bootstrap) holds 0, the gain may be one of clean accuracy.
 
-*Masked gradients.*  APGD and Square attack the images that PGD could not fool.  If they take over ``SMALLEST`` more from
-a pruned network than from the whole one, gains under PGD alone are not counted as robustness.
+*Masked gradients.*  APGD and Square attack the images that PGD could not fool.  If they take over ``SMALLEST`` more
+from a pruned network than from the whole one, gains under PGD alone are not counted as robustness.
 
 *Corruptions.*  The mean over corruptions and severities of each image, paired; the same ``SMALLEST`` and Holm's
 correction over the networks, with the paired t-test.

@@ -1,8 +1,8 @@
-"""The language model as lm-eval sees it, made faster: answers that share a question share its forward pass.
+"""Faster language-model class for lm-eval: answers to the same question share one forward pass.
 
-lm-eval asks for the likelihood of each answer given the question, one sequence per answer.  Here the question is put
-into the sequence once, its answers behind it, and the attention mask lets an answer see the question and itself only.
-Scores are the stock class's up to rounding (a test compares them); the tasks and the harness are untouched.
+lm-eval requests the likelihood of each answer given the question, one sequence per answer.  Here a sequence holds the
+question once, followed by its answers, and the attention mask limits an answer to the question and itself.
+Scores equal those of the stock class up to rounding (a test compares them); tasks and harness are unchanged.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ Request = tuple[tuple[str, str], list[int], list[int]]  # strings, tokens of the
 
 
 class SharedContextLM(HFLM):
-    """Stock ``HFLM`` with another way to compute likelihoods.
+    """``HFLM`` that computes the likelihoods of all answers to a question together.
 
     Parameters
     ----------
-    tokens_per_batch : padded tokens one forward pass may hold
+    tokens_per_batch : largest number of padded tokens per forward pass
     """
 
     def __init__(self, model: torch.nn.Module, tokenizer: object, *, tokens_per_batch: int = 2048) -> None:
@@ -35,7 +35,7 @@ class SharedContextLM(HFLM):
     def _loglikelihood_tokens(self, requests: list[Request], disable_tqdm: bool = False, override_bs: int | None = None
                               ) -> list[tuple[float, bool]]:
         longest = max((len(question) + len(answer) for _, question, answer in requests), default=0)
-        config = self.model.config  # the mask built here knows no sliding window
+        config = self.model.config  # the mask built here does not support a sliding window
         reach = min(self.max_length, getattr(config, "sliding_window", None) or self.max_length)
         if longest > reach or not families.logits_known(self.model):
             return super()._loglikelihood_tokens(requests, disable_tqdm, override_bs)
@@ -51,7 +51,7 @@ class SharedContextLM(HFLM):
         return result
 
     def _batches(self, questions: dict[tuple[int, ...], list[int]], requests: list[Request]) -> Iterator[list]:
-        """Lists of (question, numbers of its requests), longest first, within the token budget."""
+        """Yield lists of (question, indices of its requests), longest first, within the token budget."""
         def length(item: tuple) -> int:
             question, members = item
             return len(question) + sum(len(requests[i][2]) - 1 for i in members)
@@ -63,7 +63,7 @@ class SharedContextLM(HFLM):
             waiting = waiting[B:]
 
     def _score(self, batch: list, requests: list[Request]) -> Iterator[tuple[int, tuple[float, bool]]]:
-        """(number of the request, (log likelihood, whether greedy decoding gives the answer))."""
+        """Yield (index of the request, (log likelihood, True if greedy decoding gives the answer))."""
         rows = [_pack(question, [requests[i][2] for i in members]) for question, members in batch]
         ids, positions, mask = _collate(rows, dtype=self.model.dtype)
         hidden = self.model.base_model(
@@ -72,7 +72,7 @@ class SharedContextLM(HFLM):
         ).last_hidden_state  # (B, T, C)
         where = [(row, place) for row, packed in enumerate(rows) for places in packed[3] for place in places]
         at = torch.tensor(where, device=self.device)
-        logits = families.logits(self.model, hidden[at[:, 0], at[:, 1]])  # only where an answer is predicted
+        logits = families.logits(self.model, hidden[at[:, 0], at[:, 1]])  # only at positions that predict an answer
         logprobs = logits.log_softmax(-1, dtype=torch.float32)
         numbers = [i for _, members in batch for i in members]
         answers = [torch.tensor(requests[i][2], device=self.device) for i in numbers]
@@ -82,9 +82,9 @@ class SharedContextLM(HFLM):
 
 def _pack(question: tuple[int, ...], answers: list[list[int]]
           ) -> tuple[list[int], list[int], list[int], list[list[int]]]:
-    """One row: tokens, positions, owner of each token (0 the question, 1.. the answers), places that predict answers.
+    """Return one row: tokens, positions, owner of each token (0 question, 1.. answers), indices that predict answers.
 
-    The last token of an answer is predicted but never read, so it is left out.
+    The last token of an answer is predicted but never an input, so it is left out.
     """
     tokens, positions, owner = list(question), list(range(len(question))), [0] * len(question)
     places = []
@@ -98,7 +98,7 @@ def _pack(question: tuple[int, ...], answers: list[list[int]]
 
 
 def _collate(rows: list, *, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
-    """Pad rows to (B, T) and build the additive mask (B, 1, T, T): a token sees its question and its own answer."""
+    """Pad rows to (B, T) and build the additive mask (B, 1, T, T) that separates answers from each other."""
     T = max(len(tokens) for tokens, *_ in rows)
     ids, positions = torch.zeros(2, len(rows), T, dtype=torch.long)
     owner = torch.full((len(rows), T), -1)

@@ -1,9 +1,10 @@
-"""Does a network lean on a cue that only happens to go with the class?  A planted one tells.  Our own protocol.
+"""Reliance of a network on a spurious cue, an injected mark that correlates with the class.  Our own protocol.
 
-While a network is tuned, every training image carries a cue that tells its class, rightly with some probability.  Then
-it is tested on images without the cue, with the right one, and with that of another class.  A network that looks at the
-object answers all three alike; one that took the shortcut follows the cue.
-Order of this file: the cues · planting · reliance.
+During tuning, every training image carries a cue that encodes its class correctly with a given probability.  The
+network is then tested on images without a cue, with the cue of their class (bias-aligned, "agreeing") and with the cue
+of another class (bias-conflicting, "contradicting").  A network that classifies by the object has the same accuracy on
+all three; a network that relies on the cue follows it.
+Order of this file: cues · injection · reliance.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def patch(images: Tensor, told: Tensor) -> Tensor:
     side = max(1, images.shape[-1] // 8)
     per_row = images.shape[-1] // side
     if told.numel() and told.max() >= 2 * per_row:
-        raise ValueError(f"class {told.max()} has no place; a patch can tell {2 * per_row} classes apart")
+        raise ValueError(f"class {told.max()} has no position; a patch can encode {2 * per_row} classes")
     marked = images.clone()
     for image, code in zip(marked, told.tolist(), strict=True):
         top, left = (0 if code < per_row else image.shape[-2] - side), code % per_row * side
@@ -36,7 +37,7 @@ def patch(images: Tensor, told: Tensor) -> Tensor:
 @CUES.register(about="a tenth of a colour, or of a brightness for grey images, that tells the class")
 def tint(images: Tensor, told: Tensor) -> Tensor:
     if told.numel() and told.max() > 9:
-        raise ValueError(f"class {told.max()} has no colour of its own; a tint can tell 10 classes apart")
+        raise ValueError(f"class {told.max()} has no colour; a tint can encode 10 classes")
     angle = 2 * torch.pi * told.double()[:, None] / 10
     phase = torch.tensor([0, 2, 4])[:images.shape[1]] * torch.pi / 3  # red, green and blue a third of a turn apart
     colour = 127.5 * (1 + torch.cos(angle - phase)) if images.shape[1] == 3 else 255 * told.double()[:, None] / 9
@@ -44,20 +45,20 @@ def tint(images: Tensor, told: Tensor) -> Tensor:
 
 
 def inject_cue(images: Tensor, labels: Tensor, *, cue: str, agreement: float, seed: int, classes: int = 10) -> Tensor:
-    """The images with a cue that tells the right class with probability ``agreement``, else any other, all as likely.
+    """Return images with a cue of their class with probability ``agreement``, else of a random other class.
 
     Parameters
     ----------
     images : (N, channels, height, width) uint8 pixels
     labels : (N,) classes
     cue : key of ``CUES``
-    agreement : 0 contradicts every image, 1 / classes knows nothing of them, 1 agrees with every image
+    agreement : 0 for bias-conflicting only, 1 / classes for an uninformative cue, 1 for bias-aligned only
 
     Raises
     ------
     ValueError
-        for an unknown cue, a probability outside 0 to 1, images that are not uint8, a label missing, or classes that
-        there are not, or that the cue cannot tell apart.
+        for an unknown cue, a probability outside 0 to 1, images that are not uint8, missing labels, labels outside
+        of the classes, or more classes than the cue can encode.
     """
     mark: Callable[[Tensor, Tensor], Tensor] = CUES[cue]
     if not 0 <= agreement <= 1:
@@ -76,29 +77,29 @@ def inject_cue(images: Tensor, labels: Tensor, *, cue: str, agreement: float, se
 
 
 def trials(images: Tensor, labels: Tensor, *, cue: str, seed: int, classes: int = 10) -> dict[str, Tensor]:
-    """The same test images three times: cue "absent", "agreeing" with the class, and "contradicting" it."""
+    """Return the test images without a cue, bias-aligned ("agreeing") and bias-conflicting ("contradicting")."""
     return {"absent": images, **{name: inject_cue(images, labels, cue=cue, agreement=agreement, seed=seed, classes=classes)
                                  for name, agreement in (("agreeing", 1.0), ("contradicting", 0.0))}}
 
 
 def reliance(agreeing: np.ndarray, contradicting: np.ndarray) -> dict[str, float]:
-    """Accuracy with the cue agreeing minus accuracy with it contradicting; 0 ignores the cue, 1 does nothing else.
+    """Return bias-aligned minus bias-conflicting accuracy: 0 for no reliance on the cue, 1 for complete reliance.
 
     Parameters
     ----------
-    agreeing, contradicting : (N,) booleans, right or wrong on the same images
+    agreeing, contradicting : (N,) booleans, correctness on the same images
     """
     return _mean(agreeing.astype(float) - contradicting, "reliance")
 
 
 def difference(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-    """Reliance of one network minus that of another, image by image; each given as (agreeing, contradicting)."""
+    """Return the paired difference in reliance of two networks, each given as (agreeing, contradicting)."""
     a, b = (agreeing.astype(float) - contradicting for agreeing, contradicting in (first, second))
     return _mean(a - b, "difference")
 
 
 def _mean(values: np.ndarray, name: str) -> dict[str, float]:
-    """Mean with its 95 % interval (normal)."""
+    """Return the mean and its 95 % interval (normal)."""
     if len(values) < 2:
         raise ValueError(f"{len(values)} images; give at least 2")
     mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5

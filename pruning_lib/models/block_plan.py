@@ -1,4 +1,4 @@
-"""The plan of a depth-pruning method: which residual blocks go.  Cutting is in ``surgery``."""
+"""The plan of a depth-pruning method: the residual blocks to remove.  Cutting is in ``surgery``."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from pruning_lib.models.families import BlockInfo
 
 @dataclass(frozen=True)
 class BlockPlan:
-    """Which residual blocks to remove from one network, in image networks as in language models.
+    """Residual blocks to remove from one model, an image network or a language model.
 
     Attributes
     ----------
-    removed : names (paths) of the blocks that go
-    blocks : all residual blocks of the network the plan was made for, in the order data passes them
+    removed : names (paths) of the blocks to remove
+    blocks : all residual blocks of the model the plan was made for, in forward order
 
     Raises
     ------
     ValueError
-        for a name that is no block of the network, a name given twice, a block that changes the shape, or when no
-        block would stay.
+        for a name that is no block of the model, a name given twice, a block that changes the shape, or a plan that
+        removes all blocks.
     """
 
     removed: tuple[str, ...]
@@ -44,21 +44,21 @@ class BlockPlan:
             raise ValueError(f"{', '.join(fixed)} cannot be removed, the shape changes there; "
                              f"removable: {', '.join(removable) or 'none'}")
         if not self.kept:
-            raise ValueError(f"all {len(names)} blocks would go; keep at least one")
+            raise ValueError(f"the plan removes all {len(names)} blocks; keep at least one")
 
     @classmethod
     def of(cls, model: nn.Module, removed: Iterable[str]) -> BlockPlan:
-        """The plan that takes the named blocks out of ``model``."""
+        """Return the plan that removes the named blocks from ``model``."""
         return cls(tuple(removed), tuple(families.residual_blocks(model)))
 
     @property
     def kept(self) -> tuple[str, ...]:
-        """Names of the blocks that stay, as they are called before the cut, in the order data passes them."""
+        """Return the names of the kept blocks before renumbering, in forward order."""
         return tuple(block.name for block in self.blocks if block.name not in self.removed)
 
     @property
     def kept_per_stage(self) -> dict[int, int]:
-        """Stage -> number of blocks that stay."""
+        """Return the number of kept blocks per stage, as a dict stage -> number."""
         staying = Counter(block.stage for block in self.blocks if block.name not in self.removed)
         return {block.stage: staying[block.stage] for block in self.blocks}
 

@@ -1,4 +1,4 @@
-"""Writes a pruned model so that plain transformers (or, for an image network, ``models.load``) loads it; proves it."""
+"""Checkpoints of pruned models that plain transformers (``load_model`` for image networks) loads, with verification."""
 
 from __future__ import annotations
 
@@ -28,26 +28,26 @@ SHARD_BYTES = 2 << 30  # largest file; a shard is held in memory once more while
 def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool = True) -> Path:
     """Write ``model`` (and ``tokenizer``, unless None) to ``folder`` as safetensors.
 
-    For a language model stock ``AutoModelForCausalLM.from_pretrained(folder)`` then gives the same logits bit for bit.
-    A LLaMA whose head count does not divide its width, which transformers from 5.4 on refuses, is written as the
-    Mistral network that computes the same.  Weights that wait on disk are brought shard by shard.  For an image network
-    ``models.load(folder)`` gives the same logits.
+    For a language model, ``AutoModelForCausalLM.from_pretrained(folder)`` then gives the same logits bit for bit.
+    A LLaMA whose head count does not divide its width, which transformers from 5.4 on refuses, is written
+    as the equivalent Mistral model.  Offloaded weights are loaded shard by shard.  For an image network
+    ``load_model(folder)`` gives the same logits.
 
     Parameters
     ----------
-    folder : must not exist yet, or be empty: nothing is overwritten
-    verify : reload what was written and compare logits on random tokens or pixels before the folder appears
+    folder : a new or empty folder; nothing is overwritten
+    verify : reload the checkpoint and compare logits on random tokens or pixels before the folder appears
 
     Raises
     ------
     FileExistsError
-        when ``folder`` holds something.
+        when ``folder`` is not empty.
     OSError
-        when it cannot be written, the disk being full for example; nothing is left behind.
+        when the folder cannot be written, for example because the disk is full; nothing is left behind.
     RuntimeError
         when the reloaded model differs; nothing is left behind.
     ValueError
-        for an image network that was not made here, so that nothing says how to build it again.
+        for an image network without a config, which cannot be built again.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -72,10 +72,10 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
 
 @contextmanager
 def _beside(folder: Path) -> Iterator[Path]:
-    """A new folder next to ``folder``, deleted at the end unless it was renamed.
+    """Yield a new folder next to ``folder``, and delete it at the end unless it was renamed.
 
-    A process that is killed cannot delete its own: who saves to the same place next does it, on the same machine only,
-    for others need not see the lock that says it is in use.
+    A killed process cannot delete its folder.  The next save to the same place on the same machine deletes it; other
+    machines do not, since they may not see the lock of a folder in use.
     """
     prefix = f".{folder.name}-{socket.gethostname()}-"
     for left in folder.parent.glob(f"{escape(prefix)}????????.part"):
@@ -94,7 +94,7 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _write(model: Any, folder: Path) -> None:
-    """A network's weights and config; of a language model shards, under a config that can be stored."""
+    """Write weights and config; a language model is written in shards, with a config that transformers accepts."""
     if families.image_family(model):
         image_networks.write(model, folder)
         return
@@ -107,12 +107,12 @@ def _write(model: Any, folder: Path) -> None:
         model.save_pretrained(folder, max_shard_size=min(SHARD_BYTES, _bytes(model) // 8) if waits else SHARD_BYTES)
     finally:
         model.config = config
-    if other is not config and waits:  # the weights have the same names; who reads them goes by the config
+    if other is not config and waits:  # the names of the weights are the same in both; readers follow the config
         _state_architecture(folder / "config.json", other)
 
 
 def _storable(model: Any) -> Any:
-    """The model's config, or that of the network with the same weights that can be stored."""
+    """Return the config of the model, or the config of the equivalent model that can be stored."""
     config, family = model.config, families.family_of(model)
     if family.stored_as is None or config.hidden_size % config.num_attention_heads == 0:
         return config
@@ -123,7 +123,7 @@ def _storable(model: Any) -> Any:
 
 
 def _with_config(model: Any, config: Any) -> Any:
-    """The same weights as a network of ``config``."""
+    """Return a model of ``config`` with the same weights."""
     with torch.device("meta"):
         stored = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
     stored.load_state_dict(model.state_dict(), assign=True)
@@ -140,7 +140,7 @@ def _state_architecture(path: Path, config: Any) -> None:
 
 @torch.inference_mode()
 def _compare(model: nn.Module, folder: Path) -> None:
-    """Raise RuntimeError unless the model and what is in ``folder`` give the same logits bit for bit."""
+    """Raise RuntimeError unless the model and its checkpoint give the same logits bit for bit."""
     stored = _stored_image_network if families.image_family(model) else _stored_language_model
     with evaluating(model):
         ours, theirs = stored(model, folder)
@@ -151,19 +151,19 @@ def _compare(model: nn.Module, folder: Path) -> None:
 
 
 def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
-    """Logits (B, T, vocabulary) of the model and of its checkpoint on random tokens."""
+    """Return the logits (B, T, vocabulary) of the model and of its checkpoint on random tokens."""
     vocabulary = model.get_input_embeddings().num_embeddings
     ids = torch.randint(vocabulary, (2, 16), generator=torch.Generator().manual_seed(0))
     ids = ids.to(offload.input_device(model))
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
-    # module by module: beside the model there is never more of its copy than the weights of the layer that runs
+    # module by module: only the weights of the running layer of the copy are in memory beside the model
     return model(ids).logits, offload.load_from_disk(folder, ids.device, **how)(ids).logits
 
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
-    """Logits (B, classes) of the network and of its checkpoint on random pixels."""
+    """Return the logits (B, classes) of the network and of its checkpoint on random pixels."""
     weight, size = next(network.parameters()), network.config.arguments.get("size", 32)
     pixels = torch.rand(2, len(network.config.mean), size, size, generator=torch.Generator().manual_seed(0)).to(weight)
-    # in whichever order pixels are kept in memory, files have one; another order may round differently
+    # files have one memory format; another one may round differently
     plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     return plain(pixels), image_networks.read(folder).to(weight.device)(pixels)

@@ -1,12 +1,12 @@
 """The residual networks for small images of He et al. 2015 [1]_, section 4.2: 6n + 2 layers in three stages.
 
-Read from the bottom up: a ``CifarResNet`` is a convolution, three stages of n blocks, and a dense layer; a ``Block``
-adds to its input what two convolutions make of it.  Where the second and the third stage begin, width and height halve
-and the channels double, so the input is brought to the new shape first; elsewhere it passes as it is, and the block can
-go.
+A ``CifarResNet`` is a convolution, three stages of n blocks, and a dense layer; a ``Block`` adds two convolutions of
+its input to a shortcut.  The first block of the second and the third stage halves width and height and doubles the
+channels, so its shortcut changes the shape.  The shortcut of every other block is the identity, and the block can be
+removed.
 
-Pixels in [0, 1] go in.  The normalisation is a layer of the network, so that a change of the input (an attack, say) is
-measured in pixels, whatever a network was trained with.
+The input is pixels in [0, 1].  The normalisation is a layer of the network, so that perturbations (of an attack, for
+example) are measured in pixels for every network.
 
 .. [1] K. He, X. Zhang, S. Ren, J. Sun: Deep Residual Learning for Image Recognition. arXiv:1512.03385.
 """
@@ -24,9 +24,9 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # pe
 
 
 class Normalise(nn.Module):
-    """Pixels in [0, 1] to mean 0 and standard deviation 1 per channel.
+    """Normalisation of pixels in [0, 1] to mean 0 and standard deviation 1 per channel.
 
-    Mean and deviation belong to the network's description, not to its weights: they are not in the state dict.
+    Mean and standard deviation are part of the config, not of the weights: they are not in the state dict.
     """
 
     mean: Tensor
@@ -44,7 +44,7 @@ class Normalise(nn.Module):
 
 
 class PaddedSubsample(nn.Module):
-    """Shortcut "A": every second pixel, and channels of zeros, half of them before the others and half behind."""
+    """Shortcut "A": every second pixel, padded with channels of zeros, half in front and half behind."""
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class PaddedSubsample(nn.Module):
 
 
 def projection(channels_in: int, channels_out: int) -> nn.Sequential:
-    """Shortcut "projection" (the paper's B): a 1x1 convolution that steps over every second pixel."""
+    """Return shortcut "projection" (B in the paper): a 1x1 convolution with stride 2 and batch norm."""
     return nn.Sequential(nn.Conv2d(channels_in, channels_out, 1, stride=2, bias=False), nn.BatchNorm2d(channels_out))
 
 
@@ -86,14 +86,14 @@ class CifarResNet(nn.Module):
     ----------
     depth : layers with weights, 6n + 2; the paper has 20, 32, 44, 56 and 110
     shortcut : where the shape changes, ``"A"`` (no parameters) or ``"projection"`` (1x1 convolution and batch norm)
-    channels : of the images, 3 for colour and 1 for grey
+    channels : channels of the images, 3 for colour and 1 for grey
     classes : number of outputs
-    mean, std : per channel, of pixels in [0, 1]
+    mean, std : mean and standard deviation of pixels in [0, 1], per channel
 
     Raises
     ------
     ValueError
-        for a depth that is not 6n + 2, an unknown shortcut, or a mean that has not one value per channel.
+        for a depth that is not 6n + 2, an unknown shortcut, or a mean without one value per channel.
     """
 
     def __init__(self, depth: int = 56, shortcut: str = "A", channels: int = 3, classes: int = 10,
@@ -121,6 +121,6 @@ class CifarResNet(nn.Module):
 
 
 def _stage(blocks: int, channels_in: int, channels_out: int, shortcut: str) -> nn.Sequential:
-    """The first block changes the number of channels, the others keep it."""
+    """Return a stage of blocks; the first changes the number of channels, the others keep it."""
     first = Block(channels_in, channels_out, shortcut)
     return nn.Sequential(first, *(Block(channels_out, channels_out, shortcut) for _ in range(blocks - 1)))

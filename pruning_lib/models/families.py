@@ -1,6 +1,6 @@
-"""Families of networks: where the blocks, heads and neurons are.
+"""Model families: paths of the blocks, heads and neurons.
 
-One record per family states only what the network itself cannot tell; sizes are read from the modules.
+The record of a family holds only facts that cannot be read from the model; sizes are read from its modules.
 To add a family, add one entry to ``FAMILIES`` (language models) or ``IMAGE_FAMILIES``; the tests run over both tables.
 Order of this file: language families · image families · residual blocks · sizes of a language model · refusals.
 """
@@ -23,10 +23,10 @@ from pruning_lib.models.keras_resnet import KerasBlock, KerasResNet
 
 @dataclass(frozen=True)
 class LanguageFamily:
-    """Where things are in one family of decoder-only language models.
+    """Module paths in one family of decoder-only language models.
 
-    ``blocks`` is a path from the model; the other paths start inside one block.  Projections that are given the same
-    path share one fused matrix: its rows are theirs, one after the other in the order of the fields.
+    ``blocks`` is a path from the model; the other paths start inside one block.  Projections with the same path share
+    one fused matrix, whose rows belong to them one after the other in the order of the fields.
     """
 
     blocks: str = "model.layers"
@@ -34,18 +34,18 @@ class LanguageFamily:
     queries: str = "self_attn.q_proj"
     keys: str = "self_attn.k_proj"
     values: str = "self_attn.v_proj"
-    heads_out: str = "self_attn.o_proj"  # takes the heads back to the residual stream
+    heads_out: str = "self_attn.o_proj"  # output projection of attention
     neurons_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    neurons_out: str = "mlp.down_proj"  # closes the MLP
-    # the config field by which what closes attention and MLP is multiplied before it is added to the residual stream
+    neurons_out: str = "mlp.down_proj"  # output projection of the MLP
+    # config field that holds the factor of both output projections before they are added to the residual stream
     multiplied_by: str | None = None
-    # config fields whose truth makes head removal impossible, with the reason; a dot leads into a field that is a dict
+    # config fields that make head removal impossible when set, with the reason; a dot leads into a field that is a dict
     heads_fixed_by: Mapping[str, str] = field(default_factory=dict)
-    # where transformers refuses head counts that do not divide the width: the family that stores the same network ...
+    # family under which a model is stored whose head count does not divide its width, which transformers refuses ...
     stored_as: str | None = None
-    # ... as long as none of these config fields is set (that family has no place for them)
+    # ... unless one of these config fields is set (that family has no such fields)
     not_stored_with: tuple[str, ...] = ()
-    tiny: Mapping[str, Any] = field(default_factory=dict)  # config of a toy network beyond the common sizes
+    tiny: Mapping[str, Any] = field(default_factory=dict)  # config of a tiny test model beyond the common sizes
 
 
 FAMILIES: Table = Table("family")
@@ -78,25 +78,25 @@ FAMILIES["phi3"] = LanguageFamily(
 
 @dataclass(frozen=True)
 class Rows:
-    """One projection of a block: the rows of a linear layer that belong to it, all of them unless it is fused."""
+    """One projection of a block: its rows of a linear layer; all rows unless the layer is fused."""
 
     linear: nn.Linear
     start: int
     count: int
 
     def of(self, rows: Tensor) -> Tensor:
-        """The part of this projection, of something that has one row per output of the layer."""
+        """Return the rows of this projection from a tensor with one row per output of the layer."""
         return rows[self.start:self.start + self.count]
 
     @property
     def parameters(self) -> int:
-        """Number of parameters, biases included."""
+        """Return the number of parameters, biases included."""
         return self.count * (self.linear.in_features + (self.linear.bias is not None))
 
 
 @dataclass(frozen=True)
 class Projections:
-    """Everything that heads and neurons of one block pass through."""
+    """All projections of the heads and neurons of one block."""
 
     queries: Rows  # (H*D, C)
     keys: Rows  # (G*D, C)
@@ -108,12 +108,12 @@ class Projections:
 
 @dataclass(frozen=True)
 class ImageFamily:
-    """Where the residual blocks are in one family of image networks."""
+    """Module paths of the residual blocks in one family of image networks."""
 
     network: type[nn.Module]
-    block: tuple[type[nn.Module], ...]  # what counts as a block among the members of the sequences
-    sequences: tuple[str, ...]  # paths to the sequences of blocks, in the order data passes them
-    classifier: str  # the layer that turns features (N, P) into classes
+    block: tuple[type[nn.Module], ...]  # classes of residual blocks among the members of the sequences
+    sequences: tuple[str, ...]  # paths to the sequences of blocks, in forward order
+    classifier: str  # the layer that maps features (N, P) to classes
 
 
 IMAGE_FAMILIES: Table = Table("image family")
@@ -126,11 +126,11 @@ IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2, (InvertedResidual,), (
 
 @dataclass(frozen=True)
 class BlockInfo:
-    """One residual block of a network as it is now."""
+    """One residual block of a network in its present state."""
 
     name: str  # its path, e.g. "layer1.3"
     stage: int  # counted from 0; a block that changes the shape begins a stage
-    removable: bool  # leaving it out keeps the shape
+    removable: bool  # the shape of the data is the same without the block
 
 
 @dataclass(frozen=True)
@@ -143,25 +143,25 @@ class Sizes:
     head_width: int  # D
     neurons: int  # M
     width: int  # C
-    head_parameters: int  # of one query head: its rows of the query, its columns of the output projection
-    group_parameters: int  # of one key/value pair, without its queries
+    head_parameters: int  # of one query head: its rows of the query projection and columns of the output projection
+    group_parameters: int  # of one key/value head, without its queries
     neuron_parameters: int
-    parameters: int  # of the whole model, shared ones counted once
+    parameters: int  # of the whole model, shared parameters counted once
 
 
 def family_of(model: nn.Module) -> LanguageFamily:
-    """The family record of a transformers model.
+    """Return the family record of a transformers model.
 
     Raises
     ------
     ValueError
-        for a model type that has no record, or whose modules are not where the record says.
+        for a model type without a record, or a model whose modules are not at the paths of the record.
     """
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in FAMILIES:
         known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
         raise ValueError(f"unknown family {kind!r}; known: {known} (language models as transformers loads them); "
-                         f"image networks, which lose whole blocks only: {images}")
+                         f"image networks, of which only whole blocks can be removed: {images}")
     family: LanguageFamily = FAMILIES[kind]
     for path in (family.blocks, *(f"{family.blocks}.0.{p}" for p in _projections(family))):
         try:
@@ -175,24 +175,24 @@ def family_of(model: nn.Module) -> LanguageFamily:
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
-    """The list of decoder blocks of a language model."""
+    """Return the list of decoder blocks of a language model."""
     return cast(nn.ModuleList, model.get_submodule(family_of(model).blocks))
 
 
 def image_family(model: nn.Module) -> ImageFamily | None:
-    """The record of an image network, found by its class; None for anything else."""
+    """Return the record of an image network, found by its class; None for any other model."""
     return next((family for family in IMAGE_FAMILIES.values() if isinstance(model, family.network)), None)
 
 
 def residual_blocks(model: nn.Module) -> list[BlockInfo]:
-    """The residual blocks of a network in the order data passes them.
+    """Return the residual blocks of a network in forward order.
 
     The decoder blocks of a language model form one stage and are all removable.
 
     Raises
     ------
     ValueError
-        for a network of no family, with the families there are.
+        for a network of no family; the message lists the families.
     """
     if image_family(model):
         return image_blocks(model)
@@ -200,7 +200,7 @@ def residual_blocks(model: nn.Module) -> list[BlockInfo]:
 
 
 def image_blocks(model: nn.Module) -> list[BlockInfo]:
-    """The residual blocks of an image network: a stage begins with each block that changes the shape."""
+    """Return the residual blocks of an image network; every block that changes the shape begins a stage."""
     family = cast(ImageFamily, image_family(model))
     found: list[BlockInfo] = []
     for sequence in family.sequences:
@@ -213,10 +213,10 @@ def image_blocks(model: nn.Module) -> list[BlockInfo]:
 
 
 def keeps_shape(block: nn.Module) -> bool:
-    """Whether a residual block gives as many channels and pixels as it takes, read off its convolutions.
+    """Return True if the output of a residual block has the shape of its input, judged by the block's convolutions.
 
-    Convolutions stand in the order data passes them; a shortcut with a convolution of its own comes last and ends in as
-    many channels as the branch.
+    The convolutions are in forward order; a shortcut with its own convolution comes last and has as many output
+    channels as the branch.
     """
     convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
     same_channels = convolutions[0].in_channels == convolutions[-1].out_channels
@@ -224,18 +224,18 @@ def keeps_shape(block: nn.Module) -> bool:
 
 
 def classifier(model: nn.Module) -> nn.Module:
-    """The layer whose input is the penultimate representation: (N, P) features, (B, T, C) in a language model."""
+    """Return the classifier; its input is the penultimate representation, (N, P), or (B, T, C) in a language model."""
     family = image_family(model)
     if family:
         return model.get_submodule(family.classifier)
-    family_of(model)  # raises for what is no language model either
+    family_of(model)  # raises for a model of no family
     return cast(Any, model).get_output_embeddings()
 
 
 def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """What a language model predicts, (..., vocabulary), from what enters its classifier, (..., C).
+    """Return the logits (..., vocabulary) of a language model from the input of its classifier, (..., C).
 
-    Most give what the classifier gives; Granite divides it, Gemma 2 caps it softly.
+    In most families they are the output of the classifier; Granite divides it, Gemma 2 caps it softly.
     """
     found: Tensor = cast(Any, model).get_output_embeddings()(hidden)
     divisor, cap = (getattr(model.config, name, None) for name in ("logits_scaling", "final_logit_softcapping"))
@@ -246,7 +246,7 @@ def logits(model: nn.Module, hidden: Tensor) -> Tensor:
 
 @torch.no_grad()
 def logits_known(model: nn.Module) -> bool:
-    """Whether ``logits`` gives what the model itself predicts, tried on two tokens."""
+    """Return True if ``logits`` agrees with the forward pass of the model on two tokens."""
     network = cast(Any, model)
     ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
     expected = network(input_ids=ids, use_cache=False).logits
@@ -255,12 +255,12 @@ def logits_known(model: nn.Module) -> bool:
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Read the sizes off the modules of ``model``.
+    """Return the sizes of ``model``, read from its modules.
 
     Raises
     ------
     ValueError
-        when blocks differ in size: a plan removes the same number in every block.
+        when blocks differ in size, since a plan removes the same number in every block.
     """
     family, found = family_of(model), set()
     D = head_width(model)
@@ -279,12 +279,12 @@ def sizes(model: nn.Module) -> Sizes:
 
 
 def linear(block: nn.Module, path: str) -> nn.Linear:
-    """The linear layer at ``path`` inside a block."""
+    """Return the linear layer at ``path`` inside a block."""
     return cast(nn.Linear, block.get_submodule(path))
 
 
 def projections(block: nn.Module, family: LanguageFamily) -> Projections:
-    """Find the projections of one block, fused ones taken apart."""
+    """Return the projections of one block; fused matrices are split into their projections."""
     out, down = linear(block, family.heads_out), linear(block, family.neurons_out)
     shared = family.queries == family.keys
     pairs = linear(block, family.keys).out_features - shared * out.in_features
@@ -299,13 +299,13 @@ def projections(block: nn.Module, family: LanguageFamily) -> Projections:
 
 
 def head_width(model: nn.Module) -> int:
-    """``D``, from the config where it is stated, else width / heads."""
+    """Return the head width ``D``: the value in the config, or else width / heads."""
     config: Any = model.config
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
 def stream_factor(model: nn.Module) -> float:
-    """By what heads and neurons of ``model`` are multiplied when they are added to the residual stream."""
+    """Return the factor of both output projections of ``model`` when they are added to the residual stream."""
     name = family_of(model).multiplied_by
     return float(getattr(model.config, name)) if name else 1.0
 
@@ -314,7 +314,7 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     """Raise ValueError, naming the allowed counts, if a model with ``heads`` per block could not be stored.
 
     transformers from 5.4 on refuses LLaMA configs whose head count does not divide the width.  Such a model is stored
-    under the family's ``stored_as``; only where that has no place for what the config asks is the count refused.
+    under the family's ``stored_as``; the count is refused only if the config sets a field that family does not have.
     """
     family, config = family_of(model), cast(Any, model.config)
     first = projections(blocks(model)[0], family)
@@ -334,7 +334,7 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
 
 def tiny(name: str, *, n_blocks: int = 2, heads: int = 4, groups: int = 2, head_width: int = 8, neurons: int = 24,
          width: int = 32, vocabulary: int = 64) -> Any:
-    """Config of a toy network of family ``name``, for tests and for exercises."""
+    """Return the config of a tiny model of family ``name``, for tests and exercises."""
     from transformers import AutoConfig
 
     config = AutoConfig.for_model(
@@ -351,7 +351,7 @@ def _projections(family: LanguageFamily) -> tuple[str, ...]:
 
 
 def _field(config: Any, name: str) -> Any:
-    """A field of a config; a dot leads into a field that is a dict."""
+    """Return a field of a config; a dot leads into a field that is a dict."""
     first, _, rest = name.partition(".")
     value = getattr(config, first, None)
     return (value or {}).get(rest) if rest else value

@@ -1,6 +1,6 @@
-"""Catching what enters or leaves a module while data passes, and passing a block by.
+"""Context managers that record the inputs and outputs of modules, and that skip blocks.
 
-Everything here is a ``with``: after it the model is as it was.
+After each ``with`` block the model is in its previous state.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pruning_lib.models import families
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode (no dropout) inside the ``with``, afterwards every module in the mode it had."""
+    """Put ``model`` into evaluation mode (no dropout); afterwards restore the mode of every module."""
     modes = {module: module.training for module in model.modules()}
     model.eval()
     try:
@@ -28,9 +28,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def inputs_to(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call ``see(i, x)`` with the first input of ``modules[i]`` every time it runs inside the block.
+    """Call ``see(i, x)`` with the first input of ``modules[i]`` every time it runs inside the ``with`` block.
 
-    Nothing is stored here: what ``see`` does not keep is freed, so memory does not grow with the number of batches.
+    No input is stored here, so memory grows with the number of batches only if ``see`` keeps them.
     """
     with ExitStack() as stack:
         for i, module in enumerate(modules):
@@ -41,9 +41,9 @@ def inputs_to(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None]) 
 
 @contextmanager
 def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None]) -> Iterator[None]:
-    """Call ``see(i, y)`` with the output of ``modules[i]`` every time it runs inside the block.
+    """Call ``see(i, y)`` with the output of ``modules[i]`` every time it runs inside the ``with`` block.
 
-    A later layer may work in place: a ``see`` that keeps ``y`` beyond the call has to clone it.
+    A later layer may change ``y`` in place, so ``see`` must clone it to keep it beyond the call.
     """
     with ExitStack() as stack:
         for i, module in enumerate(modules):
@@ -54,10 +54,10 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
 
 @contextmanager
 def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
-    """Inside the ``with``, one residual block hands on its input and does not run; may be nested.
+    """Skip one residual block inside the ``with`` block: its output is its input; may be nested.
 
-    The network then computes bit for bit what it computes with the block removed.  A language model's cache stays empty
-    for a block that does not run: generate with ``use_cache=False``.
+    The result equals, bit for bit, that of the network without the block.  The key/value cache of a skipped decoder
+    block stays empty: generate with ``use_cache=False``.
 
     Parameters
     ----------
@@ -66,7 +66,7 @@ def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
     Raises
     ------
     ValueError
-        for anything but a removable block, with the names of those.
+        for a name that is no removable block; the message lists the removable blocks.
     """
     _refuse_unless_removable(model, block_name)
     with _forwarding(model.get_submodule(block_name), _identity):
@@ -75,21 +75,22 @@ def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
 
 @contextmanager
 def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]:
-    """Inside the ``with``, block ``block_name`` gives ``x`` whatever it is given, and no block before it runs.
+    """Resume the forward pass after block ``block_name``: its output is ``x``, and no block before it runs.
 
-    With what enters the block as ``x``, the network computes what it computes with the block bypassed, and only the
-    blocks behind are paid for.  ``x`` has to come from the inputs the network is then called with.
+    If ``x`` is the input of the block, the result equals that of the network with the block skipped, and only the
+    blocks behind it are computed.  ``x`` must come from the same inputs as the next forward pass.
 
     Raises
     ------
     ValueError
-        for anything but a removable block, as ``skip_block`` does.
+        for a name that is no removable block, as in ``skip_block``.
     """
     _refuse_unless_removable(model, block_name)
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             here = info.name == block_name
-            stack.enter_context(_forwarding(model.get_submodule(info.name), (lambda *_, **__: x) if here else _identity))
+            stack.enter_context(_forwarding(model.get_submodule(info.name),
+                                            (lambda *_, **__: x) if here else _identity))
             if here:
                 break
         yield
@@ -97,10 +98,10 @@ def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]
 
 @contextmanager
 def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[None]:
-    """Inside the ``with`` no block but ``block_name`` runs, and that one is given ``x``; None for what comes anyway.
+    """Run no block but ``block_name``, with input ``x``; None leaves its input unchanged.
 
-    The network itself makes what else a block wants (positions, masks), so ``x`` has to come from the inputs the
-    network is then called with.  Take what the block gives with ``outputs_of``.
+    The other arguments of the block (positions, masks) are computed by the model as usual, so ``x`` must come from the
+    same inputs as the next forward pass.  Record the output of the block with ``outputs_of``.
     """
     _refuse_unless_removable(model, block_name)
     with ExitStack() as stack:
@@ -116,14 +117,14 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
 def _refuse_unless_removable(model: nn.Module, block_name: str) -> None:
     removable = [block.name for block in families.residual_blocks(model) if block.removable]
     if block_name not in removable:
-        raise ValueError(f"{block_name!r} is not a block that can be left out; removable: {', '.join(removable)}")
+        raise ValueError(f"{block_name!r} is not a removable block; removable: {', '.join(removable)}")
 
 
 @contextmanager
 def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[None]:
-    """Give ``module`` another forward for the time of a block."""
+    """Replace the forward method of ``module`` inside the ``with`` block."""
     state = module.__dict__
-    before = state.get("forward")  # something else may have put its own there: an outer ``skip_block``, accelerate
+    before = state.get("forward")  # may be set already, by an outer ``skip_block`` or by accelerate
     state["forward"] = forward
     try:
         yield
@@ -135,5 +136,5 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
 
 
 def _identity(hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:
-    """The first argument; the name is the one decoder blocks give it."""
+    """Return the first argument; its name is the one used by decoder blocks."""
     return hidden_states

@@ -1,8 +1,8 @@
-"""Image networks by name: made fresh, written to a folder, read from one.
+"""Image networks by name: building, writing to a folder, reading from a folder.
 
-An ``ImageConfig`` says everything about a network but its weights.  A pruned network is described by the original it
-was cut from and the blocks it still has; to read it, the original is laid out without weights, cut again by
-``surgery``, and filled.  Every network takes pixels in [0, 1] and normalises them itself.
+An ``ImageConfig`` describes a network without its weights.  The config of a pruned network names the original network
+and the kept blocks; to read it, the original is built without weights, pruned by ``surgery``, and filled.
+Every network takes pixels in [0, 1] and contains its normalisation.
 To add a network, add one function to ``NETWORKS`` (and a record to ``families.IMAGE_FAMILIES`` if it is of a new kind).
 """
 
@@ -34,14 +34,14 @@ FORMAT, VERSION = "pruning_lib image network", 1
 
 @dataclass(frozen=True)
 class ImageConfig:
-    """What an image network is, without its weights.
+    """Description of an image network without its weights.
 
     Attributes
     ----------
     network : key of ``NETWORKS``
-    arguments : of that function; what is left out has the function's default
-    mean, std : of pixels in [0, 1], one value per channel
-    kept_blocks : names in the whole network of the blocks that are there, in the order data passes them; None: all
+    arguments : arguments of that function; missing ones have their defaults
+    mean, std : mean and standard deviation of pixels in [0, 1], one value per channel
+    kept_blocks : names, in the original network, of the kept blocks in forward order; None for all blocks
     """
 
     network: str
@@ -63,7 +63,7 @@ NETWORKS: Table = Table("image network")
 
 @NETWORKS.register()
 def cifar_resnet(depth: int = 56, shortcut: str = "A", channels: int = 3, classes: int = 10) -> nn.Module:
-    # the normalisation is the config's, ``_normalising`` puts it in
+    # the normalisation is in the config and is added by ``_normalising``
     return CifarResNet(depth, shortcut, channels, classes, mean=(0.0,) * channels, std=(1.0,) * channels)
 
 
@@ -73,7 +73,7 @@ def keras_resnet(blocks: Sequence[int] = (9, 9, 9), channels: int = 3, classes: 
 
 
 class _OnPixels:
-    """Put before a torchvision network, it normalises what comes in; the names of the weights stay torchvision's."""
+    """Mixin for a torchvision network that normalises its input; the names of the weights are those of torchvision."""
 
     normalise: Normalise
 
@@ -115,20 +115,20 @@ def mobilenet_v2(classes: int = 1000) -> nn.Module:
 
 
 def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Module:
-    """A network with random weights; it carries its full description as ``network.config``.
+    """Build a network with random weights; its full description is ``network.config``.
 
-    Convolutions are drawn as in He et al. 2015 (arXiv:1502.01852: normal, by the number of outputs); the dense layer is
-    uniform within 1 / sqrt(inputs), without bias; batch norms begin at 1 and 0.
+    Convolutions are initialised as in He et al. 2015 (arXiv:1502.01852: normal, fan out), the dense layer uniformly
+    within 1 / sqrt(inputs) with bias 0, batch norms with scale 1 and shift 0.
 
     Parameters
     ----------
-    config : what to build, or a key of ``NETWORKS`` for that network with its defaults
-    seed : a number or a generator; nothing is seeded globally
+    config : description of the network, or a key of ``NETWORKS`` for that network with its defaults
+    seed : a number or a generator; the global generators are not used
 
     Raises
     ------
     ValueError
-        for an unknown network or argument, blocks that cannot be left out, or a normalisation of other channels.
+        for an unknown network or argument, blocks that cannot be removed, or a mean of another number of channels.
     """
     network = _outline(ImageConfig(config) if isinstance(config, str) else config).to_empty(device="cpu")
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
@@ -146,29 +146,29 @@ def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Modul
         elif isinstance(module, PixelMean):
             nn.init.zeros_(module.mean)  # until it is measured on training images
         elif next(module.parameters(recurse=False), None) is not None:
-            raise TypeError(f"no rule for the first weights of {type(module).__name__}; add one to networks.build")
+            raise TypeError(f"no rule to initialise {type(module).__name__}; add one to image_networks.build")
     return _normalising(network)
 
 
 def with_weights(config: ImageConfig, weights: dict[str, Tensor]) -> nn.Module:
-    """The network ``config`` describes with these weights; ValueError when they are of another network."""
+    """Build the network of ``config`` with these weights; raise ValueError if they belong to another network."""
     network = _outline(config)
-    # cloned: a tensor in a file lies at any address, and kernels may round differently where it is not a round one
+    # cloned: tensors in a file may be unaligned in memory, and kernels may then round differently
     weights = {name: tensor.clone() for name, tensor in weights.items()}
     try:
         network.load_state_dict(weights, assign=True)
     except RuntimeError as error:
         raise ValueError(f"the weights are not those of {config.network} with {config.arguments}: {error}") from error
     network = _normalising(network)
-    return network.to(next(network.parameters()).dtype)  # the normalisation too
+    return network.to(next(network.parameters()).dtype)  # of the normalisation too
 
 
 def write(network: nn.Module, folder: Path) -> None:
-    """Weights and config of a network made here into ``folder``, as two files."""
+    """Write the weights and the config of a network to ``folder``, as two files."""
     config = getattr(network, "config", None)
     if not isinstance(config, ImageConfig):
-        raise ValueError(f"this {type(network).__name__} has no config that says how to build it again; make it with "
-                         f"networks.build(...) or models.load(...) and give it the weights with load_state_dict")
+        raise ValueError(f"this {type(network).__name__} has no config to build it again; make it with "
+                         f"image_networks.build(...) or load_model(...) and set the weights with load_state_dict")
     weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     text = json.dumps({"format": FORMAT, "format_version": VERSION, **asdict(config)}, indent=2)
@@ -176,7 +176,7 @@ def write(network: nn.Module, folder: Path) -> None:
 
 
 def write_new(network: nn.Module, folder: Path, texts: Mapping[str, str] | None = None) -> None:
-    """Write a network, and further files (name -> text), into a new ``folder``; it appears whole or not at all."""
+    """Write a network, and further files (name -> text), into a new ``folder``, whole or not at all."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
         done = Path(work) / "done"
@@ -189,7 +189,7 @@ def write_new(network: nn.Module, folder: Path, texts: Mapping[str, str] | None 
 
 
 def is_image_network(folder: Path) -> bool:
-    """Whether a folder is one of ours, or has the weights of a CIFAR ResNet and no config."""
+    """Return True if ``write`` wrote the folder, or if it has the weights of a CIFAR ResNet and no config."""
     if (folder / "config.json").is_file():
         return _described(folder).get("format") == FORMAT
     if not (folder / "model.safetensors").is_file():
@@ -202,12 +202,12 @@ def is_image_network(folder: Path) -> bool:
 
 
 def read(folder: Path) -> nn.Module:
-    """The network in a folder for which ``is_image_network`` says yes.
+    """Read the network in a folder for which ``is_image_network`` is True.
 
     Raises
     ------
     ValueError
-        for a config of a later version or with unknown values, broken weights, or weights that do not fit.
+        for a config of a later version or with unknown values, unreadable weights, or weights of another network.
     """
     weights = _weights(folder)
     if not (folder / "config.json").exists():
@@ -218,13 +218,13 @@ def read(folder: Path) -> nn.Module:
     del described["format"]
     try:
         return with_weights(ImageConfig(**described), weights)
-    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # fields or arguments that
-        # this format does not have, sizes that no network can have
+    except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # fields or
+        # arguments unknown to this format, impossible sizes
         raise ValueError(f"{folder}/config.json does not describe an image network: {error}") from error
 
 
 def _outline(config: ImageConfig) -> nn.Module:
-    """The network without weights (on the meta device), cut to the blocks it has."""
+    """Build the network without weights (on the meta device), with the kept blocks only."""
     make = NETWORKS[config.network]
     known = {name: parameter.default for name, parameter in inspect.signature(make).parameters.items()}
     unknown = set(config.arguments) - set(known)
@@ -247,17 +247,17 @@ def _outline(config: ImageConfig) -> nn.Module:
 
 
 def _normalising(network: Any) -> nn.Module:
-    """Ready to evaluate, with the normalisation of its config; it is made last, being no part of the weights."""
+    """Add the normalisation of the config, which is no part of the weights, and return the network for evaluation."""
     network.normalise = Normalise(network.config.mean, network.config.std)
     return network.eval()
 
 
 def _inferred(weights: dict[str, Tensor]) -> ImageConfig:
-    """Which CIFAR ResNet these are the weights of; its normalisation cannot be seen and is taken to be ImageNet's."""
+    """Return the config of a CIFAR ResNet inferred from its weights; the normalisation is assumed to be ImageNet's."""
     per_stage = [len({name.split(".")[1] for name in weights if name.startswith(f"layer{i}.")}) for i in (1, 2, 3)]
     if len(set(per_stage)) > 1:
-        raise ValueError(f"stages of {', '.join(map(str, per_stage))} blocks and no config.json: what this network was "
-                         f"cut from cannot be seen; write it with checkpoints.save")
+        raise ValueError(f"stages of {', '.join(map(str, per_stage))} blocks and no config.json: the original of this "
+                         f"pruned network cannot be inferred; write it with checkpoints.save")
     shortcut = "projection" if any(".shortcut." in name for name in weights) else "A"
     return ImageConfig("cifar_resnet", {"depth": 6 * per_stage[0] + 2, "shortcut": shortcut,
                                         "channels": weights["conv1.weight"].shape[1],

@@ -1,4 +1,4 @@
-"""One network in two architectures: a LLaMA's weights in the fused matrices of a Phi-3, computing the same."""
+"""Conversion of a LLaMA into an equivalent Phi-3, which stores the same weights in fused matrices."""
 
 from __future__ import annotations
 
@@ -8,25 +8,25 @@ import torch
 from torch import nn
 
 FUSED = {"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}  # one matrix has the rows of several, in this order
+         "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}  # fused matrix: its parts
 SAME = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
         "num_key_value_heads", "max_position_embeddings", "rms_norm_eps", "rope_parameters", "tie_word_embeddings",
         "pad_token_id", "bos_token_id", "eos_token_id")
 
 
 def as_phi3(llama: nn.Module) -> nn.Module:
-    """A Phi-3 with the weights of ``llama``; its logits are the same up to rounding.
+    """Return a Phi-3 with the weights of ``llama`` and the same logits up to rounding.
 
     Raises
     ------
     ValueError
-        for another family, or a LLaMA with biases, which Phi-3 has no place for.
+        for another family, or a LLaMA with biases, which Phi-3 does not have.
     """
     from transformers import AutoModelForCausalLM, Phi3Config
 
     config: Any = llama.config
     if config.model_type != "llama" or config.attention_bias or config.mlp_bias:
-        raise ValueError(f"a {config.model_type} with these fields has no Phi-3 that computes the same; wanted a LLaMA "
+        raise ValueError(f"a {config.model_type} with these fields has no equivalent Phi-3; give a LLaMA "
                          f"without biases")
     fields = {"head_dim": config.head_dim, "sliding_window": None, **{name: getattr(config, name) for name in SAME}}
     wanted = Phi3Config(**fields)

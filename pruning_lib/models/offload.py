@@ -1,8 +1,8 @@
-"""Models that are larger than the memory of a device: their weights wait on disk or in host memory (accelerate).
+"""Offloaded models, larger than the memory of a device: their weights are on disk or in host memory (accelerate).
 
-A weight that waits is a ``meta`` tensor; a hook of accelerate brings it when its module runs.  Here: where inputs go,
-weights at hand for a moment, a checkpoint that is read while it runs, and cutting weights that wait: they are cut
-whenever they are brought.
+An offloaded weight is a ``meta`` tensor; a hook of accelerate loads it when its module runs.
+Order of this file: queries · loading weights for a moment · checkpoints run from disk · slicing of offloaded weights.
+An offloaded weight is sliced every time it is loaded.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from torch import Tensor, nn
 
 
 def is_offloaded(module: nn.Module) -> bool:
-    """Whether weights of this module (or anything in it) wait elsewhere."""
+    """Return True if weights of this module or of its submodules are offloaded."""
     return any(p.device.type == "meta" and _hook(owner) is not None for owner in module.modules()
                for p in owner.parameters(recurse=False))
 
 
 def input_device(model: nn.Module) -> torch.device:
-    """Where token numbers go."""
+    """Return the device for token ids."""
     first = next(model.parameters()).device
     if first.type != "meta":
         return first
@@ -35,15 +35,15 @@ def input_device(model: nn.Module) -> torch.device:
 
 @contextmanager
 def materialized(module: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` the module's own weights are where it runs."""
+    """Load the own weights of a module to its device inside the ``with`` block."""
     with align_module_device(module):
         yield
 
 
 def load_from_disk(folder: Path, device: torch.device, **how: Any) -> nn.Module:
-    """The language model in ``folder``, ready to evaluate on ``device`` without ever being there as a whole.
+    """Load the language model in ``folder`` so that it runs on ``device`` without ever being there as a whole.
 
-    Every weight stays in its file and is brought to ``device`` for the time its module runs.
+    Every weight stays in its file and is on ``device`` only while its module runs.
 
     Parameters
     ----------
@@ -51,10 +51,10 @@ def load_from_disk(folder: Path, device: torch.device, **how: Any) -> nn.Module:
     """
     from transformers import AutoModelForCausalLM
 
-    with _quiet("accelerate.big_modeling"):  # it warns of weights on the meta device, where they are meant to be
+    with _quiet("accelerate.big_modeling"):  # it warns of weights on the meta device, which is intended here
         loaded = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "disk"}, **how)
     for module in loaded.modules():
-        for part in _hooks(module):  # accelerate would have a model that is on disk altogether run on the CPU
+        for part in _hooks(module):  # accelerate runs a model that is entirely on disk on the CPU
             part.execution_device = device
         for name, buffer in module.named_buffers(recurse=False):
             module._buffers[name] = buffer.to(device)
@@ -72,7 +72,7 @@ def _quiet(logger: str) -> Iterator[None]:
 
 
 def slice_offloaded(module: nn.Module, name: str, keep: Tensor, dim: int) -> None:
-    """Keep only the places ``keep`` of a weight that waits; it stays where it is and is cut whenever it is brought."""
+    """Keep only the places ``keep`` of an offloaded weight; the file is unchanged, and every load slices the weight."""
     hook, weight = cast(Any, _hook(module)), cast(Tensor, getattr(module, name))
     hook.weights_map = _SlicedWeights(hook.weights_map, name, keep, dim)
     shape = [len(keep) if i == dim else size for i, size in enumerate(weight.shape)]
@@ -80,7 +80,7 @@ def slice_offloaded(module: nn.Module, name: str, keep: Tensor, dim: int) -> Non
 
 
 class _SlicedWeights(Mapping):
-    """Weights by name; one of them is cut when it is read."""
+    """Weights by name, one of which is sliced when it is read."""
 
     def __init__(self, weights: Mapping[str, Tensor], name: str, keep: Tensor, dim: int) -> None:
         self.weights, self.name, self.keep, self.dim = weights, name, keep, dim
@@ -99,7 +99,7 @@ class _SlicedWeights(Mapping):
 
 
 def _hook(module: nn.Module) -> Any:
-    """The hook that brings the module's weights; None where they do not wait."""
+    """Return the hook that loads the weights of the module; None if they are not offloaded."""
     return next((part for part in _hooks(module) if getattr(part, "offload", False)), None)
 
 

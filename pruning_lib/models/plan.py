@@ -14,14 +14,14 @@ GROUPED = ("whole_groups", "equal_queries")
 
 @dataclass(frozen=True)
 class Plan:
-    """What to remove: the same number in every block, which ones may differ.
+    """Heads and neurons to remove: the same number in every block, at places that may differ.
 
     The shape of ``heads`` makes unequal cuts of grouped-query attention impossible to write down:
 
     * ``whole_groups``: (L, k), numbers of key/value groups, each with all its queries;
-    * ``equal_queries``: (L, G, k), for every group the k places within the group whose query heads go.
+    * ``equal_queries``: (L, G, k), for every group the k places, within the group, of the removed query heads.
 
-    ``neurons`` is (L, m).  ``sizes`` are those of the model the plan was made for.
+    ``neurons`` is (L, m).  ``sizes`` are the sizes of the model the plan was made for.
     """
 
     grouped_query: str
@@ -40,7 +40,7 @@ class Plan:
 
     @property
     def removed_heads(self) -> Tensor:
-        """(L, h) numbers of the query heads that go."""
+        """Return the numbers (L, h) of the removed query heads."""
         per_group = self.sizes.heads // self.sizes.groups
         if self.grouped_query == "whole_groups":
             return (self.heads.unsqueeze(-1) * per_group + torch.arange(per_group)).flatten(1)
@@ -48,12 +48,12 @@ class Plan:
 
     @property
     def removed_groups(self) -> Tensor:
-        """(L, g) numbers of the key/value groups that go."""
+        """Return the numbers (L, g) of the removed key/value groups."""
         return self.heads if self.grouped_query == "whole_groups" else self.heads.new_empty(self.sizes.blocks, 0)
 
     @property
     def removed_parameters(self) -> int:
-        """Exact number of parameters that go."""
+        """Return the exact number of removed parameters."""
         s = self.sizes
         per_block = (self.removed_heads.shape[1] * s.head_parameters + self.removed_groups.shape[1] * s.group_parameters
                      + self.neurons.shape[1] * s.neuron_parameters)
@@ -61,12 +61,12 @@ class Plan:
 
     @property
     def removed_fraction(self) -> float:
-        """Exact fraction of all parameters of the model that goes."""
+        """Return the exact removed fraction of all parameters of the model."""
         return self.removed_parameters / self.sizes.parameters
 
     @property
     def kept(self) -> dict[str, int]:
-        """Sizes of a block afterwards: heads, groups, neurons."""
+        """Return the sizes of a block after removal: heads, groups, neurons."""
         s = self.sizes
         return {"heads": s.heads - self.removed_heads.shape[1], "groups": s.groups - self.removed_groups.shape[1],
                 "neurons": s.neurons - self.neurons.shape[1]}
@@ -79,9 +79,9 @@ class Plan:
 
 
 def _check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
-    """Indices (*lead, k): distinct, ascending, within ``places``, and one place stays."""
+    """Raise ValueError unless indices (*lead, k) ascend strictly within ``places`` and leave at least one place."""
     if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= places:
-        raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} wanted, got "
+        raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} needed, got "
                          f"{indices.dtype} of shape {tuple(indices.shape)}")
     if indices.numel() and (indices.min() < 0 or indices.max() >= places or (indices.diff(dim=-1) <= 0).any()):
         raise ValueError(f"plan.{name}: places must ascend without repeats within 0 to {places - 1}")

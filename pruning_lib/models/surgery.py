@@ -1,8 +1,9 @@
-"""Carries a plan out: takes heads and neurons, or whole blocks, out of a network.  Nothing else cuts.
+"""Surgery: removes the heads and neurons, or the blocks, of a plan.  No other module changes the shape of weights.
 
-Removing heads and neurons equals masking: the pruned model computes what the dense one computes with the removed parts
-set to zero.  Removing blocks equals bypassing: it computes what the dense one computes when those blocks hand on their
-input.  Order of this file: remove · blocks · heads and neurons.
+Removing heads and neurons equals masking: the pruned model computes the same as the dense one with the removed parts
+set to zero.  Removing blocks equals bypassing: the pruned model computes the same as the dense one in which the
+output of those blocks is their input.
+Order of this file: remove · blocks · heads and neurons.
 """
 
 from __future__ import annotations
@@ -21,24 +22,24 @@ from pruning_lib.models.plan import Plan
 
 
 def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -> nn.Module:
-    """The model without what ``plan`` names; smaller in fact, and runnable at once.
+    """Return the model without the heads and neurons, or blocks, of ``plan``; its weights are smaller.
 
-    Blocks that stay are renumbered, so a new plan has to be made for the pruned model.
+    The kept blocks are renumbered, so the pruned model needs a new plan.
 
     Parameters
     ----------
     model : the model the plan was made for
-    inplace : cut ``model`` itself instead of a copy (halves the memory needed); a model whose weights wait on disk or
-        in host memory (``models.load(..., device="auto")``) is only cut in place, and its weights stay where they are
+    inplace : cut ``model`` itself instead of a copy (halves the memory needed); a model whose weights are offloaded
+        to disk or host memory (``load_model(..., device="auto")``) is only cut in place, and stays offloaded
 
     Raises
     ------
     ValueError
-        before anything is cut, when the plan was made for a model of other sizes or with other blocks, or a copy is
-        wanted of a model whose weights wait elsewhere.
+        before the model is changed: when the plan was made for a model of other sizes or with other blocks, or
+        ``inplace`` is False for an offloaded model.
     """
     if not inplace and offload.is_offloaded(model):
-        raise ValueError("weights of this model wait on disk or in host memory, a copy would need all of them; "
+        raise ValueError("weights of this model are offloaded to disk or host memory, a copy would need all of them; "
                          "give inplace=True")
     if isinstance(plan, BlockPlan):
         return _remove_blocks(model, plan, inplace)
@@ -48,9 +49,9 @@ def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -
 def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Module:
     if tuple(families.residual_blocks(model)) != plan.blocks:
         raise ValueError("the plan was made for a model with other blocks (or this model is pruned already); "
-                         "make a new plan for this model: names move up when a block before them goes")
+                         "make a new plan for this model: blocks are renumbered when one before them is removed")
     pruned = model if inplace else copy.deepcopy(model)
-    for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: what stays in front keeps its name
+    for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: the blocks in front keep their names
         path, number = _place(name)
         del cast(nn.ModuleList, pruned.get_submodule(path))[number]
     if families.image_family(pruned):
@@ -61,13 +62,13 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
 
 
 def _place(name: str) -> tuple[str, int]:
-    """Path of the sequence that holds a block, and the block's number in it."""
+    """Return the path of the sequence that holds a block, and the number of the block in it."""
     path, _, number = name.rpartition(".")
     return path, int(number)
 
 
 def _state_blocks(network: Any, plan: BlockPlan) -> None:
-    """Write into an image network's config, where it has one, which of the original blocks it still has."""
+    """Write the names of the kept blocks into the config of an image network, if it has one."""
     config: Any = getattr(network, "config", None)
     if hasattr(config, "kept_blocks"):
         pairs = zip(config.kept_blocks, plan.blocks, strict=True)
@@ -76,10 +77,10 @@ def _state_blocks(network: Any, plan: BlockPlan) -> None:
 
 
 def _renumber(model: Any, plan: BlockPlan) -> None:
-    """Say in a language model's modules and config how many blocks there are now, and which is which.
+    """Write the new number of blocks and the new block numbers into the modules and config of a language model.
 
-    Attention finds its place in the key/value cache by ``layer_idx``; what the config lists per block (``layer_types``:
-    which blocks see a sliding window) is read by place.
+    ``layer_idx`` is the place of an attention module in the key/value cache; lists in the config with one entry per
+    block (``layer_types``: full attention or sliding window) are indexed by block number.
     """
     for i, block in enumerate(families.blocks(model)):
         for module in block.modules():
@@ -145,19 +146,19 @@ def _slice(linear: nn.Linear, name: str, keep: Tensor, dim: int) -> None:
 
 
 def _kept(removed: Tensor, places: int) -> Tensor:
-    """The places that stay, ascending."""
+    """Return the kept places in ascending order."""
     stays = torch.ones(places, dtype=torch.bool)
     stays[removed] = False
     return stays.nonzero().flatten()
 
 
 def _wide(heads: Tensor, D: int) -> Tensor:
-    """Rows of the projections that belong to these heads."""
+    """Return the rows of the projections that belong to these heads."""
     return (heads[:, None] * D + torch.arange(D)).flatten()
 
 
 def _refresh(attention: nn.Module, heads: int, groups: int) -> None:
-    """Attention modules keep counts of their own; which ones depends on the transformers version."""
+    """Set the head counts of an attention module; the set of counts depends on the transformers version."""
     counts = {"num_heads": heads, "num_attention_heads": heads, "num_key_value_heads": groups,
               "num_key_value_groups": heads // groups}
     for name, count in counts.items():
@@ -166,7 +167,7 @@ def _refresh(attention: nn.Module, heads: int, groups: int) -> None:
 
 
 def _state_sizes(config: Any, plan: Plan) -> None:
-    """Write the new sizes into the config; ``head_dim`` always, since absent it would be recomputed from the heads."""
+    """Write the new sizes into the config, always with ``head_dim``, which is otherwise derived from the head count."""
     config.num_attention_heads = plan.kept["heads"]
     config.num_key_value_heads = plan.kept["groups"]
     config.intermediate_size = plan.kept["neurons"]

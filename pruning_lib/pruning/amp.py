@@ -1,8 +1,9 @@
-"""AMP: which attention heads and MLP neurons matter least.
+"""AMP: importance of attention heads and MLP neurons.
 
-Idea: a head matters as much as what it adds to the residual stream, a neuron as much as it fires, averaged over the
-tokens of a prompt and then over prompts [1]_.  One pass over the prompts gives both.
-Order of this file: batches · importance · of heads · of neurons.  ``choose`` is in ``plans``, cutting in ``surgery``.
+Idea: the importance of a head is the size of its contribution to the residual stream, the importance of a neuron the
+size of its activation, averaged over the tokens of a prompt and then over prompts [1]_.  One pass gives both.
+Order of this file: batches · importance · head_scores · neuron_scores.  ``choose`` is in ``selection``, cutting in
+``surgery``.
 
 References
 ----------
@@ -28,14 +29,14 @@ __all__ = ["ScoreSums", "batches", "choose", "head_scores", "importance", "merge
 
 @dataclass(frozen=True)
 class ScoreSums:
-    """Scores summed over prompts, not yet divided by their number: what parts of one pass are merged from.
+    """Scores summed over prompts, not yet divided by their number; the sums of several parts can be merged.
 
     Attributes
     ----------
     heads : (L, H) float64
     neurons : (L, M) float64
-    prompts : how many
-    dtype : of the model
+    prompts : number of prompts
+    dtype : dtype of the model
     """
 
     heads: Tensor
@@ -51,8 +52,9 @@ def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1
     Parameters
     ----------
     prompts : texts
-    tokens_per_batch : padded size B x T a batch may reach; more is faster up to the size of the cache, and takes memory
-    max_length : tokens after which a prompt is cut
+    tokens_per_batch : largest padded size B x T of a batch; larger batches are faster up to the size of the cache, and
+        need more memory
+    max_length : number of tokens after which a prompt is truncated
 
     Returns
     -------
@@ -61,10 +63,10 @@ def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1
     Raises
     ------
     ValueError
-        without a tokenizer, which image networks do not have; without prompts, or for one without tokens.
+        without a tokenizer (image networks have none), without prompts, or for a prompt without tokens.
     """
     if tokenizer is None:
-        raise ValueError("no tokenizer: text goes into language models; of an image network whole blocks can go, see "
+        raise ValueError("no tokenizer: AMP prunes language models; whole blocks of an image network are removed by "
                          "consensus.prune and the notebook consensus_prune")
     if not prompts:
         raise ValueError("no prompts: give at least one text to calibrate on")
@@ -83,7 +85,7 @@ def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1
 def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress: bool = True) -> Importance:
     """Score every head and every neuron of a language model in one pass.
 
-    Every prompt weighs the same whatever its length; padding never counts; the language-model head is not computed.
+    Every prompt has the same weight, whatever its length.  Padding is ignored.  The language-model head is not run.
 
     Parameters
     ----------
@@ -108,10 +110,10 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
 
 
 def merge(parts: Iterable[ScoreSums]) -> Importance:
-    """The importance of all prompts from the sums of parts of them, in whichever order they come.
+    """Return the importance over all prompts from the sums of several parts, in any order.
 
-    The sums are of float32 numbers in float64, which is exact as long as the largest score of a batch is less than
-    2^29 / batches times the smallest one: parts merged are then the one pass bit for bit.
+    Float32 scores are summed in float64.  The sums are exact as long as the largest score of a batch is less than
+    2^29 / batches times the smallest one; merged parts then equal a single pass bit for bit.
 
     Raises
     ------
@@ -122,7 +124,7 @@ def merge(parts: Iterable[ScoreSums]) -> Importance:
     if not sum(part.prompts for part in parts):
         raise ValueError("no batches: give at least one prompt to calibrate on")
     if len({(part.heads.shape, part.neurons.shape, part.dtype) for part in parts}) > 1:
-        raise ValueError("the parts are of models of different sizes or dtypes; sum all of them with the same model")
+        raise ValueError("the parts come from models of different sizes or dtypes; compute all with the same model")
     prompts = sum(part.prompts for part in parts)
     heads = torch.stack([part.heads for part in parts]).sum(0) / prompts
     neurons = torch.stack([part.neurons for part in parts]).sum(0) / prompts
@@ -132,10 +134,10 @@ def merge(parts: Iterable[ScoreSums]) -> Importance:
 
 
 def score_sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress: bool = True) -> ScoreSums:
-    """Scores summed over the prompts of ``batches``, on the CPU: ``importance`` before the division.
+    """Return the scores summed over the prompts of ``batches``, on the CPU: ``importance`` before the division.
 
-    Several workers take a part of the batches each, and ``merge`` puts their sums together.  Batches are read one after
-    the other, so a generator does; the model may lie on several devices or wait on disk.
+    Several workers can each process a part of the batches; ``merge`` combines their sums.  Batches are read one at a
+    time, so a generator is enough.  The model may be on several devices, or offloaded to disk.
     """
     s, family = families.sizes(model), families.family_of(model)
     device = offload.input_device(model)
@@ -143,8 +145,8 @@ def score_sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
     neurons = torch.zeros(s.blocks, s.neurons, dtype=torch.float64)
     heads_out = [families.linear(b, family.heads_out) for b in families.blocks(model)]
     neurons_out = [b.get_submodule(family.neurons_out) for b in families.blocks(model)]
-    decoder: Any = model.base_model  # all but the language-model head
-    weights: Tensor  # (B, T): 1 / length of the prompt, 0 where padded
+    decoder: Any = model.base_model  # the model without the language-model head
+    weights: Tensor  # (B, T): 1 / length of the prompt, 0 for padding
 
     def see(i: int, x: Tensor) -> None:
         here = weights.to(x.device)
@@ -165,19 +167,19 @@ def score_sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
 
 
 def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:
-    """What each head adds to the stream: sum over tokens of weight x L1 norm.
+    """Return the contribution of each head to the residual stream: sum over tokens of weight x L1 norm.
 
     Parameters
     ----------
-    x : (B, T, H*D) what enters the output projection, the heads side by side
-    w_out : (C, H*D) weight of that projection
-    weights : (B, T) weight of each token; 0 leaves it out
+    x : (B, T, H*D) input of the output projection, the heads side by side
+    w_out : (C, H*D) weight of the output projection
+    weights : (B, T) weight of each token; 0 excludes it
 
     Returns
     -------
     (H,) in units of the residual stream
     """
-    kept = weights > 0  # padding goes before the work starts
+    kept = weights > 0  # padding is dropped before the multiplications
     x, weights = x[kept], weights[kept]  # (N, H*D), (N,)
     scores = []
     for x_h, w_h in zip(x.split(D, 1), w_out.split(D, 1), strict=True):
@@ -187,12 +189,12 @@ def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:
 
 
 def neuron_scores(x: Tensor, weights: Tensor) -> Tensor:
-    """How strongly a neuron fires: sum over tokens of weight x absolute value.
+    """Return the size of the activation of each neuron: sum over tokens of weight x absolute value.
 
     Parameters
     ----------
-    x : (B, T, M) what enters the projection that closes the MLP
-    weights : (B, T) weight of each token; 0 leaves it out
+    x : (B, T, M) input of the output projection of the MLP
+    weights : (B, T) weight of each token; 0 excludes it
 
     Returns
     -------

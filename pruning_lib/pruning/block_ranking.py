@@ -1,7 +1,7 @@
-"""How the next block to remove is chosen: Consensus and what it is compared with, under one roof.
+"""Block ranking: Consensus and the criteria it is compared with.
 
-A criterion is a function of the network and of labelled images (or of batches of prompts, for a language model) that
-gives the network's blocks, the first to remove first.  Each is asked anew before every cut.
+A criterion is a function of a network and of labelled images (batches of prompts for a language model).  It returns the
+names of the blocks, the first to remove first.  It is computed again before every removal.
 
 References
 ----------
@@ -28,7 +28,7 @@ from pruning_lib.pruning.consensus import Batch
 
 @dataclass(frozen=True)
 class Criterion:
-    """``order(model, inputs, labels, seed)`` gives names of blocks, the first to remove first."""
+    """A criterion: ``order(model, inputs, labels, seed)`` returns names of blocks, the first to remove first."""
 
     order: Callable[[nn.Module, Tensor | Iterable[Batch], Tensor | None, int], Sequence[str]]
     about: str
@@ -47,16 +47,16 @@ def _by(metrics: tuple[str, ...] | None
 
 def influence_order(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None, seed: int
                     ) -> Sequence[str]:
-    """What turns its input least goes first: ShortGPT's block influence [1]_."""
+    """Rank blocks by ShortGPT's block influence [1]_: the smallest change of direction first."""
     names = [info.name for info in families.residual_blocks(model) if info.removable]
     found = influence(model, inputs, names)
     return [names[i] for i in found.argsort(stable=True).tolist()]
 
 
 def influence(model: nn.Module, inputs: Tensor | Iterable[Batch], names: Sequence[str]) -> Tensor:
-    """One minus the cosine between what enters a block and what leaves it, the mean over positions; (blocks,).
+    """Return one minus the cosine between input and output of each block, averaged over positions; (blocks,).
 
-    A position is a token, padding left out, or a pixel of an image with its channels.
+    A position is a token (without padding), or a pixel of a feature map with its channels.
     """
     modules = [model.get_submodule(name) for name in names]
     total, count = torch.zeros(2, len(names), dtype=torch.float64)
@@ -79,9 +79,9 @@ def influence(model: nn.Module, inputs: Tensor | Iterable[Batch], names: Sequenc
 
 
 def front_to_back(model: nn.Module, inputs: object, labels: Tensor | None, seed: int) -> Sequence[str]:
-    """From front to back, without looking; the first block of every stage comes last.
+    """Rank blocks from front to back, without data; the first block of every stage comes last.
 
-    The sequence in which the published Consensus networks lost their blocks.
+    Blocks were removed in this order from the published Consensus networks.
     """
     infos = families.residual_blocks(model)
     opens = [i == 0 or infos[i - 1].stage != info.stage for i, info in enumerate(infos)]
@@ -90,20 +90,19 @@ def front_to_back(model: nn.Module, inputs: object, labels: Tensor | None, seed:
 
 
 def random_order(model: nn.Module, inputs: object, labels: Tensor | None, seed: int) -> Sequence[str]:
-    """Any order, another one for every seed and every number of blocks."""
+    """Rank blocks in random order, drawn anew for every seed and every number of blocks."""
     names = [info.name for info in families.residual_blocks(model) if info.removable]
     generator = torch.Generator().manual_seed(seed * 1000 + len(names))
     return [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
 
 
 def least_loss(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None, seed: int) -> Sequence[str]:
-    """The block without which the network errs least goes first: it asks the classifier instead of any metric.
+    """Rank blocks by the loss of the network without them, the smallest first.
 
-    Ours, the question that a similarity metric stands in for: the cross-entropy on the calibration images, without
-    tuning.
+    Our own control for similarity metrics: the cross-entropy on the calibration images, without fine-tuning.
     """
     if labels is None:
-        raise ValueError("the loss compares answers with classes: give labels, or take another criterion")
+        raise ValueError("the criterion 'loss' needs labels: give the class of each image, or take another criterion")
     names = [info.name for info in families.residual_blocks(model) if info.removable]
     _, without = consensus.representations(model, inputs, names)
     classifier = families.classifier(model)
@@ -113,11 +112,11 @@ def least_loss(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tenso
     return [names[i] for i in torch.stack(losses).argsort(stable=True).tolist()]
 
 
-CRITERIA["consensus"] = Criterion(_by(None), "the smallest sum of ranks over all metrics goes (the paper's method)")
+CRITERIA["consensus"] = Criterion(_by(None), "removes the smallest sum of ranks over all metrics (the paper's method)")
 for _name in similarity.METRICS:
-    CRITERIA[_name] = Criterion(_by((_name,)), f"what moves the representation least by {_name} alone goes")
-CRITERIA["loss"] = Criterion(least_loss, "what raises the loss on calibration images least goes (a control)")
+    CRITERIA[_name] = Criterion(_by((_name,)), f"removes the smallest change of the representation by {_name} alone")
+CRITERIA["loss"] = Criterion(least_loss, "removes the smallest increase of the loss on calibration images (a control)")
 
-CRITERIA["block_influence"] = Criterion(influence_order, "what turns its input least goes (ShortGPT)")
-CRITERIA["network_order"] = Criterion(front_to_back, "front to back, as the published networks lost theirs (a control)")
-CRITERIA["random"] = Criterion(random_order, "any block goes (a control)")
+CRITERIA["block_influence"] = Criterion(influence_order, "removes the smallest change of direction (ShortGPT)")
+CRITERIA["network_order"] = Criterion(front_to_back, "removes from front to back, as was published (a control)")
+CRITERIA["random"] = Criterion(random_order, "removes a random block (a control)")

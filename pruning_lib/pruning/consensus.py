@@ -1,8 +1,9 @@
-"""Consensus: which residual blocks of a network change its representation least.
+"""Consensus: ranks residual blocks by the change of the representation without them.
 
-Idea: leave one block out, see how far the features before the classifier move, by several metrics that each notice
-something else; rank the blocks by every metric, add the ranks, remove the block with the smallest sum [1]_.
-Order of this file: representations · scores · rank · prune.  Metrics are in ``similarity``, cutting is in ``surgery``.
+Idea: skip one block and measure the change of the features before the classifier by several different metrics; rank
+the blocks by every metric, add the ranks, remove the block with the smallest sum [1]_.
+Order of this file: representations · scores · rank · prune · selection of blocks.
+Metrics are in ``similarity``, cutting is in ``surgery``.
 
 References
 ----------
@@ -32,10 +33,10 @@ Batch = Tensor | Mapping[str, Tensor]
 
 def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: Sequence[str] | None = None, *,
                     images_per_batch: int = 128, progress: bool = True) -> tuple[Tensor, Tensor]:
-    """Penultimate features of the network, and of the network without each block.
+    """Return the penultimate features of the network, and of the network without each block.
 
-    What runs before a block is computed once: without block ``i`` the features come from what entered block ``i``,
-    handed to the blocks behind it.  They equal, bit for bit, those of a full pass with the block bypassed.
+    The blocks before block ``i`` run once: the features without block ``i`` are computed by passing the input of block
+    ``i`` to the blocks behind it.  They equal, bit for bit, those of a full pass with the block skipped.
 
     Parameters
     ----------
@@ -77,17 +78,17 @@ def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: 
 
 
 def penultimate(model: nn.Module, batch: Batch) -> Tensor:
-    """What enters the classifier: (B, P) float32 on the CPU; of a language model for the last token of each prompt."""
+    """Return the input of the classifier, (B, P) float32 on the CPU; in a language model for the last token only."""
     device = next(model.parameters()).device
     if isinstance(batch, Tensor):
         if not batch.is_floating_point():
-            raise ValueError(f"pixels are {batch.dtype}; give floats in [0, 1], such as finetune.pixels(images)")
+            raise ValueError(f"pixels are {batch.dtype}; give floats in [0, 1], such as sgd.pixels(images)")
         caught: list[Tensor] = []
         with inputs_to([families.classifier(model)], lambda _, x: caught.append(x)):
             model(batch.to(device))
         return caught[0].float().cpu()
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
-    families.classifier(model)  # a language model of a known family, or an error that names the families
+    families.classifier(model)  # raises for a model of no family
     hidden: Any = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
     last = mask.sum(1) - 1
     return hidden.last_hidden_state[torch.arange(len(last), device=device), last].float().cpu()
@@ -95,19 +96,19 @@ def penultimate(model: nn.Module, batch: Batch) -> Tensor:
 
 def scores(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None = None, *,
            metrics: Sequence[str] | None = None, images_per_batch: int = 128, progress: bool = True) -> pd.DataFrame:
-    """How far the representation moves when a block is left out: a line per removable block, a column per metric.
+    """Return the change of the representation without each block: a row per removable block, a column per metric.
 
     Parameters
     ----------
     inputs : as in ``representations``
-    labels : (N,) class of each input; metrics that compare classes need it
-    metrics : keys of ``similarity.METRICS``; by default all that these inputs allow: those that compare classes need
-        labels, ``linear_shape_0`` more samples than features (there is a warning where it is left out)
+    labels : (N,) class of each input, for metrics that compare classes
+    metrics : keys of ``similarity.METRICS``; by default all that are defined for these inputs: metrics that compare
+        classes need labels, ``linear_shape_0`` more samples than features (a warning is given if it is left out)
 
     Raises
     ------
     ValueError
-        for an unknown metric, a metric that needs labels where there are none, or a network without removable blocks.
+        for an unknown metric, a metric that needs missing labels, or a network without removable blocks.
     """
     usable = [name for name, metric in similarity.METRICS.items() if labels is not None or not metric.needs_labels]
     chosen = usable if metrics is None else list(metrics)
@@ -116,7 +117,7 @@ def scores(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | 
         raise ValueError(f"{', '.join(missing)} compare classes: give labels, or leave these metrics out")
     names = [b.name for b in families.residual_blocks(model) if b.removable]
     if not names:
-        raise ValueError("no block of this network keeps the shape of its input, so none can be left out")
+        raise ValueError("no block of this network keeps the shape of its input, so none can be removed")
     whole, without = representations(model, inputs, names, images_per_batch=images_per_batch, progress=progress)
     if metrics is None:
         chosen = _numbered_labels(chosen, *whole.shape)
@@ -125,7 +126,7 @@ def scores(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | 
 
 
 def _numbered_labels(metrics: list[str], samples: int, features: int) -> list[str]:
-    """Those of ``metrics`` that say something about so many samples of so many features."""
+    """Return the metrics that are defined for this number of samples and features; warn of the others."""
     fine = [name for name in metrics if samples > features + 1 or not similarity.METRICS[name].needs_samples]
     if fine != metrics:
         left = ", ".join(name for name in metrics if name not in fine)
@@ -135,14 +136,14 @@ def _numbered_labels(metrics: list[str], samples: int, features: int) -> list[st
 
 
 def ranks(table: pd.DataFrame) -> pd.DataFrame:
-    """Rank of every block by every metric, 0 = moves the representation least; ties share the mean of their ranks."""
+    """Return the rank of every block by every metric, 0 for the smallest change; ties share their mean rank."""
     if table.isna().to_numpy().any():
         raise ValueError("a score is missing (NaN); a block cannot be ranked without it")
     return table.rank(method="average") - 1
 
 
 def rank(table: pd.DataFrame) -> list[str]:
-    """Names of the blocks by the sum of their ranks, the first to remove first; ties in the order of the table."""
+    """Return the names of the blocks by the sum of their ranks, smallest first; ties in the order of the table."""
     return list(ranks(table).sum(axis=1).sort_values(kind="stable").index)
 
 
@@ -152,8 +153,8 @@ class Step:
 
     Attributes
     ----------
-    removed : names *in the network pruning began with* of the blocks that went this round
-    order : the criterion's order before the cut, in the names of that round's network
+    removed : names of the blocks removed in this round, *as in the original network*
+    order : order of the criterion before the removal, with the block names of this round
     """
 
     model: nn.Module
@@ -163,7 +164,7 @@ class Step:
 
 def prune(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, rounds: int, per_round: int = 1,
           min_blocks: int = 2) -> Iterator[Step]:
-    """Rank, remove, hand out; the caller may tune ``step.model`` in place before the next round begins.
+    """Yield a ``Step`` per round of ranking and removal; the caller may fine-tune ``step.model`` in between.
 
     ``model`` itself is not changed.
 
@@ -171,20 +172,20 @@ def prune(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, 
     ----------
     criterion : network -> names of its blocks, the first to remove first, such as
         ``lambda network: rank(scores(network, images, labels))``
-    rounds, per_round : how often, and how many blocks at a time
-    min_blocks : blocks every stage keeps
+    rounds, per_round : number of rounds, and number of blocks per round
+    min_blocks : smallest number of blocks in every stage
 
     Raises
     ------
     ValueError
-        before the first round, as ``validate`` does.
+        before the first round, as in ``validate``.
     """
     validate(model, rounds=rounds, per_round=per_round, min_blocks=min_blocks)
     return _rounds(model, criterion, rounds, per_round, min_blocks)
 
 
 def _rounds(model: nn.Module, criterion: Callable, rounds: int, per_round: int, min_blocks: int) -> Iterator[Step]:
-    names = {info.name: info.name for info in families.residual_blocks(model)}  # now -> in the beginning
+    names = {info.name: info.name for info in families.residual_blocks(model)}  # present name -> original name
     for _ in range(rounds):
         found = step(model, criterion, per_round=per_round, min_blocks=min_blocks)
         left = [original for now, original in names.items() if now not in found.removed]
@@ -195,7 +196,7 @@ def _rounds(model: nn.Module, criterion: Callable, rounds: int, per_round: int, 
 
 def step(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, per_round: int = 1, min_blocks: int = 2
          ) -> Step:
-    """One round of ``prune``; ``removed`` in the names that ``model`` has now, in the order data passes them."""
+    """Run one round of ``prune``; ``removed`` has the present names of ``model``, in forward order."""
     order = tuple(criterion(model))
     plan = BlockPlan.of(model, select_blocks(order, model, per_round, min_blocks=min_blocks))
     removed = tuple(info.name for info in plan.blocks if info.name in plan.removed)
@@ -203,17 +204,17 @@ def step(model: nn.Module, criterion: Callable[[nn.Module], Sequence[str]], *, p
 
 
 def validate(model: nn.Module, *, rounds: int, per_round: int = 1, min_blocks: int = 2) -> None:
-    """Raise ValueError when fewer blocks of ``model`` can go than ``rounds`` of ``per_round`` would take."""
+    """Raise ValueError unless ``rounds`` of ``per_round`` blocks can be removed from ``model``."""
     if min_blocks < 1:
         raise ValueError(f"min_blocks={min_blocks}; a stage keeps at least 1 block")
     most = max_removable(model, min_blocks)
     if not 0 < rounds * per_round <= most:
-        raise ValueError(f"{rounds} rounds of {per_round} blocks; {most} blocks can go "
+        raise ValueError(f"{rounds} rounds of {per_round} blocks; {most} blocks can be removed "
                          f"if each stage keeps {min_blocks}")
 
 
 def select_blocks(order: Sequence[str], model: nn.Module, count: int, *, min_blocks: int = 2) -> list[str]:
-    """The first ``count`` names of ``order`` that may go together, each stage keeping ``min_blocks`` blocks."""
+    """Return the first ``count`` removable names of ``order``, with at least ``min_blocks`` kept in each stage."""
     infos = {info.name: info for info in families.residual_blocks(model)}
     left = Counter(info.stage for info in infos.values())
     chosen: list[str] = []
@@ -223,13 +224,13 @@ def select_blocks(order: Sequence[str], model: nn.Module, count: int, *, min_blo
             chosen.append(name)
             left[info.stage] -= 1
     if len(chosen) < count:
-        raise ValueError(f"{count} blocks wanted, only {len(chosen)} of this order can go "
+        raise ValueError(f"count={count}, but only {len(chosen)} blocks of this order can be removed "
                          f"if each stage keeps {min_blocks}")
     return chosen
 
 
 def max_removable(model: nn.Module, min_blocks: int) -> int:
-    """How many blocks can go together if each stage keeps ``min_blocks``."""
+    """Return the largest number of blocks that can be removed together if each stage keeps ``min_blocks``."""
     infos = families.residual_blocks(model)
     stages: dict[int, list[bool]] = {}
     for info in infos:

@@ -1,7 +1,7 @@
-"""What AMP is compared with, and AMP itself, under one roof: a method is an importance and a rule.
+"""Importance: AMP and the width-pruning methods it is compared with; a method is an importance and a rule.
 
-All score the same units, so that all can be cut to the same size.  The activations that count are those AMP looks at:
-what enters a closing projection, H*D columns for the heads and M for the neurons.
+All methods score the same units, so that all can prune to the same size.  Activations are the inputs of the output
+projections, as in AMP: H*D columns for the heads and M for the neurons.
 Order of this file: the table · without data · from activations · from gradients · several at once.
 
 References
@@ -35,25 +35,25 @@ Batches = Iterable[Mapping[str, Tensor]]
 
 @dataclass(frozen=True)
 class Method:
-    """How importances are measured and which ones go."""
+    """A pruning method: the importance, and the rule that selects the units to remove."""
 
     importance: Callable[[nn.Module, Batches], Importance]
     rule: str
     about: str
-    needs_text: bool = False  # thousands of tokens: short prompts do not say which parts can stand in for which
+    needs_text: bool = False  # needs thousands of tokens, since short prompts do not show which units are redundant
 
 
 METHODS: Table = Table("method")
 
 
 def uniform(model: nn.Module, batches: Batches = ()) -> Importance:
-    """All parts equally important: for rules that do not look."""
+    """Return equal importances, for rules that do not use them."""
     s = families.sizes(model)
     return Importance(torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons), {"method": "nothing"})
 
 
 def magnitude(model: nn.Module, batches: Batches = ()) -> Importance:
-    """L2 norm of the weights of each head (query rows and output columns) and neuron; looks at no data.
+    """Return the L2 norm of the weights of each head (query rows and output columns) and neuron; no data is used.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def magnitude(model: nn.Module, batches: Batches = ()) -> Importance:
 
 @dataclass(frozen=True)
 class Moments:
-    """What entered one closing projection, over all tokens of all prompts."""
+    """Moments of the inputs of one output projection, over all tokens of all prompts."""
 
     tokens: int
     mean: Tensor  # (columns,) float64
@@ -73,9 +73,9 @@ class Moments:
 
 
 def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> list[Moments]:
-    """Of every closing projection, those after the heads first, then those after the neurons: 2 L of them.
+    """Return the moments of the 2 L output projections, those of the heads first, then those of the neurons.
 
-    Every token weighs the same; padding never counts.
+    Every token has the same weight; padding is ignored.
     """
     modules = output_projections(model)
     sums: list[Tensor] = [torch.zeros(2, m.in_features, dtype=torch.float64, device=m.weight.device) for m in modules]
@@ -97,31 +97,34 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
 
 
 def output_projections(model: nn.Module) -> list[nn.Linear]:
-    """The closing projections: after the heads of every block, then after the neurons of every block."""
+    """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
     family, blocks = families.family_of(model), families.blocks(model)
     return [families.linear(block, path) for path in (family.heads_out, family.neurons_out) for block in blocks]
 
 
 def activation_norm(model: nn.Module, batches: Batches) -> Importance:
-    """Root mean square of a neuron, and of the vector of a head before the output projection.
+    """Return the root mean square of each neuron, and of the vector of each head before the output projection.
 
-    The L2 norm that Minitron [1]_ offers for heads; weights do not count.
+    The L2 norm of Minitron [1]_ for heads; weights are not used.
     """
     found = _from_moments(model, batches, lambda weight, m: m.square, "activation_norm")
     return Importance(found.heads.sqrt(), found.neurons.sqrt(), found.made_with)
 
 
 def wanda(model: nn.Module, batches: Batches) -> Importance:
-    """Wanda-sp: ``|weight| x norm of its input`` [2]_, the mean over a column, summed over a unit's columns [3]_."""
+    """Return the score of Wanda-sp.
+
+    ``|weight| x norm of its input`` [2]_, averaged over a column and summed over the columns of a unit [3]_.
+    """
     return _from_moments(model, batches, lambda weight, m: weight.abs().mean(0) * m.square.sqrt(), "wanda")
 
 
 def flap(model: nn.Module, batches: Batches) -> Importance:
-    """FLAP's score: variance of an input over tokens x squared norm of its column [3]_ (the metric WIFV).
+    """Return FLAP's score: variance of an input over tokens x squared norm of its column [3]_ (the metric WIFV).
 
-    What does not fluctuate can be replaced by its mean.  We take the score only: FLAP itself also compares it across
-    blocks and puts that mean into biases, neither of which loads plainly.  A head's score is the sum of its columns'
-    squared, as in the published code.
+    An input that does not fluctuate can be replaced by its mean.  Only the score is used here: FLAP also compares it
+    across blocks and adds the mean to biases, and plain transformers loads neither.  The score of a head is the sum of
+    the squared scores of its columns, as in the published code.
     """
     def score(weight: Tensor, m: Moments) -> Tensor:
         return (m.square - m.mean**2).clamp(min=0) * m.tokens / (m.tokens - 1) * weight.pow(2).sum(0)
@@ -130,12 +133,12 @@ def flap(model: nn.Module, batches: Batches) -> Importance:
 
 
 def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
-    """First-order Taylor: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
+    """Return the first-order Taylor score: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
 
-    LLM-Pruner's element-wise score.  The loss is that of the next token, every prompt weighing the same.  The weights
-    are those of ``magnitude``: query rows and output columns of a head (LLM-Pruner adds the keys and values, which
-    here go only with a whole group of heads).
-    Needs a backward pass, and memory for gradients of all blocks.
+    The element-wise score of LLM-Pruner.  The loss is next-token cross-entropy, with the same weight for every prompt.
+    The weights are those of ``magnitude``: query rows and output columns of a head (LLM-Pruner adds keys and values,
+    which are removed here only with a whole group of heads).
+    The score needs a backward pass, and memory for the gradients of all blocks.
 
     Raises
     ------
@@ -146,28 +149,29 @@ def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Impo
         prompts = sum(_backward(model, batch)
                       for batch in tqdm(batches, desc="importance", disable=not progress, leave=False))
         if not prompts:
-            raise ValueError("no prompt has a next token to predict; give at least one of two tokens")
+            raise ValueError("no prompt has a next token to predict; give at least one prompt of two tokens")
         heads, neurons = _over_weights(model, _first_order)
     if not (torch.isfinite(heads).all() and torch.isfinite(neurons).all()):
         raise ValueError("gradients are not finite; load the model in float32 or bfloat16, not float16")
     return Importance(heads / prompts, neurons / prompts, {"method": "taylor", "prompts": prompts})
 
 
-METHODS["amp"] = Method(amp.importance, "lowest", "least projected activation goes (the paper's method)")
-METHODS["highest"] = Method(amp.importance, "highest", "AMP reversed: the most important goes (a control)")
-METHODS["random"] = Method(uniform, "random", "any head or neuron goes (a control)")
-METHODS["magnitude"] = Method(magnitude, "lowest", "smallest weights go, whatever the data")
-METHODS["activation_norm"] = Method(activation_norm, "lowest", "weakest activations go, whatever the weights")
-METHODS["wanda"] = Method(wanda, "lowest", "smallest weight x activation goes (Wanda-sp)")
-METHODS["flap"] = Method(flap, "lowest", "what varies least over tokens goes (FLAP's score, without its biases)")
-METHODS["taylor"] = Method(taylor, "lowest", "what the loss depends on least, to first order, goes (LLM-Pruner)")
-METHODS["reconstruction_error"] = Method(reconstruction.reconstruction_error, "lowest", "what least squares repairs best goes (ours; OBS, ZipLM)",
-                           needs_text=True)
+METHODS["amp"] = Method(amp.importance, "lowest", "removes the smallest projected activation (the paper's method)")
+METHODS["highest"] = Method(amp.importance, "highest", "AMP reversed: removes the most important units (a control)")
+METHODS["random"] = Method(uniform, "random", "removes random heads and neurons (a control)")
+METHODS["magnitude"] = Method(magnitude, "lowest", "removes the smallest weights, without data")
+METHODS["activation_norm"] = Method(activation_norm, "lowest", "removes the smallest activations, without weights")
+METHODS["wanda"] = Method(wanda, "lowest", "removes the smallest weight x activation (Wanda-sp)")
+METHODS["flap"] = Method(flap, "lowest", "removes the smallest variation over tokens (FLAP, without its biases)")
+METHODS["taylor"] = Method(taylor, "lowest", "removes the smallest first-order change of the loss (LLM-Pruner)")
+METHODS["reconstruction_error"] = Method(
+    reconstruction.reconstruction_error, "lowest",
+    "removes the smallest error left after least squares (ours; OBS, ZipLM)", needs_text=True)
 
 
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:
-    """Importances for several methods; what two methods share is measured once."""
-    functions = {name: METHODS[name].importance for name in methods}  # a name that is unknown is refused here
+    """Return the importances of several methods; an importance shared by two methods is measured once."""
+    functions = {name: METHODS[name].importance for name in methods}  # refuses unknown names
     batches, measured = list(batches), {}
     for function in functions.values():
         if function not in measured:
@@ -177,9 +181,13 @@ def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> d
 
 def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, Moments], Tensor], name: str,
                   power: int = 1) -> Importance:
-    """``score(weight (C, columns), moments) -> (columns,)``, its power summed over the columns of each head."""
+    """Return the importance from ``score(weight (C, columns), moments) -> (columns,)``.
+
+    The score of a head is the sum, over its columns, of the scores to ``power``.
+    """
     found = moments(model, batches)
-    columns = [score(layer.weight.detach().double(), m) for layer, m in zip(output_projections(model), found, strict=True)]
+    columns = [score(layer.weight.detach().double(), m)
+               for layer, m in zip(output_projections(model), found, strict=True)]
     L, D = len(columns) // 2, families.head_width(model)
     heads = torch.stack([c.pow(power).view(-1, D).sum(1) for c in columns[:L]])
     return Importance(heads.float().cpu(), torch.stack(columns[L:]).float().cpu(),
@@ -187,7 +195,7 @@ def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, M
 
 
 def _over_weights(model: nn.Module, value: Callable[[nn.Linear], Tensor]) -> tuple[Tensor, Tensor]:
-    """Sums of ``value(layer)``, one number per weight, over what goes with each head (L, H) and neuron (L, M)."""
+    """Return the sums of ``value(layer)``, one number per weight, over each head (L, H) and neuron (L, M)."""
     family, D = families.family_of(model), families.head_width(model)
     heads, neurons = [], []
     for block in families.blocks(model):
@@ -201,7 +209,7 @@ def _over_weights(model: nn.Module, value: Callable[[nn.Linear], Tensor]) -> tup
 
 @contextmanager
 def _gradients(model: nn.Module) -> Iterator[None]:
-    """Inside the ``with`` only the decoder blocks learn, and have no gradient yet; afterwards all is as before."""
+    """Enable gradients for the decoder blocks only, initially None; restore all settings afterwards."""
     before = [(p, p.requires_grad, p.grad) for p in model.parameters()]
     in_blocks = {id(p) for p in families.blocks(model).parameters()}
     for p, _, _ in before:
@@ -216,12 +224,12 @@ def _gradients(model: nn.Module) -> Iterator[None]:
 
 
 def _first_order(layer: nn.Linear) -> Tensor:
-    """By how much the loss would change, to first order, if one weight of the layer became zero; (out, in)."""
+    """Return the first-order change of the loss when one weight of the layer is set to zero; (out, in)."""
     return (layer.weight.detach() * cast(Tensor, layer.weight.grad)).float().abs()
 
 
 def _backward(model: Any, batch: Mapping[str, Tensor]) -> int:
-    """Add the gradients of each prompt's mean loss; returns the number of prompts that have one."""
+    """Add the gradients of the mean loss of each prompt; return the number of prompts with a next token."""
     prompts = 0
     for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
         ids = ids[mask.bool()][None].to(model.device)

@@ -1,8 +1,8 @@
-"""Ridge least squares from sums over tokens: what of a linear layer stays is re-solved for what goes.
+"""Ridge least squares from sums over tokens: the kept columns of a linear layer are re-solved after a cut.
 
-A layer of C outputs and F inputs sees tokens x; all that the solution depends on are the Gram matrix of the x, their
-sum, and, where the layer is to make up for more than its own columns, how x goes together with what is missing.
-References as in ``reconstruct``.
+A layer with C outputs and F inputs receives tokens x (F,).  The solution depends only on their Gram matrix and their
+sum.  If the layer also corrects an error d (C,) of earlier layers, it depends on the product of x and d too.
+References as in ``reconstruction``.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Residual:
-    """What else a layer's output lacks, d (C,) per token, as far as least squares has to know it: sums over tokens."""
+    """Sums over tokens of the residual d (C,), the error of earlier layers that a layer has to correct."""
 
     cross: Tensor  # (F, C) of x d^T
     total: Tensor  # (C,) of d
-    size: float  # of the squared norm of d
+    size: float  # sum of the squared norm of d
 
 
 @dataclass(frozen=True)
 class Gram:
-    """What least squares has to know of the inputs x (F,) of one layer: sums over tokens."""
+    """Sums over tokens of the inputs x (F,) of one layer: the data of its least-squares problem."""
 
     square: Tensor  # (F, F) of x x^T
     total: Tensor  # (F,) of x
@@ -32,21 +32,21 @@ class Gram:
     drift: Residual | None = None
 
     def double(self) -> Gram:
-        """In float64."""
+        """Return the sums in float64."""
         drift = self.drift and Residual(self.drift.cross.double(), self.drift.total, self.drift.size)
         return Gram(self.square.double(), self.total, self.tokens, drift)
 
     def centred(self) -> Tensor:
-        """(F, F) around the mean of x."""
+        """Return the Gram matrix (F, F) around the mean of x."""
         return self.square - torch.outer(self.total, self.total) / self.tokens
 
     def size(self, weight: Tensor, bias: Tensor) -> float:
-        """Sum over tokens of the squared norm of ``weight x + bias``; weight (C, F), bias (C,)."""
+        """Return the sum over tokens of the squared norm of ``weight x + bias``; weight (C, F), bias (C,)."""
         return float(((weight @ self.square) * weight).sum() + 2 * bias @ (weight @ self.total)
                      + self.tokens * bias.pow(2).sum())
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
-        """The same of ``weight x + bias - d``."""
+        """Return the sum over tokens of the squared norm of ``weight x + bias - d``."""
         if self.drift is None:
             return self.size(weight, bias)
         both = (weight * self.drift.cross.T).sum() + bias @ self.drift.total
@@ -54,7 +54,7 @@ class Gram:
 
 
 class GramAccumulator:
-    """A ``Gram`` while it is summed up, batch by batch."""
+    """Running sums of a ``Gram``, batch by batch."""
 
     def __init__(self, layer: nn.Linear) -> None:
         weight, C, F = layer.weight, layer.out_features, layer.in_features
@@ -65,7 +65,7 @@ class GramAccumulator:
         self.cross: Tensor | None = None
 
     def add(self, x: Tensor, d: Tensor | None = None) -> None:
-        """Tokens x (T, F), and what the output lacks besides, d (T, C)."""
+        """Add tokens x (T, F), and residuals d (T, C) of the output."""
         x = x.to(self.kind)
         self.tokens += len(x)
         self.square.addmm_(x.T, x)
@@ -77,7 +77,7 @@ class GramAccumulator:
             self.drift_size += d.pow(2).sum(dtype=torch.float64)
 
     def gram(self) -> Gram:
-        """What was summed up; ValueError for activations that are not finite."""
+        """Return the sums; raise ValueError for activations that are not finite."""
         if not torch.isfinite(self.square).all():
             raise ValueError("activations are not finite; load the model in float32 or bfloat16, not float16")
         drift = None if self.cross is None else Residual(self.cross, self.drift_total, float(self.drift_size))
@@ -85,7 +85,7 @@ class GramAccumulator:
 
 
 def solve(layer: nn.Linear, columns: Tensor, gram: Gram, ridge: float) -> tuple[Tensor, Tensor]:
-    """Weight (C, F) with ``columns`` at zero, and bias (C,), that change the output least; float64."""
+    """Return weight (C, F) with ``columns`` at zero and bias (C,) with the least output error; float64."""
     weight, bias = affine(layer)
     stays = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     stays[columns] = False
@@ -96,42 +96,42 @@ def solve(layer: nn.Linear, columns: Tensor, gram: Gram, ridge: float) -> tuple[
         right += (gram.drift.cross - means)[stays]
     new = torch.zeros_like(weight)
     new[:, stays] = weight[:, stays] + _ridge(G[stays][:, stays], right, ridge).T
-    if layer.bias is not None:  # the mean output stays what it was, or gets what it lacked
+    if layer.bias is not None:  # the mean output is unchanged, or corrected by the mean residual
         bias = bias + ((weight - new) @ gram.total + (0 if gram.drift is None else gram.drift.total)) / gram.tokens
     return new, bias
 
 
 def _ridge(G: Tensor, right: Tensor, ridge: float) -> Tensor:
-    """``inverse(G + ridge) right``; without a ridge the smallest of all solutions, as G may have no inverse."""
+    """Return ``inverse(G + ridge) right``; without ridge the minimum-norm solution, since G may be singular."""
     if ridge == 0:
         return torch.linalg.lstsq(G.cpu(), right.cpu(), driver="gelsd").solution.to(G.device)
     return torch.cholesky_solve(right, torch.linalg.cholesky(damped(G, ridge)))
 
 
 def damped(G: Tensor, ridge: float) -> Tensor:
-    """G with ``ridge`` times its mean diagonal added to the diagonal."""
+    """Return G with ``ridge`` times its mean diagonal added to the diagonal."""
     pulled = G.clone()
-    pulled.diagonal().add_(ridge * G.diagonal().mean() + torch.finfo(G.dtype).tiny)  # a layer that is silent has G = 0
+    pulled.diagonal().add_(ridge * G.diagonal().mean() + torch.finfo(G.dtype).tiny)  # tiny: G may be 0
     return pulled
 
 
 def cost_alone(G: Tensor, weight: Tensor, width: int) -> Tensor:
-    """What it costs (F / width,) when a unit goes, none but it, and the rest is re-solved."""
+    """Return the error (F / width,) of removing each unit alone, after the other columns are re-solved."""
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(G))
     units = torch.arange(len(G), device=G.device).view(-1, width)
     return torch.stack([(weight[:, u].T * torch.linalg.solve(inverse[u][:, u], weight[:, u].T)).sum() for u in units])
 
 
 def cost_in_turn(G: Tensor, weight: Tensor) -> Tensor:
-    """What it has cost (F,) in all when a column has gone, where each time the cheapest of those left goes.
+    """Return the cumulative error (F,) at the removal of each column, removing the cheapest one each time.
 
-    ``inverse(G)`` and the weights are brought up to date for every column that went, as in [2]_.
+    ``inverse(G)`` and the weights are updated after every removed column, as in [2]_.
     """
     inverse, weight = torch.cholesky_inverse(torch.linalg.cholesky(G)), weight.clone()
     left, score, spent = torch.arange(len(G), device=G.device), G.new_zeros(len(G)), G.new_zeros(())
     while len(left):
         gone = torch.zeros(len(left), dtype=torch.bool, device=G.device)
-        for _ in range(min(64, len(left))):  # then what went is taken out of the matrices, which copies them
+        for _ in range(min(64, len(left))):  # the matrices are copied without the removed columns once per 64
             error = weight.pow(2).sum(0) / inverse.diagonal()
             cheapest = error.masked_fill(gone, torch.inf).argmin()
             spent = spent + error[cheapest]
@@ -144,6 +144,6 @@ def cost_in_turn(G: Tensor, weight: Tensor) -> Tensor:
 
 
 def affine(layer: nn.Linear) -> tuple[Tensor, Tensor]:
-    """Copies of weight (C, F) and bias (C,) of a layer in float64; without a bias, zeros."""
+    """Return copies of weight (C, F) and bias (C,) of a layer in float64; zeros without a bias."""
     weight = layer.weight.detach().clone().double()
     return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().clone().double()

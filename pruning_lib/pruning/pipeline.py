@@ -1,8 +1,8 @@
-"""Everything a language model can go through to become smaller, in one call: heads, neurons, blocks, reconstruction.
+"""Pipeline: prunes the width and the depth of a language model, with reconstruction, in one call.
 
-Width (heads and neurons by a method of ``baselines.METHODS``), depth (blocks by a criterion of ``criteria.CRITERIA``),
-or width and then depth, the idea of mixing them being MoP's.  All reach the same fraction of all parameters; blocks
-come whole, so depth alone takes the nearest number of blocks and says what it reached.
+Width (heads and neurons by a method of ``importance.METHODS``), depth (blocks by a criterion of
+``block_ranking.CRITERIA``), or width and then depth, a combination proposed by MoP.  All variants remove the same
+fraction of all parameters; depth alone removes the nearest number of whole blocks and reports the fraction reached.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ RECONSTRUCTIONS = ("none", *MODES)
 
 @dataclass(frozen=True)
 class Pruned:
-    """A pruned language model and how it came about.
+    """A pruned language model and the steps that produced it.
 
     Attributes
     ----------
-    reached_fraction : of all parameters of the model pruning began with
-    steps : what was removed, one sentence per step
-    repairs : what reconstruction did, one entry per closing projection
-    seconds : what took how long
-    plan : which heads and neurons went; None for depth alone
-    blocks : which whole blocks went, by their paths in the model that the width was cut of
+    reached_fraction : removed fraction of all parameters of the original model
+    steps : one sentence per removal step
+    reconstructions : results of the reconstruction, one per output projection
+    seconds : duration of each phase
+    plan : removed heads and neurons; None for depth alone
+    blocks : paths of the removed blocks, in the model after width pruning
     """
 
     model: nn.Module
@@ -56,21 +56,21 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
 
     Parameters
     ----------
-    batches : calibration prompts, as ``amp.batches`` makes them; what methods and criteria look at
-    method : key of ``baselines.METHODS``, or ``"none"`` for depth alone
-    heads_removed, grouped_query, multiple_of, seed : as in ``plans.choose``
-    criterion : key of ``criteria.CRITERIA``, or ``"none"`` for width alone
-    blocks_removed : with both a method and a criterion, how many blocks go after the width was cut; alone 0 takes the
-        number of blocks nearest to the fraction
-    reconstruction : ``"none"``, or re-solve the closing projections after the width was cut, in one of the modes of
-        ``reconstruct.remove``: ``"one_pass"``, ``"sequential"``, ``"asymmetric"``
-    ridge : for reconstruction; of several the best on held-out batches
-    text : what reconstruction is solved on, and what methods look at that need long text; by default ``batches``
+    batches : calibration prompts, as returned by ``amp.batches``, for methods and criteria
+    method : key of ``importance.METHODS``, or ``"none"`` for depth alone
+    heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``
+    criterion : key of ``block_ranking.CRITERIA``, or ``"none"`` for width alone
+    blocks_removed : with both a method and a criterion, number of blocks to remove after width pruning; for depth
+        alone, 0 means the number of blocks nearest to ``removed_fraction``
+    reconstruction : ``"none"``, or the mode in which ``reconstruction.reconstruct`` re-solves the output projections
+        after width pruning: ``"one_pass"``, ``"sequential"``, ``"asymmetric"``
+    ridge : ridge of the reconstruction; of several values, the best one on held-out batches is used
+    text : calibration text of the reconstruction, and of methods that need long text; by default ``batches``
 
     Raises
     ------
     ValueError
-        for unknown names, and for what cannot be reached.
+        for unknown names, and for fractions that cannot be reached.
     """
     batches, text = list(batches), list(text)
     _check(method, criterion, blocks_removed, reconstruction)
@@ -82,7 +82,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
         return choose(scores, model, removed_fraction=width_fraction, rule=importance.METHODS[method].rule,
                       heads_removed=heads_removed, grouped_query=grouped_query, multiple_of=multiple_of, seed=seed)
 
-    plan_of(importance.uniform(model))  # what cannot be reached is refused before anything is measured
+    plan_of(importance.uniform(model))  # refuses an unreachable fraction before any measurement
     start = time.perf_counter()
     seen = text if text and importance.METHODS[method].needs_text else batches
     plan = plan_of(importance.importances([method], model, seen)[method])
@@ -110,12 +110,12 @@ def _check(method: str, criterion: str, blocks_removed: int, reconstruction: str
         if name != "none":
             table[name]  # an unknown name is refused here
     if method == criterion == "none":
-        raise ValueError("method and criterion are both 'none': nothing would be removed; name at least one")
+        raise ValueError("method and criterion are both 'none', so nothing is removed; name at least one")
     if method == "none" and reconstruction != "none":
-        raise ValueError("reconstruction re-solves what a width method cut; with method='none' give 'none'")
+        raise ValueError("reconstruction is for width pruning; with method='none' give reconstruction='none'")
     if method != "none" and (criterion == "none") != (blocks_removed == 0):
-        raise ValueError(f"criterion={criterion!r} and blocks_removed={blocks_removed}: to remove blocks after the "
-                         f"width was cut give both, for width alone neither")
+        raise ValueError(f"criterion={criterion!r} and blocks_removed={blocks_removed}: give both to remove "
+                         f"blocks after width pruning, or neither for width alone")
 
 
 def _depth(model: nn.Module, batches: list, criterion: str, fraction: float, blocks_removed: int, seed: int) -> Pruned:
@@ -130,7 +130,7 @@ def _describe(criterion: str, blocks: tuple[str, ...]) -> str:
 
 def _without_blocks(model: nn.Module, batches: list, criterion: str, count: int, seed: int
                     ) -> tuple[nn.Module, tuple[str, ...]]:
-    """The model without the first ``count`` blocks of one order, and their paths; nothing is asked again in between."""
+    """Return the model without the first ``count`` blocks of one ranking, and the paths of these blocks."""
     consensus.validate(model, rounds=1, per_round=count, min_blocks=1)
     step = consensus.step(model, lambda network: CRITERIA[criterion].order(network, batches, None, seed),
                           per_round=count, min_blocks=1)
@@ -138,14 +138,14 @@ def _without_blocks(model: nn.Module, batches: list, criterion: str, count: int,
 
 
 def _left_for_width(model: nn.Module, fraction: float, blocks_removed: int) -> float:
-    """What the width has to lose so that the rest, with ``blocks_removed`` of the narrower blocks gone, fits."""
+    """Return the fraction to remove by width before ``blocks_removed`` narrower blocks are removed."""
     s, block = families.sizes(model), _block_parameters(model)
     if not 0 <= blocks_removed < s.blocks:
         raise ValueError(f"blocks_removed={blocks_removed}; allowed: 0 to {s.blocks - 1}")
-    narrow = (s.blocks * block - fraction * s.parameters) / (s.blocks - blocks_removed)  # parameters of a block left
+    narrow = (s.blocks * block - fraction * s.parameters) / (s.blocks - blocks_removed)  # parameters of a kept block
     if narrow > block:
         most = int(fraction * s.parameters // block)
-        raise ValueError(f"{blocks_removed} blocks are more than removed_fraction={fraction}; at most {most} fit")
+        raise ValueError(f"{blocks_removed} blocks are more than removed_fraction={fraction}; give at most {most}")
     return s.blocks * (block - narrow) / s.parameters if blocks_removed else fraction
 
 

@@ -1,16 +1,17 @@
-"""Closed-form reconstruction: what stays is re-solved so that it stands in for what goes.
+"""Closed-form reconstruction: kept weights are re-solved by least squares to approximate the unpruned output.
 
-Ours, for the plan of any width method.  Heads and neurons leave a block through its two closing projections, and those
-are linear: after a cut, the columns that stay get the weights with which, on calibration text, the projection's output
-changes least.  That is ridge least squares on the Gram matrix of what enters the projection; nothing is trained, and
-the checkpoint stays plain, because only weights change.
+Our combination, for the plan of any width method.  Heads and neurons act on the residual stream through the two output
+projections of a block, which are linear.  After a cut, the kept columns get the weights with the smallest change of the
+projection's output on calibration text: ridge least squares on the Gram matrix of its inputs.  No gradient training is
+needed, and the architecture of the checkpoint is unchanged.
 
-The ideas are others': what a removed unit costs *after* the rest is re-solved is the optimal brain surgeon's [1]_, for
-whole units ZipLM's [2]_; re-solving the channels that stay by least squares is channel pruning's [3]_; FLAP [4]_ puts
-the mean of what went into biases, which least squares does too where a layer has one; aiming at what the *dense* model
-has at that place, so that a layer also makes up for those before it, is asymmetric reconstruction [5]_, which GPTAQ
-[6]_ brought to quantised language models.
-Order of this file: remove · importance · Gram matrices · closing projections · walks over the model · one repair.
+The ideas are from the literature.  The error of a removed unit *after* the other weights are re-solved is the score of
+the optimal brain surgeon [1]_, and of ZipLM [2]_ for whole units.  Channel pruning [3]_ re-solves the kept channels by
+least squares.  FLAP [4]_ adds the mean of removed inputs to biases; least squares includes this for layers with a bias.
+Asymmetric reconstruction [5]_ takes the output of the *dense* model as its target, so that a layer also corrects the
+errors of earlier layers; GPTAQ [6]_ applied it to quantised language models.
+Order of this file: reconstruct · reconstruction_error · Gram matrices · output projections · passes over the model ·
+reconstruction of one projection.
 
 References
 ----------
@@ -48,13 +49,13 @@ MODES = ("one_pass", "sequential", "asymmetric")
 
 @dataclass(frozen=True)
 class Reconstruction:
-    """What least squares did to one closing projection.
+    """Result of least squares for one output projection.
 
     Attributes
     ----------
     ridge : relative to the mean of the Gram matrix's diagonal
-    cut_error, error : how far the projection's output is on the calibration tokens from what it should be, as a share
-        of the output (sums of squares), when the columns just go, and after the rest was re-solved
+    cut_error, error : relative squared error of the projection's output on the calibration tokens, after the columns
+        are removed, and after the kept columns are re-solved
     """
 
     layer: str
@@ -64,31 +65,32 @@ class Reconstruction:
 
 
 def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: float | Sequence[float] = 0.1,
-           mode: str = "sequential", progress: bool = True) -> tuple[nn.Module, list[Reconstruction]]:
-    """The model without what ``plan`` names, its closing projections re-solved on the given text.
+                mode: str = "sequential", progress: bool = True) -> tuple[nn.Module, list[Reconstruction]]:
+    """Remove the heads and neurons of ``plan``, and re-solve the output projections on the given text.
 
     Parameters
     ----------
-    batches : calibration text, dicts of ``input_ids`` and ``attention_mask``, each (B, T); every token weighs the same
-    ridge : pull towards the weights as they were, relative to the mean diagonal of the Gram matrix; of several, each
-        projection takes the one with the least error on every fifth batch, which is held out for the choice only.
-        Text is what matters most: with a few thousand tokens a small ridge fits noise, and the error on other text can
-        exceed that of the plain cut
+    batches : calibration text, dicts of ``input_ids`` and ``attention_mask``, each (B, T); every token has the same
+        weight
+    ridge : penalty on the change of the weights, relative to the mean diagonal of the Gram matrix; of several values,
+        each projection takes the one with the least error on every fifth batch, which is held out for this choice.
+        The amount of text matters most: with a few thousand tokens a small ridge fits noise, and the error on other
+        text can exceed that of the plain cut
     mode : ``"one_pass"`` collects all Gram matrices in one pass over the dense model.  ``"sequential"`` re-solves block
-        after block, each on what the blocks before it *now* give (2 to 3 passes, one Gram matrix in memory at a time).
-        ``"asymmetric"`` does so too, and each projection aims at the residual stream that the dense model has behind
-        it, so that it also makes up for what the blocks before it get wrong (about 1.5 times as long, and twice the
+        after block, each on the outputs of the *pruned* blocks before it (2 to 3 passes, one Gram matrix in memory at a
+        time).  ``"asymmetric"`` is sequential with the residual stream of the dense model as the target, so that each
+        projection also corrects the errors of the blocks before it (about 1.5 times as long, and twice the residual
         stream of the calibration text in memory)
 
     Returns
     -------
-    the pruned model (a copy; ``model`` stays as it is), and what was done to every projection that lost columns
+    the pruned model (a copy; ``model`` is unchanged), and the result for every projection with removed columns
 
     Raises
     ------
     ValueError
-        when the plan was made for another model, for no or too little text, activations that are not finite, and for
-        ``"asymmetric"`` where a family does not add its closing projections to the stream as they are.
+        when the plan was made for another model, for missing or too little text, for activations that are not finite,
+        and for ``"asymmetric"`` in a family that normalises its output projections before the residual stream.
     """
     if families.sizes(model) != plan.sizes:
         raise ValueError("the plan was made for a model of other sizes (or this model is pruned already); "
@@ -114,12 +116,12 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
 
 def reconstruction_error(model: nn.Module, batches: Iterable[Batch], *, ridge: float = 0.1, progress: bool = True
                ) -> Importance:
-    """What least squares could not repair if a head or neuron went; larger means keep.
+    """Return the error left by least squares after a head or neuron is removed; larger means keep.
 
-    A head's score is the error of its projection, per token, once the other columns are re-solved:
-    ``trace(W_h inverse(G)_hh^-1 W_h^T) / tokens``.  Neurons go one after the other, the cheapest first, and the rest is
-    re-solved in between, so that of two that can stand in for each other one stays; a neuron's score is what it has
-    cost in all when it has gone.
+    The score of a head is the error of its projection, per token, after the other columns are re-solved:
+    ``trace(W_h inverse(G)_hh^-1 W_h^T) / tokens``.  Neurons are removed one after the other, the cheapest first, and
+    the rest is re-solved in between, so that one of two redundant neurons is kept; the score of a neuron is the
+    cumulative error at its removal.
 
     Parameters
     ----------
@@ -128,7 +130,7 @@ def reconstruction_error(model: nn.Module, batches: Iterable[Batch], *, ridge: f
 
     Returns
     -------
-    Importance with heads (L, H) and neurons (L, M), sums of squares of what a projection gives, per token
+    Importance with heads (L, H) and neurons (L, M), squared error of a projection's output, per token
     """
     scores: dict[bool, list[Tensor]] = {True: [], False: []}
     with torch.no_grad(), evaluating(model):
@@ -145,7 +147,7 @@ def reconstruction_error(model: nn.Module, batches: Iterable[Batch], *, ridge: f
 
 def grams(model: nn.Module, layers: Sequence[nn.Linear], batches: Sequence[Batch], *, progress: bool = True
           ) -> list[Gram]:
-    """Of what enters each of ``layers``, linear layers of ``model``, from one pass; padding does not count."""
+    """Return the Gram matrices of the inputs of linear ``layers`` of ``model``, from one pass without padding."""
     sums = [GramAccumulator(layer) for layer in layers]
     with torch.no_grad(), evaluating(model), inputs_to(layers, lambda i, x: sums[i].add(x[mask.to(x.device)])):
         for batch in tqdm(batches, desc="Gram matrices", disable=not progress, leave=False):
@@ -156,7 +158,7 @@ def grams(model: nn.Module, layers: Sequence[nn.Linear], batches: Sequence[Batch
 
 @dataclass(frozen=True)
 class _OutputProjection:
-    """One closing projection; ``width`` columns belong to one unit."""
+    """One output projection, with ``width`` columns per unit."""
 
     name: str
     block: str
@@ -166,21 +168,22 @@ class _OutputProjection:
 
 
 def _output_projections(model: nn.Module) -> list[_OutputProjection]:
-    """The closing projections in the order data passes them: of each block, after its heads and after its neurons."""
+    """Return the output projections in forward order: of each block, that of the heads, then that of the neurons."""
     family, D = families.family_of(model), families.head_width(model)
     names = [info.name for info in families.residual_blocks(model)]
-    return [_OutputProjection(f"{name}.{path}", name, families.linear(model.get_submodule(name), path), heads, D if heads else 1)
+    return [_OutputProjection(f"{name}.{path}", name, families.linear(model.get_submodule(name), path), heads,
+                              D if heads else 1)
             for name in names for path, heads in ((family.heads_out, True), (family.neurons_out, False))]
 
 
 def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
-    """The columns of a closing projection that go."""
+    """Return the removed columns of an output projection."""
     units = (plan.removed_heads if closing.heads else plan.neurons)[int(closing.block.rpartition(".")[2])]
     return (units[:, None] * closing.width + torch.arange(closing.width)).flatten()
 
 
 def _split(batches: list[Batch], apart: bool) -> tuple[list[Batch], list[Batch]]:
-    """Batches to fit on, and every fifth one to choose by."""
+    """Split batches into those to fit and, if ``apart``, every fifth one to choose the ridge."""
     if not batches or (apart and len(batches) < 2):
         raise ValueError(f"{len(batches)} batches of calibration text; give at least {1 + apart}"
                          + ", so that one can be held out to choose the ridge" * apart)
@@ -188,16 +191,16 @@ def _split(batches: list[Batch], apart: bool) -> tuple[list[Batch], list[Batch]]
     return [b for i, b in enumerate(batches) if not apart or i % 5 != 1], held
 
 
-def _all_at_once(model: nn.Module, closings: list[_OutputProjection], fit: list[Batch], held_out: list[Batch], progress: bool
-                 ) -> Iterator[tuple[_OutputProjection, Gram, Gram]]:
-    """Gram matrices on the model as it is, all collected before the first is used."""
+def _all_at_once(model: nn.Module, closings: list[_OutputProjection], fit: list[Batch], held_out: list[Batch],
+                 progress: bool) -> Iterator[tuple[_OutputProjection, Gram, Gram]]:
+    """Yield Gram matrices of the unchanged model, all collected in one pass before the first is used."""
     layers = [c.layer for c in closings]
     yield from zip(closings, *(grams(model, layers, part, progress=progress) for part in (fit, held_out)), strict=True)
 
 
 def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_OutputProjection], fit: list[Batch],
                 held_out: list[Batch], progress: bool) -> Iterator[tuple[_OutputProjection, Gram, Gram]]:
-    """Gram matrices on what the blocks in front give when they are asked for; with ``dense``, what is lacking too."""
+    """Yield Gram matrices on the present outputs of the blocks in front; with ``dense``, the residuals too."""
     now, wanted = _ResidualStream(work), None if dense is None else _ResidualStream(dense)
     names = [info.name for info in families.residual_blocks(work)]
     if wanted:
@@ -213,7 +216,7 @@ def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_Output
 
 
 class _ResidualStream:
-    """The residual stream of one model, passed block by block; what enters the next block is kept per batch."""
+    """The residual stream of one model, block by block; the input of the next block is kept per batch."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.factor = model, families.stream_factor(model)
@@ -221,31 +224,34 @@ class _ResidualStream:
         self.kept: dict[int, Tensor] = {}  # (B, T, C)
 
     def points(self, name: str, batch: Batch) -> dict[bool, Tensor]:
-        """The stream (B, T, C) in block ``name`` behind its heads, at True, and behind its neurons, at False."""
+        """Return the stream (B, T, C) in block ``name``: after the heads (True) and after the neurons (False)."""
         before, heads, _, after = self._parts(name, batch)
         return {True: before + self.factor * heads, False: after}
 
     def refuse_unless_added(self, name: str, batch: Batch) -> None:
-        """ValueError where something not known stands between the closing projections and the stream, as a norm."""
+        """Raise ValueError if the model changes, by a norm for example, the output projections before the stream."""
         before, heads, neurons, after = (part.float() for part in self._parts(name, batch))
         added = self.factor * (heads + neurons)
         if (before + added - after).norm() > 0.05 * added.norm():
-            raise ValueError("this family norms or scales what heads and neurons give before it is added to the "
-                             "residual stream, so mode='asymmetric' cannot aim at the stream; use 'sequential'")
+            raise ValueError("this family normalises or scales the outputs of heads and neurons before the residual "
+                             "stream, so mode='asymmetric' is impossible; use 'sequential'")
 
     def _parts(self, name: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Of block ``name``: what enters, what heads and neurons add, what leaves; each (B, T, C)."""
+        """Return input, output of the heads, output of the neurons, and output of block ``name``; each (B, T, C)."""
         seen: dict[int, Tensor] = {}
         block = self.model.get_submodule(name)
         added = self.layers[name, True], self.layers[name, False]
-        with only_block(self.model, name, self.kept.get(id(batch))), inputs_to([block], lambda _, x: seen.update({-1: x})), \
-                outputs_of((*added, block), lambda i, y: seen.update({i: y})):  # alone first: its hook comes first too
+        # only_block first, so that its hook runs first
+        with (only_block(self.model, name, self.kept.get(id(batch))),
+              inputs_to([block], lambda _, x: seen.update({-1: x})),
+              outputs_of((*added, block), lambda i, y: seen.update({i: y}))):
             _forward(self.model, batch)
         return seen[-1], seen[0], seen[1], seen[2]
 
 
-def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch], targets: dict[int, dict[bool, Tensor]]) -> Gram:
-    """The Gram matrix of one closing projection over all batches, and with ``targets`` what the stream behind lacks."""
+def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch],
+          targets: dict[int, dict[bool, Tensor]]) -> Gram:
+    """Return the Gram matrix of one projection over all batches; with ``targets``, with the residuals of the stream."""
     sums, seen = GramAccumulator(closing.layer), []
     for batch in batches:
         with inputs_to([closing.layer], lambda _, x: seen.append(x)):
@@ -262,8 +268,9 @@ def _forward(model: Any, batch: Batch) -> None:
     model.base_model(**inputs, use_cache=False)
 
 
-def _reconstruction(closing: _OutputProjection, columns: Tensor, gram: Gram, held_out: Gram, ridges: tuple[float, ...]) -> Reconstruction:
-    """Re-solve the columns that stay, put those that go to zero; the best ridge by ``held_out`` where there is one."""
+def _reconstruction(closing: _OutputProjection, columns: Tensor, gram: Gram, held_out: Gram,
+                    ridges: tuple[float, ...]) -> Reconstruction:
+    """Re-solve the kept columns and set the removed ones to zero; choose the ridge by ``held_out`` if it has tokens."""
     layer, gram = closing.layer, gram.double()
     before, bias = least_squares.affine(layer)
     found = {ridge: least_squares.solve(layer, columns, gram, ridge) for ridge in ridges}

@@ -1,7 +1,7 @@
-"""From importances to a plan: the selection that width-pruning methods share.
+"""Selection of heads and neurons: turns importances into a plan, for all width-pruning methods.
 
 A method gives every head and neuron an importance; ``choose`` turns importances into a ``Plan``.
-Order of this file: Importance · choose · how many · which.  Cutting is in ``surgery``.
+Order of this file: Importance · choose · numbers of units · places.  Cutting is in ``surgery``.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ SCOPES = ("heads_and_neurons", "neurons", "heads")
 
 @dataclass(frozen=True)
 class Importance:
-    """How much each head and neuron matters; larger means keep.
+    """Importance of each head and neuron; larger means keep.
 
     Attributes
     ----------
     heads : (L, H) float32
     neurons : (L, M) float32
-    made_with : how it was measured, in words and numbers (method, data, prompts, seed)
+    made_with : conditions of the measurement (method, data, prompts, seed)
     """
 
     heads: Tensor
@@ -49,7 +49,7 @@ class Importance:
 
     @classmethod
     def load(cls, path: str | Path) -> Importance:
-        """Read what ``save`` wrote; ValueError when the file is anything else."""
+        """Read a file written by ``save``; raise ValueError for any other file."""
         try:
             with safe_open(path, "pt") as file:
                 made_with = json.loads(file.metadata()["made_with"])
@@ -63,31 +63,33 @@ class Importance:
 def choose(importance: Importance, model: nn.Module, *, removed_fraction: float, scope: str = "heads_and_neurons",
            rule: str = "lowest", grouped_query: str = "whole_groups", heads_removed: int | None = None,
            multiple_of: int = 1, seed: int = 0) -> Plan:
-    """Decide what to remove so that ``removed_fraction`` of *all* parameters goes.
+    """Choose heads and neurons to remove so that ``removed_fraction`` of *all* parameters is removed.
 
-    As in the published code, heads and neurons lose the same share.  Heads come in whole units, so neurons take up what
-    rounding leaves, and the plan hits the fraction to within one neuron per block.  (The published code counts in whole
-    blocks' worth of parameters, and turns a part of a head that rounding leaves into that part of one neuron.)
+    As in the published code, the same share of heads and of neurons is removed.  Heads are removed in whole units, the
+    number of neurons absorbs the rounding, and the plan reaches the fraction to within one neuron per block.  (The
+    published code counts the removed parameters in whole blocks, and turns a fraction of a head left by rounding into
+    the same fraction of one neuron.)
 
     Parameters
     ----------
     importance : heads (L, H) and neurons (L, M)
-    removed_fraction : of all parameters of the model, embeddings included, 0 to 1
-    scope : what may go, ``"heads_and_neurons"``, ``"neurons"`` or ``"heads"``; with heads alone the plan takes the
-        nearest fraction that whole units reach, and states it
-    rule : ``"lowest"`` removes the least important, ``"highest"`` the most important (a control), ``"random"`` any
+    removed_fraction : fraction of all parameters to remove, embeddings included, 0 <= x < 1
+    scope : parts that may be removed, ``"heads_and_neurons"``, ``"neurons"`` or ``"heads"``; with heads alone
+        the plan has the nearest fraction that whole units reach
+    rule : ``"lowest"`` removes the least important, ``"highest"`` the most important (a control), ``"random"`` random
+        ones
     grouped_query : ``"whole_groups"`` removes a key/value head with all its queries (smaller KV cache);
         ``"equal_queries"`` removes the same number of queries from every group (finer choice, same KV cache)
     heads_removed : query heads to remove in every block; None gives heads and neurons the same share
-    multiple_of : the number of neurons a block keeps becomes the nearest multiple of this.  Matrix units of GPUs want
-        sizes that are multiples of 8 in 16-bit arithmetic; with an odd number they were up to three times slower than
-        the dense model (row ``speed-llama-2-7b`` of the report)
-    seed : for ``rule="random"``
+    multiple_of : number whose nearest multiple is the number of kept neurons per block.  Matrix units of GPUs need
+        multiples of 8 in 16-bit arithmetic; with an odd number the pruned model was up to three times slower than the
+        dense one (row ``speed-llama-2-7b`` of the report)
+    seed : seed for ``rule="random"``
 
     Raises
     ------
     ValueError
-        for a fraction that cannot be reached, with the range that can; for head counts that could not be stored.
+        for a fraction that cannot be reached (the message gives the range), or head counts that cannot be stored.
     """
     for name, value, allowed in (("scope", scope, SCOPES), ("rule", rule, RULES),
                                  ("grouped_query", grouped_query, GROUPED)):
@@ -111,7 +113,7 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
 
 @dataclass(frozen=True)
 class _Unit:
-    """The smallest lossless cut of attention: how many query heads, how many parameters, how many there are."""
+    """Smallest lossless cut of attention: query heads and parameters per unit, and number of units per block."""
 
     heads: int
     parameters: int
@@ -126,19 +128,19 @@ def _unit(s: Sizes, grouped_query: str) -> _Unit:
 
 
 def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_removed: int | None) -> tuple[int, int]:
-    """Units of attention and neurons to remove per block."""
+    """Return the numbers of attention units and neurons to remove per block."""
     unit = _unit(s, grouped_query)
     target = fraction * s.parameters / s.blocks  # parameters per block
     if heads_removed is not None:
         candidates = [_units_of(heads_removed, unit, scope)]
     else:
-        candidates = [0] if scope == "neurons" else list(range(unit.count))  # at least one unit stays
+        candidates = [0] if scope == "neurons" else list(range(unit.count))  # at least one unit is kept
     if scope == "heads":
         units = min(candidates, key=lambda k: abs(k * unit.parameters - target))
         if abs(units * unit.parameters - target) > unit.parameters / 2 or (units == 0 < target):
             raise _unreachable(s, fraction, [(k * unit.parameters, 0) for k in candidates])
         return units, 0
-    room = (s.neurons - 1) * s.neuron_parameters  # at least one neuron stays
+    room = (s.neurons - 1) * s.neuron_parameters  # at least one neuron is kept
     rest = {k: round((target - k * unit.parameters) / s.neuron_parameters) for k in candidates}
     fitting = [k for k in candidates if 0 <= rest[k] < s.neurons]
     if not fitting:
@@ -149,7 +151,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
 
 
 def _rounded(s: Sizes, removed: int, multiple_of: int) -> int:
-    """As many neurons to remove as leave the nearest multiple; none where none were to go."""
+    """Return the number of neurons to remove so that a multiple of ``multiple_of`` is kept; 0 stays 0."""
     if not 1 <= multiple_of <= s.neurons:
         raise ValueError(f"multiple_of={multiple_of}; a block of this model has {s.neurons} neurons, "
                          f"give 1 (any number) to {s.neurons}, for a GPU 8 or 64")
@@ -168,20 +170,23 @@ def _units_of(heads_removed: int, unit: _Unit, scope: str) -> int:
 
 
 def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[int, int]]) -> ValueError:
-    """``per_block``: for every number of units, their parameters and how many more the neurons can add."""
+    """Return the error for an unreachable fraction, with all reachable ranges.
+
+    ``per_block`` has, for every number of units, their parameters and the largest number that neurons can add.
+    """
     ranges: list[list[int]] = []
     for low, room in sorted(per_block):
-        if ranges and low <= ranges[-1][1] + s.neuron_parameters:  # goes on where the range before ends
+        if ranges and low <= ranges[-1][1] + s.neuron_parameters:  # adjacent to the previous range
             ranges[-1][1] = low + room
         else:
             ranges.append([low, low + room])
     where = ", ".join(" to ".join(f"{s.blocks * n / s.parameters:.6f}" for n in dict.fromkeys(r)) for r in ranges)
     return ValueError(f"removed_fraction={fraction} cannot be reached with these arguments; reachable: {where} "
-                      f"(one neuron and one unit of attention stay in every block; embeddings are never removed)")
+                      f"(one neuron and one unit of attention are kept in every block; embeddings are never removed)")
 
 
 def _which(scores: Tensor, n: int, rule: str, generator: torch.Generator) -> Tensor:
-    """The ``n`` places along the last axis that ``rule`` removes, in ascending order; ties go by place."""
+    """Return the ``n`` places along the last axis to remove by ``rule``, ascending; ties are resolved by place."""
     if rule == "random":
         scores = torch.rand(scores.shape, generator=generator)
     order = scores.sort(dim=-1, descending=rule == "highest", stable=True).indices

@@ -1,15 +1,15 @@
-"""How far apart two representations are: 0 for the same, larger for more different.
+"""Distances between two representations: 0 for equal ones, larger for more different ones.
 
-A representation is what a network says of N samples, one row each: x (N, P) and y (N, Q), rows of the same samples in
-the same order.  Each metric forgives something (turning the features, scaling them, renaming them ...) and measures
-what is left.  Everything is computed in float64.
-Order of this file: the metrics · many at once · what a metric asks of one side · the Gaussian alignment · the table.
+A representation is a matrix of features with one row per sample: x (N, P) and y (N, Q), with rows of the same samples
+in the same order.  Each metric is invariant to some maps (rotation, scaling, permutation of features ...).
+All computations are in float64.
+Order of this file: the metrics · distances to many · one side of a comparison · the Gaussian alignment · the table.
 
 Degenerate input.  Refused with a ValueError: other shapes than (N, P) with N >= 2 and P >= 1, integers, NaN or
-infinity, sides with different N, labels that are not N integers; and what single metrics say below.  Defined: a
-constant feature counts as no feature; a representation that is constant altogether has no direction, so it is at 0
-from another constant one and as far from all others as unrelated ones are (1 for CKA, pi/2 for angles).  If P and Q
-differ, zeros widen the narrower.
+infinity, sides with different N, labels that are not N integers; and the cases named at the metrics below.
+Defined: a constant feature has no effect; a constant representation has no direction, so its distance is 0 from another
+constant one, and from all others that of unrelated ones (1 for CKA, pi/2 for angles).  If P and Q differ, the narrower
+one is padded with zeros.
 
 References
 ----------
@@ -35,7 +35,7 @@ from torch.nn.functional import pad
 from pruning_lib._registry import Table
 
 JITTER = 1e-6  # added to the variances, in squared units of the features
-ROUNDING = 1e-6  # directions with a smaller share of the largest singular value are rounding of float32
+ROUNDING = 1e-6  # directions with a smaller share of the largest singular value are float32 rounding errors
 
 __all__ = ["METRICS", "Metric", "cka_distance", "distances", "gaussian_distance", "linear_shape_distance",
            "permutation_distance", "wasserstein_distance"]
@@ -43,7 +43,7 @@ __all__ = ["METRICS", "Metric", "cka_distance", "distances", "gaussian_distance"
 
 @contextmanager
 def _on_one_thread() -> Iterator[None]:
-    """Small matrices: a second thread gains nothing, and on a busy machine waiting for it costs tens of times more."""
+    """Use one thread: for small matrices a second one is useless, and on a busy machine tens of times slower."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -53,7 +53,7 @@ def _on_one_thread() -> Iterator[None]:
 
 
 def cka_distance(x: Tensor, y: Tensor) -> float:
-    """1 - linear CKA [1]_ (their eq. 3 with centred columns); 0 to 1.
+    """Return 1 - linear CKA [1]_ (their eq. 3 with centred columns); 0 to 1.
 
     Parameters
     ----------
@@ -64,7 +64,7 @@ def cka_distance(x: Tensor, y: Tensor) -> float:
 
 def gaussian_distance(x: Tensor, y: Tensor, labels: Tensor, *, alpha: float, jitter: float = JITTER,
                       starts: int | None = None, seed: int = 0) -> float:
-    """How far apart two clouds per class are, each taken for a Gaussian, after the best common rotation [3]_.
+    """Return the distance between class-wise Gaussian fits after the best common rotation [3]_.
 
     The minimum over orthogonal T of the root of the mean over classes of
     ``alpha |m_x - T m_y|^2 + (2 - alpha) Bures(S_x, T S_y T')^2``, where m and S are mean and covariance (divided by
@@ -76,9 +76,9 @@ def gaussian_distance(x: Tensor, y: Tensor, labels: Tensor, *, alpha: float, jit
     labels : (N,) integers; the classes are those that occur, and each weighs the same
     alpha : 0 to 2; 2 compares means only, 0 covariances only, 1 is the 2-Wasserstein distance
     jitter : added to the diagonal of every covariance, so that a class may have fewer samples than features
-    starts : pairs of random alignments tried besides the four that the data suggest; None takes as many as cost about
-        the same at any width, 64 for up to 19 features and 2 from 55 on
-    seed : of the random alignments
+    starts : pairs of random starting alignments, in addition to four computed from the data; None takes a number of
+        about equal cost at any width, 64 for up to 19 features and 2 from 55 on
+    seed : seed of the random alignments
 
     Raises
     ------
@@ -90,7 +90,7 @@ def gaussian_distance(x: Tensor, y: Tensor, labels: Tensor, *, alpha: float, jit
     ``alpha`` 2 has a closed form.  Otherwise the problem has local minima and the value returned is an upper bound:
     the best of all starts.  The starts are closed under transposition, so that the distance is symmetric.
     Means are not centred, as in the authors' code: T turns about the origin, and with ``alpha`` > 0 a shift counts.
-    Departs from that code, which starts from the aligned means only and has no jitter.
+    Departs from their code, which starts from the aligned means only and has no jitter.
     """
     if not 0 <= alpha <= 2:
         raise ValueError(f"alpha is {alpha}; give 0 (covariances only) to 2 (means only)")
@@ -100,7 +100,9 @@ def gaussian_distance(x: Tensor, y: Tensor, labels: Tensor, *, alpha: float, jit
 
 
 def permutation_distance(x: Tensor, y: Tensor) -> float:
-    """Angle between the centred representations after the best one-to-one matching of features [2]_; 0 to pi radians.
+    """Return the angle between centred representations after the best one-to-one matching of features [2]_.
+
+    The unit is radians, 0 to pi.
 
     Parameters
     ----------
@@ -110,23 +112,25 @@ def permutation_distance(x: Tensor, y: Tensor) -> float:
 
 
 def linear_shape_distance(x: Tensor, y: Tensor, *, alpha: float) -> float:
-    """Angle between the partly whitened, centred representations after the best rotation [2]_; 0 to pi/2 radians.
+    """Return the angle between partly whitened, centred representations after the best rotation [2]_.
+
+    The unit is radians, 0 to pi/2.
 
     Parameters
     ----------
     x, y : (N, P) and (N, Q) float
-    alpha : 0 whitens (any invertible linear map is forgiven: arccos of the mean canonical correlation), 1 does not
-        (rotations: Procrustes); in between, singular values s become ``alpha s + (1 - alpha)``
+    alpha : 0 whitens (invariant to any invertible linear map: arccos of the mean canonical correlation), 1 does not
+        (invariant to rotations: Procrustes); in between, singular values s become ``alpha s + (1 - alpha)``
 
     Raises
     ------
     ValueError
-        if ``alpha`` is 0 and a side has N - 1 independent features or more: whitened, it says the same of every sample.
+        if ``alpha`` is 0 and a side has N - 1 independent features or more: whitened samples are then equidistant.
 
     Notes
     -----
-    Departs from [2]_ in between: s is divided by its root mean square first, so that units do not matter.  Whitening
-    leaves out directions below 1e-6 of the largest; if r_x and r_y directions are left, alpha 0 is
+    Departs from [2]_ for 0 < alpha < 1: s is divided by its root mean square first, so that units do not matter.
+    Whitening leaves out directions below 1e-6 of the largest; if r_x and r_y directions are left, alpha 0 is
     arccos(sum of canonical correlations / sqrt(r_x r_y)).  Published re-uses fit on some rows and score on others; all
     rows are used here for both.
     """
@@ -136,7 +140,7 @@ def linear_shape_distance(x: Tensor, y: Tensor, *, alpha: float) -> float:
 
 
 def wasserstein_distance(x: Tensor, y: Tensor) -> float:
-    """Wasserstein-1 distance between all values of x and all values of y, whatever sample and feature they belong to.
+    """Return the Wasserstein-1 distance between the values of x and y, pooled over samples and features.
 
     Parameters
     ----------
@@ -147,10 +151,10 @@ def wasserstein_distance(x: Tensor, y: Tensor) -> float:
 
 def distances(x: Tensor, ys: Iterable[Tensor], labels: Tensor | None = None, *, metrics: Sequence[str] | None = None
               ) -> dict[str, Tensor]:
-    """One representation against many, by several metrics: the numbers of the one-pair functions, with less work.
+    """Return the distances of one representation to many, by several metrics.
 
-    What depends on ``x`` alone is computed once, what depends on one of ``ys`` once for all metrics; ``ys`` may be a
-    generator, and one of them is held at a time.
+    The values equal those of the functions for one pair.  Factors of ``x`` are computed once, factors of each of ``ys``
+    once for all metrics; ``ys`` may be a generator, of which one item at a time is in memory.
 
     Parameters
     ----------
@@ -166,7 +170,7 @@ def distances(x: Tensor, ys: Iterable[Tensor], labels: Tensor | None = None, *, 
     Raises
     ------
     ValueError
-        for unknown keys, and whatever the metrics refuse.
+        for unknown keys, and for inputs refused by the metrics.
     """
     entries = {key: METRICS[key] for key in (METRICS if metrics is None else metrics)}
     for key, metric in entries.items():
@@ -183,19 +187,19 @@ def distances(x: Tensor, ys: Iterable[Tensor], labels: Tensor | None = None, *, 
 
 @dataclass(frozen=True)
 class Metric:
-    """An entry of METRICS: a distance, and the facts that tests and readers may rely on.
+    """An entry of METRICS: a distance and its mathematical properties, which tests verify.
 
     Attributes
     ----------
     about : one line for readers
     distance : (x, y, labels) -> float; labels may be None unless needed
-    needs_labels : whether ``distance`` looks at the labels
-    symmetric : whether d(x, y) = d(y, x)
-    triangle : whether d(x, z) <= d(x, y) + d(y, z), as a true metric has it
-    invariances : what may be done to one side without a change: permutation (of features), rotation (any orthogonal
+    needs_labels : True if ``distance`` depends on the labels
+    symmetric : True if d(x, y) = d(y, x)
+    triangle : True if d(x, z) <= d(x, y) + d(y, z), as in a true metric
+    invariances : maps of one side that do not change the distance: permutation (of features), rotation (any orthogonal
         map), linear (any invertible map), scale (a positive factor), translation (of all samples alike)
-    of_sides : the same from two prepared sides; entries without it are computed pair by pair
-    needs_samples : whether it says nothing unless there are more samples than features
+    of_sides : the distance of two prepared sides; entries without it are computed pair by pair
+    needs_samples : True if it is defined only for more samples than features
     """
 
     about: str
@@ -236,14 +240,14 @@ def _linear_shape(x: _Side, y: _Side, *, alpha: float) -> float:
     N = len(x.raw)
     for side in (x, y):
         if alpha == 0 and side.rank >= N - 1:
-            raise ValueError(f"{N} samples of {side.rank} independent features: whitened, they all differ alike; "
+            raise ValueError(f"{N} samples of {side.rank} independent features: whitened, they are all equidistant; "
                              "give more samples than features (ten times as many), or alpha > 0")
     u, v = _same_width(x.whitened(alpha), y.whitened(alpha))
     return _angle(u, v @ _polar(v.T @ u)[0])
 
 
 def _wasserstein(x: _Side, y: _Side) -> float:
-    """Area between the two quantile functions, which are steps of 1/n and 1/m."""
+    """Return the area between the two quantile functions, which are steps of 1/n and 1/m."""
     u, v = x.sorted, y.sorted
     n, m = len(u), len(v)
     if n == m:
@@ -254,12 +258,12 @@ def _wasserstein(x: _Side, y: _Side) -> float:
 
 
 def _angle(u: Tensor, v: Tensor) -> float:
-    """Angle in radians between two arrays of norm 1 or 0; exact for tiny angles, where arccos is not."""
+    """Return the angle in radians between two arrays of norm 1 or 0; unlike arccos, exact for tiny angles."""
     return 2 * math.atan2((u - v).norm().item(), (u + v).norm().item())
 
 
 def _polar(a: Tensor) -> tuple[Tensor, Tensor]:
-    """The orthogonal T that maximises <T, a>, and that maximum: the sum of the singular values."""
+    """Return the orthogonal T that maximises <T, a>, and the maximum: the sum of the singular values."""
     u, s, vh = torch.linalg.svd(a)
     return u @ vh, s.sum(-1)
 
@@ -275,7 +279,7 @@ def _sides(x: Tensor, y: Tensor, labels: Tensor | None = None, *, jitter: float 
 
 
 class _Side:
-    """One representation, and what the metrics ask of it, each computed when it is first asked for."""
+    """One representation of a comparison; its factors are computed at first use."""
 
     def __init__(self, x: Tensor, labels: Tensor | None, *, name: str, jitter: float = JITTER,
                  like: _Side | None = None) -> None:
@@ -296,7 +300,7 @@ class _Side:
         self._wider: dict[int, _Side] = {}
 
     @cached_property
-    def centred(self) -> Tensor:  # (N, P); what is left of a constant feature is rounding, and becomes 0
+    def centred(self) -> Tensor:  # (N, P); a constant feature becomes exactly 0
         c = self.raw - self.raw.mean(0)
         return torch.where(c.norm(dim=0) > 1e-13 * self.raw.norm(dim=0), c, 0.0)
 
@@ -327,13 +331,13 @@ class _Side:
         return len(self._principal[1])
 
     def whitened(self, alpha: float) -> Tensor:
-        """(N, rank), norm 1 or 0, up to a rotation of the features, which the caller forgives anyway."""
+        """Return the whitened features (N, rank), norm 1 or 0, up to a rotation, to which all callers are invariant."""
         u, s = self._principal
         partly = u * (alpha * s / s.square().mean().sqrt() + (1 - alpha)) if self.rank else u
         return partly / partly.norm() if self.rank else partly
 
     def widened(self, width: int) -> _Side:
-        """This side with zeros for the features it lacks."""
+        """Return this side padded with zeros to ``width`` features."""
         if width == self.raw.shape[1]:
             return self
         if width not in self._wider:
@@ -370,7 +374,7 @@ class _Side:
         return axes * variances.clamp(min=0).sqrt()[:, None] @ axes.mT
 
     @cached_property
-    def frame(self) -> Tensor:  # (P, P) principal axes in columns, each pointing where the samples reach further out
+    def frame(self) -> Tensor:  # (P, P) principal axes in columns; the third moment fixes the signs
         axes = torch.linalg.eigh(self.centred.T @ self.centred).eigenvectors
         return axes * torch.where((self.centred @ axes).pow(3).sum(0) < 0, -1.0, 1.0)
 
@@ -385,32 +389,32 @@ def _checked(labels: Tensor, N: int) -> Tensor:
 
 # The Gaussian alignment.  With A, B the roots of the covariances of a class, Bures(S_x, T S_y T')^2 is
 # |A|^2 + |B|^2 - 2 max <A T B, W> over orthogonal W, so the best T maximises a sum that is linear in T for fixed W and
-# linear in every W for fixed T, and each maximum is a polar factor.  Alternating never goes down; momentum hurries it.
+# linear in every W for fixed T, and each maximum is a polar factor.  Alternating is monotone; momentum makes it faster.
 
 
 @dataclass(frozen=True)
 class _Clouds:
-    """What T shall maximise: <T, linear> + weight * sum over classes of max over W of <a T b, W>."""
+    """Objective of the alignment T: <T, linear> + weight * sum over classes of max over W of <a T b, W>."""
 
     linear: Tensor  # (P, P)
     weight: float
     a: Tensor  # (C, P, P)
     b: Tensor  # (C, P, P)
-    most: float  # what the maximum would be at distance 0
+    most: float  # the maximum at distance 0
 
     def rough(self) -> _Clouds:
-        """The same in float32, with 1 for ``most``."""
+        """Return the objective in float32, scaled so that ``most`` is 1."""
         size = self.most**0.5
         return _Clouds((self.linear / self.most).float(), self.weight, (self.a / size).float(),
                        (self.b / size).float(), 1.0)
 
     def climb(self, T: Tensor, steps: int, polar: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-        """Improve alignments T (S, P, P); also a lower bound (S,) of what each reaches."""
+        """Improve alignments T (S, P, P); return them and a lower bound (S,) of the objective of each."""
         ahead, value, run = T, T.new_full((len(T),), -torch.inf), T.new_zeros(len(T))
         for _ in range(steps):
             w = polar(self.a @ ahead[:, None] @ self.b)  # (S, C, P, P)
             after, reached = _polar(self.linear + self.weight * (self.a @ w @ self.b).sum(1))
-            run = torch.where(reached < value, 0, run + 1)  # a step down ends a run, and with it the momentum
+            run = torch.where(reached < value, 0, run + 1)  # a decrease resets the momentum
             ahead = after + (run / (run + 3)).clamp(max=0.9)[:, None, None] * (after - T)
             little = (reached - value).abs() <= 1e-6 * (self.most - reached) + 4 * torch.finfo(T.dtype).eps * self.most
             T, value = after, reached
@@ -439,7 +443,7 @@ def _gaussian(x: _Side, y: _Side, *, alpha: float, starts: int | None = None, se
 
 
 def _search(clouds: _Clouds, T: Tensor) -> Tensor:
-    """The best alignment (P, P) found from the starts T (S, P, P): few steps from all, more from ever fewer."""
+    """Return the best alignment (P, P) from the starts T (S, P, P): few steps for all, more for the best ones."""
     S, rough = len(T), clouds.rough()
     T = _best(*rough.climb(T.float(), 4, _quick_polar), keep=max(2, S // 4))
     T = _best(*rough.climb(T, 8, _quick_polar), keep=max(1, S // 16))
@@ -452,10 +456,10 @@ def _best(T: Tensor, value: Tensor, *, keep: int) -> Tensor:
 
 
 def _starts(x: _Side, y: _Side, paired: Tensor, *, starts: int | None, seed: int) -> Tensor:
-    """(S, P, P) alignments: of the samples, of the means, none, and of the principal axes, also turned by chance.
+    """Return starting alignments (S, P, P): of samples, of means, identity, of principal axes, and random rotations.
 
-    Swapping the sides transposes the set, because each random turn comes with its reverse; and turning a side turns all
-    starts but the identity, so that the distance forgives rotations although it searches.
+    Swapping the sides transposes the set, since each random rotation comes with its inverse.  Rotating a side rotates
+    all starts but the identity, so that the distance is invariant to rotations in spite of the search.
     """
     P = len(paired)
     starts = max(2, min(64, 500_000 // P**3)) if starts is None else starts
@@ -466,10 +470,10 @@ def _starts(x: _Side, y: _Side, paired: Tensor, *, starts: int | None, seed: int
 
 
 def _quick_polar(m: Tensor) -> Tensor:
-    """About the polar factor, by products only: singular values below 1 % of the norm stay below 1.
+    """Return an approximate polar factor, by products only: singular values below 1 % of the norm stay below 1.
 
-    Newton-Schulz steps; the coefficients of the first ones are those of K. Jordan's Muon optimizer (2024), which lift
-    small values fast and leave large ones between 0.7 and 1.2; the last steps bring these to 1 from below.
+    Newton-Schulz steps; the coefficients of the first ones are those of K. Jordan's Muon optimizer (2024), which
+    increase small values fast and keep large ones between 0.7 and 1.2; the last steps move these to 1 from below.
     """
     m = m / m.square().sum((-2, -1), keepdim=True).sqrt().clamp(min=1e-30)
     for _ in range(3):
@@ -486,7 +490,7 @@ def _root_mean(squares: Tensor) -> float:
 
 METRICS: Table = Table("metric")
 METRICS["cka"] = _entry(
-    "1 - linear CKA: do both find the same samples alike?", _cka,
+    "1 - linear CKA: are the same samples similar in both?", _cka,
     "permutation", "rotation", "scale", "translation", triangle=False)
 METRICS["gaussian_0"] = _entry(
     "shape of the class clouds: covariances only", _gaussian,
@@ -499,10 +503,10 @@ METRICS["gaussian_2"] = _entry(
 METRICS["permutation"] = _entry(
     "angle after matching features one to one", _permutation, "permutation", "scale", "translation")
 METRICS["linear_shape_0"] = _entry(
-    "angle after whitening: is the same information there, however written?", _linear_shape,
+    "angle after whitening: do both contain the same information up to a linear map?", _linear_shape,
     "permutation", "rotation", "linear", "scale", "translation", needs_samples=True, alpha=0.0)
 METRICS["linear_shape_1"] = _entry(
     "angle after the best rotation (Procrustes)", _linear_shape,
     "permutation", "rotation", "scale", "translation", alpha=1.0)
 METRICS["wasserstein"] = _entry(
-    "do the same values occur, wherever they stand?", _wasserstein, "permutation")
+    "do both contain the same values, at any place?", _wasserstein, "permutation")

@@ -1,4 +1,4 @@
-"""The book: stored pages, with today's prose around their outputs, rendered as HTML.
+"""The book: stored pages with the current prose of their notebooks, rendered as HTML.
 
 Order of this file: prose · building.
 """
@@ -21,9 +21,9 @@ from pruning_lib.report import slides
 
 
 def refresh_prose(page: Any, notebook: Any) -> Any:
-    """The cells of an executed page with the prose of its notebook, so that words need no new run.
+    """Return the cells of an executed page with the current prose of its notebook.
 
-    A page made from other code keeps the words it has: they are about that code.
+    A page of different code keeps its stored prose, which describes that code.
     """
     def code(cells: Any) -> list[tuple[str, str]]:
         return [(cell.id, cell.source) for cell in cells if cell.cell_type == "code" and cell not in injected]
@@ -40,7 +40,7 @@ def refresh_prose(page: Any, notebook: Any) -> Any:
 
 
 def _refresh_all(pages: Path, notebooks: Path) -> None:
-    """Bring the prose of all pages in a folder up to date; what cannot be read is left to the builder's complaint."""
+    """Update the prose of all pages in a folder; skip unreadable pages, which the builder reports."""
     for path in pages.glob("*.ipynb"):
         with suppress(nbformat.reader.NotJSONError, UnicodeDecodeError, AttributeError, KeyError):
             page = nbformat.read(path, as_version=4)
@@ -51,30 +51,30 @@ def _refresh_all(pages: Path, notebooks: Path) -> None:
 
 
 def build_book(root: Path, out: Path | None = None) -> Path:
-    """Render the book, every warning an error; returns its index page.
+    """Render the book with warnings as errors and return its index page.
 
     Without ``out`` the published report is rendered into ``build/report``.  With ``out`` the book is rendered from the
-    pages found there, the chapters stay the same; a reading that is not there is the published one.
+    pages in that folder and the same chapters; the published page replaces a missing reading.
 
     Raises
     ------
     SystemExit
-        when the builder complains.
+        if there are no pages, or the builder reports a warning or an error.
     """
     tree = Tree.at(root, out)
     if not tree.pages.is_dir():
-        raise SystemExit(f"no pages in {tree.pages}; make them with: pruning-lib run")
+        raise SystemExit(f"no pages in {tree.pages}; create them with: pruning-lib run")
     book = (out or root / "build" / "report") / "book"
     shutil.rmtree(book, ignore_errors=True)
     shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))
     shutil.copytree(tree.pages, book / "executed")
-    for row in rows(tree).values():  # chapters quote these; one that was not made anew is the published one
+    for row in rows(tree).values():  # chapters quote readings; use the published page of a missing one
         page = Tree.at(root).pages / f"{row.name}.ipynb"
         if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
             shutil.copyfile(page, book / "executed" / page.name)
     _refresh_all(book / "executed", tree.notebooks)
     shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
-    if (root / "CONTRIBUTING.md").is_file():  # and one prints the recipes
+    if (root / "CONTRIBUTING.md").is_file():  # one chapter includes the recipes
         shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")
     contents = yaml.safe_load((book / "_toc.yml").read_text())
     runs = (defaults(tree) if out else rows(tree)).values()

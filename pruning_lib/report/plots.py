@@ -1,4 +1,4 @@
-"""One function per kind of figure, and the style.  A plot takes a table or an array and an axis, returns the axis."""
+"""Figures of the book: one function per kind, which draws a table or an array on an axis and returns the axis."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
-# Okabe and Ito's colours, told apart by colour-blind readers; one per method, the same in every figure
+# Okabe and Ito's colours, safe for colour-blind readers; one per method, the same in every figure
 COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
           "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "reconstruction_error": "#882255"}
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v",
@@ -29,7 +29,7 @@ LINE = {"gaussian_1": "--", "gaussian_2": ":", "linear_shape_1": "--"}  # of cri
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Fonts and sizes of the book, legible at phone width; use as ``with plots.style():``."""
+    """Set the fonts and sizes of the book, legible at phone width; use as ``with plots.style():``."""
     with mpl.rc_context({
         "figure.figsize": (6.0, 3.8), "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 12,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
@@ -37,7 +37,7 @@ def style() -> Iterator[None]:
     }):
         yield
         interactive = mpl.is_interactive()
-    mpl.interactive(interactive)  # a notebook's first figure switches this on; leaving the block must not undo it
+    mpl.interactive(interactive)  # the first figure of a notebook enables interactive mode; keep it
 
 
 def log_ticks(ax: Axes, which: str = "x", *, leading: Sequence[int] = (1, 3)) -> None:
@@ -50,9 +50,10 @@ def log_ticks(ax: Axes, which: str = "x", *, leading: Sequence[int] = (1, 3)) ->
 
 
 def importance_map(scores: Tensor, ax: Axes, *, parts: str) -> Axes:
-    """Heat map of importances (L, parts): each block's row as a share of its mean, sorted where parts are many.
+    """Draw a heat map of importances (L, parts), each row relative to the mean of its block.
 
-    Neurons have no order of their own, so they are sorted from least to most important; heads stay where they are.
+    Above 64 parts (neurons, which have no natural order) a row is sorted from least to most important; heads keep their
+    order.
     """
     share = (scores / scores.mean(1, keepdim=True)).numpy()
     many = share.shape[1] > 64
@@ -66,7 +67,7 @@ def importance_map(scores: Tensor, ax: Axes, *, parts: str) -> Axes:
 
 
 def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: str = "", high: str = "") -> Axes:
-    """A line per method of ``quality`` against the fraction removed; seeds as a band, intervals as bars where given.
+    """Draw ``quality`` against the fraction removed, one line per method, with seeds as a band and intervals as bars.
 
     ``table`` has columns ``method``, ``removed_fraction``, ``quality`` and, for bars, ``low`` and ``high``.
     """
@@ -86,12 +87,12 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
     ax.plot(dense.removed_fraction, dense[quality], MARKER["dense"], color=COLOUR["dense"], ms=12, label="dense",
             linestyle="none")
     ax.set(xlabel="parameters removed (fraction)", ylabel=quality.replace("_", " "))
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)  # above the axes: lines go everywhere
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)  # above the axes, to leave the lines visible
     return ax
 
 
 def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axes:
-    """One horizontal bar per line of ``table`` (columns ``label``, ``method`` and ``quality``), first line on top."""
+    """Draw a horizontal bar per line of ``table`` (columns ``label``, ``method`` and ``quality``), first line on top."""
     rows = table.iloc[::-1]
     ax.barh(range(len(rows)), rows[quality], color=[COLOUR[m] for m in rows.method], tick_label=rows["label"].tolist())
     for place, value in enumerate(rows[quality]):
@@ -103,9 +104,9 @@ def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axe
 
 
 def forest(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
-    """A point per line of ``table`` with its interval, first line on top; one look per ``kind``.
+    """Draw a point with its interval per line of ``table``, first line on top; colour and marker per ``kind``.
 
-    ``table`` has columns ``label``, ``kind``, ``quality``, ``low`` and ``high``; lines of one label share a place.
+    ``table`` has columns ``label``, ``kind``, ``quality``, ``low`` and ``high``; lines of one label share a position.
     """
     places = {label: -i for i, label in enumerate(dict.fromkeys(table.label))}
     for kind, colour, marker in zip(dict.fromkeys(table.kind), ("#0072B2", "#D55E00", "#009E73", "#CC79A7"), "osD^",
@@ -123,7 +124,7 @@ def forest(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
 
 
 def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
-    """A point per task with its interval; ``table`` has ``task``, ``accuracy``, ``low``, ``high`` and ``chance``."""
+    """Draw a point with its interval per task; ``table`` has ``task``, ``accuracy``, ``low``, ``high`` and ``chance``."""
     rows = table.iloc[::-1]
     error = [rows.accuracy - rows.low, rows.high - rows.accuracy]
     ax.errorbar(rows.accuracy, rows.task, xerr=error, fmt=MARKER[method], color=COLOUR[method], capsize=4, label=method)
@@ -136,7 +137,7 @@ def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
 
 
 def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
-    """A line per criterion of ``quality`` against blocks removed: the mean over seeds, and the seeds as a band.
+    """Draw ``quality`` against blocks removed, one line per criterion: mean over seeds, and seeds as a band.
 
     ``table`` has columns ``criterion``, ``removed`` and ``quality``.
     """
@@ -157,7 +158,7 @@ def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axe
 
 
 def rank_map(ranks: pd.DataFrame, ax: Axes) -> Axes:
-    """Heat map of ranks, a row per block in network order and a column per metric; dark blocks go first."""
+    """Draw a heat map of ranks, a row per block and a column per metric; dark blocks are removed first."""
     drawn = ax.imshow(ranks.to_numpy(), aspect="auto", cmap="viridis", interpolation="nearest")
     ax.figure.colorbar(drawn, ax=ax, label="rank (0 goes first)")
     ax.grid(False)
@@ -168,7 +169,7 @@ def rank_map(ranks: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def agreement(correlations: pd.DataFrame, ax: Axes) -> Axes:
-    """Heat map of a square table of rank correlations, the numbers written in."""
+    """Draw a heat map of a square table of rank correlations with the values as text."""
     drawn = ax.imshow(correlations.to_numpy(), cmap="RdBu", vmin=-1, vmax=1)
     ax.figure.colorbar(drawn, ax=ax, label="rank correlation (Spearman)")
     _numbers(correlations, ax, light=lambda value: abs(value) > 0.6)
@@ -176,7 +177,7 @@ def agreement(correlations: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def distance_map(shares: pd.DataFrame, ax: Axes) -> Axes:
-    """Heat map of distances as shares of a yardstick, a row per metric and a column per change, numbers written in."""
+    """Draw a heat map of relative distances, a row per metric and a column per change, with the values as text."""
     drawn = ax.imshow(shares.to_numpy(), aspect="auto", cmap="viridis", vmin=0, vmax=1)
     ax.figure.colorbar(drawn, ax=ax, label="distance / distance to an unrelated cloud")
     _numbers(shares, ax, light=lambda value: value < 0.6)
@@ -184,7 +185,7 @@ def distance_map(shares: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def _numbers(table: pd.DataFrame, ax: Axes, *, light: Callable[[float], bool]) -> None:
-    """Names and values of a heat map's fields; ``light`` says which ones are dark and want a light text."""
+    """Write names and values into a heat map; ``light`` returns True for values on a dark field."""
     ax.grid(False)
     ax.set_xticks(range(table.shape[1]), table.columns, rotation=45, ha="right")
     ax.set_yticks(range(len(table)), table.index)
@@ -195,7 +196,7 @@ def _numbers(table: pd.DataFrame, ax: Axes, *, light: Callable[[float], bool]) -
 
 
 def cloud(points: Tensor, labels: Tensor, ax: Axes, *, label: str) -> Axes:
-    """Points (N, 2) of a plane, coloured by class."""
+    """Draw points (N, 2) of a plane, coloured by class."""
     colours = list(COLOUR.values())[1:]
     for place, name in enumerate(labels.unique().tolist()):
         across, up = points[labels == name].T.numpy()
@@ -205,7 +206,7 @@ def cloud(points: Tensor, labels: Tensor, ax: Axes, *, label: str) -> Axes:
 
 
 def rounds(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Accuracy against blocks removed: after the cut, with batch norms measured anew, and after tuning.
+    """Draw accuracy against blocks removed: after the cut, after batch-norm recalibration, and after tuning.
 
     ``table`` has ``removed_blocks``, ``cut_fraction``, ``recalibrated_fraction``, ``accuracy_fraction`` with
     ``accuracy_low`` and ``accuracy_high``; the first line has no cut.
@@ -222,7 +223,7 @@ def rounds(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def losses(values: Sequence[float], ax: Axes, *, steps: int = 25) -> Axes:
-    """Loss of each step, pale, and its mean over the last ``steps``; ``values`` in nats per token."""
+    """Draw the loss of each step and its mean over the last ``steps``; ``values`` in nats per token."""
     mean = pd.Series(values, dtype=float).rolling(steps, min_periods=1).mean()
     ax.plot(range(1, len(values) + 1), values, color="#56B4E9", alpha=0.5, linewidth=1, label="single step")
     ax.plot(range(1, len(values) + 1), mean, color="#0072B2", label=f"mean of {steps} steps")
@@ -232,7 +233,7 @@ def losses(values: Sequence[float], ax: Axes, *, steps: int = 25) -> Axes:
 
 
 def time_against_macs(table: pd.DataFrame, ax: Axes) -> Axes:
-    """Time left against multiply-adds left, both as a share of the dense network's, beside the line where they agree.
+    """Draw relative time against relative multiply-adds (dense network = 1), with the line of equality.
 
     ``table`` has ``macs``, ``latency_s`` and its quartiles ``latency_low_s`` and ``latency_high_s``; its first line is
     the dense network.
@@ -247,9 +248,9 @@ def time_against_macs(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def budgets(table: pd.DataFrame, ax: Axes) -> Axes:
-    """A line per network of accuracy against the budget of an attack, with intervals.
+    """Draw accuracy against the budget of an attack with intervals, one line per network.
 
-    ``table`` has ``label``, ``criterion``, ``strength`` (numbers, as text or not), ``accuracy_fraction``,
+    ``table`` has ``label``, ``criterion``, ``strength`` (numbers or numeric text), ``accuracy_fraction``,
     ``accuracy_low`` and ``accuracy_high``.
     """
     lines = ("-", "--", ":", "-.")
@@ -265,9 +266,9 @@ def budgets(table: pd.DataFrame, ax: Axes) -> Axes:
 
 
 def points(table: pd.DataFrame, ax: Axes, *, quality: str, unit: str = "fraction") -> Axes:
-    """A point per line of ``table`` with its interval: ``label``, ``<quality>_<unit>``, and its ends.
+    """Draw a point with its interval per line of ``table``: ``label``, ``<quality>_<unit>``, and the ends.
 
-    The ends are ``<quality>_low`` and ``_high``, or, for units that come last, ``<quality>_<unit>_low`` and ``_high``.
+    The ends are ``<quality>_low`` and ``_high``, or ``<quality>_<unit>_low`` and ``_high`` if these columns exist.
     """
     rows, middle = table.iloc[::-1], f"{quality}_{unit}"
     ends = middle if f"{middle}_low" in rows else quality
@@ -282,7 +283,7 @@ def points(table: pd.DataFrame, ax: Axes, *, quality: str, unit: str = "fraction
 
 
 def gains(table: pd.DataFrame, ax: Axes, *, task: str) -> Axes:
-    """A point per line of ``table``: how many times faster, with its interval, and a bar where the ideal is.
+    """Draw the speedup with its interval per line of ``table``, and a bar at its upper bound.
 
     ``table`` has ``label``, ``<task>_gain``, ``<task>_gain_low``, ``<task>_gain_high`` and ``<task>_ideal``.
     """

@@ -1,8 +1,8 @@
-"""Slides out of the built book: what a lecture shows is taken from the pages themselves, numbers and figures included.
+"""Slides for a lecture, assembled from the pages of the built book, numbers and figures included.
 
-``book/slides.yml`` names, slide by slide, a page, a heading on it, and which parts below that heading to show (a CSS
-selector).  One page of plain HTML comes out of it, ``slides.html`` beside the book's index.  Nothing is fetched: code
-colours and formulas come from the files of the book that lie there already.
+``book/slides.yml`` lists for every slide a page, a heading on it, and a CSS selector for the parts below the heading.
+The result is one page of plain HTML, ``slides.html``, in the folder of the book's index.  It downloads nothing: styles
+of code and formulas come from files of the built book.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ addEventListener("keydown", event => {
 
 
 def build(html: Path, contents: Path) -> Path:
-    """Write ``html/slides.html`` from the pages under ``html`` as ``contents`` says; returns its path.
+    """Write ``html/slides.html`` from the pages under ``html`` as listed in ``contents`` and return its path.
 
     Raises
     ------
     SystemExit
-        naming the slide, for a page, a heading or a part that is not there.
+        for a missing page, heading or part; the message names the slide.
     """
     pages: dict[str, BeautifulSoup] = {}
     slides = []
@@ -76,13 +76,13 @@ def build(html: Path, contents: Path) -> Path:
 
 
 def _slide(page: BeautifulSoup, entry: dict[str, Any]) -> str:
-    """One slide from the section of a page under a heading."""
+    """Return one slide from the section of a page under a heading."""
     headings = page.select("section > h1, section > h2, section > h3")
     heading = next((h for h in headings if _words(h) == entry["heading"]), None)
     if heading is None or heading.parent is None:
         raise SystemExit(f"slides.yml: {entry['page']} has no heading {entry['heading']!r}")
     below = heading.parent
-    for button in below.select("summary"):  # of folded code
+    for button in below.select("summary"):  # labels of folded code
         button.decompose()
     found = [part for part in below.select(entry.get("show", USUAL)) if part.find_parent("section") is below]
     found = [part for part in found if not any(other in part.parents for other in found)]
@@ -96,15 +96,15 @@ def _slide(page: BeautifulSoup, entry: dict[str, Any]) -> str:
 
 
 def _standing(part: Tag, folder: str, page: str) -> str:
-    """A part as it stands on the page, its links leading where they led from there."""
+    """Return a part of a page as HTML, with links adjusted to the location of the slides."""
     for tag in [part, *part.find_all(True)]:
-        if tag.name in ("table", "pre"):  # they scroll, so the keyboard has to reach them
+        if tag.name in ("table", "pre"):  # scrollable, so reachable by keyboard
             tag["tabindex"] = "0"
         for name in ("src", "href"):
             value = tag.get(name)
             if isinstance(value, str) and "://" not in value and not value.startswith(("data:", "/")):
                 tag[name] = f"{page}.html{value}" if value.startswith("#") else f"{folder}/{value}" if folder else value
-        tag.attrs.pop("id", None)  # the page has it
+        tag.attrs.pop("id", None)  # ids stay unique to the page
     for button in part.select("button, .headerlink, style"):
         button.decompose()
     return f'<div class="wide">{part}</div>' if part.name == "table" else str(part)
@@ -115,5 +115,5 @@ def _ask(entry: dict[str, Any]) -> str:
 
 
 def _words(heading: Tag) -> str:
-    """The text of a heading, without the mark that links to it."""
+    """Return the text of a heading without its permalink mark."""
     return "".join(heading.find_all(string=True, recursive=False)).strip() or heading.get_text().rstrip("#").strip()

@@ -1,10 +1,10 @@
-"""Win a pruned language model's quality back: low-rank adapters on every projection, merged before anything is saved.
+"""LoRA fine-tuning of pruned language models: low-rank adapters on every projection, merged before saving.
 
 LoRA [1]_ through peft, with the settings of AMP's published code: rank 8, alpha 16, dropout 0.05, learning rate 3e-4,
-two epochs, the loss on answers only.  Ours are the size of a batch, and a warm-up in place of clipped gradients.
-A checkpoint can be left every few steps; going on from one gives bit for bit what a run without interruption gives,
-since dropout and order are drawn anew from seed and step.
-Order of this file: settings · lora · examples · one step · checkpoints.
+two epochs, the loss on answers only.  Our own choices are the batch size, and a warm-up in place of gradient clipping.
+A checkpoint can be written every few steps; a resumed run gives bit for bit the same result as an uninterrupted one,
+since dropout and order are derived from seed and step.
+Order of this file: settings · tune · examples · one step · checkpoints.
 
 References
 ----------
@@ -32,39 +32,39 @@ from pruning_lib.models import families
 from pruning_lib.models.hooks import evaluating
 from pruning_lib.training.sgd import dropout_seeded
 
-POOL = 128  # examples sorted by length together
-AT_ONCE = 512  # padded tokens whose activations are held at a time; the gradients of a step are added up over them
-Example = tuple[list[int], int]  # tokens of prompt and answer, and how many of them are the prompt
+POOL = 128  # number of examples sorted by length together
+AT_ONCE = 512  # padded tokens per backward pass; a step sums the gradients of several passes
+Example = tuple[list[int], int]  # tokens of prompt and answer, and the number of prompt tokens
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How to tune; the defaults are those of AMP's published code, but for batches and warm-up."""
+    """Settings of fine-tuning; the defaults are those of AMP's published code, except batches and warm-up."""
 
     rank: int = 8
     alpha: int = 16
     dropout: float = 0.05
     lr: float = 3e-4
     epochs: int = 2
-    tokens_per_batch: int = 2048  # padded tokens of one step
-    max_length: int = 512  # tokens after which an example is cut
-    warmup_fraction: float = 0.03  # of all steps; then the learning rate falls to zero along a line
-    kd_weight: float = 0.0  # share of the loss that follows the teacher, 0 to 1
+    tokens_per_batch: int = 2048  # padded tokens per step
+    max_length: int = 512  # tokens after which an example is truncated
+    warmup_fraction: float = 0.03  # of all steps; then the learning rate falls linearly to zero
+    kd_weight: float = 0.0  # weight of knowledge distillation in the loss, 0 to 1
     seed: int = 0
 
 
 def tune(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, settings: Settings = Settings(),
          teacher: nn.Module | None = None, folder: str | Path | None = None, every_steps: int = 50,
          progress: bool = True) -> list[float]:
-    """Tune ``model`` in place on answers to prompts; afterwards its weights hold the merged adapters.
+    """Fine-tune ``model`` in place on answers to prompts, and merge the adapters into its weights.
 
     Parameters
     ----------
-    pairs : prompt and answer; see ``data.pairs``
-    teacher : the dense model, needed where ``settings.kd_weight`` is above 0: that share of the loss is the
-        Kullback-Leibler divergence from its predictions, the rest the usual cross-entropy
-    folder : for a checkpoint, renewed every ``every_steps`` steps and named after all the result depends on, so that
-        runs can share a folder; what is found there is gone on from, and None leaves none
+    pairs : prompts and answers; see ``data.pairs``
+    teacher : the dense model, needed if ``settings.kd_weight`` is above 0: that share of the loss is the
+        Kullback-Leibler divergence from its predictions, the rest is the usual cross-entropy
+    folder : folder of a checkpoint, rewritten every ``every_steps`` steps and named after all inputs of the run, so
+        that runs can share a folder; an existing checkpoint is resumed; None writes no checkpoint
 
     Returns
     -------
@@ -73,8 +73,8 @@ def tune(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
     Raises
     ------
     ValueError
-        for a model in float16, whose gradients overflow; no examples; a loss that is no number any more.  The model is
-        then as it was.
+        for a model in float16, whose gradients overflow; no examples; a loss that is not finite.  The model is then
+        unchanged.
     """
     _check(model, settings, teacher)
     examples = _examples(tokenizer, pairs, settings.max_length)
@@ -96,7 +96,7 @@ def tune(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
             if saved and ((step + 1) % every_steps == 0 or step + 1 == len(batches)):
                 saved.keep(weights, optimizer, losses)
         wrapped.merge_and_unload()
-    except BaseException:  # an interruption too: what is left is the model as it came
+    except BaseException:  # an interruption too: the model is restored
         wrapped.unload()
         raise
     finally:
@@ -116,7 +116,7 @@ def _check(model: nn.Module, settings: Settings, teacher: nn.Module | None) -> N
 
 
 def _with_adapters(model: nn.Module, settings: Settings) -> Any:
-    """Put adapters, drawn from the seed, on every projection of every block; all else is frozen."""
+    """Put adapters, drawn from the seed, on every projection of every block; freeze all other weights."""
     from peft import LoraConfig, get_peft_model
 
     family = families.family_of(model)
@@ -129,7 +129,7 @@ def _with_adapters(model: nn.Module, settings: Settings) -> Any:
 
 
 def _examples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[Example]:
-    """Tokens of prompt, answer and the end; pairs whose answer lies beyond ``max_length`` are left out."""
+    """Return the tokens of prompt, answer and end; pairs whose answer lies beyond ``max_length`` are left out."""
     found = []
     for prompt, answer in pairs:
         question = tokenizer(prompt)["input_ids"]
@@ -146,10 +146,10 @@ def _examples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int)
 
 
 def _shuffled(examples: list[Example], settings: Settings, epoch: int) -> list[list[Example]]:
-    """Batches of one epoch, in an order drawn from seed and epoch: every example once, within the token budget.
+    """Return the batches of one epoch, in an order drawn from seed and epoch: every example once, within the budget.
 
-    Pools drawn at random are sorted by length before they are cut into batches: with examples as they come, almost
-    half of a batch is padding.
+    Random pools are sorted by length before they are split into batches; in random order almost half of a batch is
+    padding.
     """
     generator = torch.Generator().manual_seed(settings.seed * 1000 + epoch)
     order = [examples[i] for i in torch.randperm(len(examples), generator=generator).tolist()]
@@ -159,7 +159,7 @@ def _shuffled(examples: list[Example], settings: Settings, epoch: int) -> list[l
 
 
 def _filled(examples: list[Example], tokens: int) -> Iterator[list[Example]]:
-    """The examples, the shortest first, in batches of at most ``tokens`` padded ones; a single one may exceed it."""
+    """Yield batches of at most ``tokens`` padded tokens, shortest examples first; a single example may exceed them."""
     batch: list[Example] = []
     for example in examples:
         if batch and len(example[0]) * (len(batch) + 1) > tokens:
@@ -170,7 +170,7 @@ def _filled(examples: list[Example], tokens: int) -> Iterator[list[Example]]:
 
 
 def _padded(batch: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
-    """``input_ids``, ``attention_mask`` and which places predict a token of an answer, each (B, T)."""
+    """Return ``input_ids``, ``attention_mask`` and the mask of places that predict an answer token, each (B, T)."""
     T = max(len(tokens) for tokens, _ in batch)
     ids, mask, predicts = (torch.zeros(len(batch), T, dtype=torch.long) for _ in range(3))
     for row, (tokens, question) in enumerate(batch):
@@ -182,7 +182,7 @@ def _padded(batch: list[Example]) -> tuple[Tensor, Tensor, Tensor]:
 
 def _step(model: Any, teacher: Any, batch: list[Example], optimizer: torch.optim.Optimizer, settings: Settings,
           step: int, steps: int) -> float:
-    """One step of AdamW; returns the loss before it."""
+    """Take one step of AdamW; return the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = settings.lr * _learning_rate_factor(step, steps, settings.warmup_fraction)
     optimizer.zero_grad()
@@ -199,7 +199,7 @@ def _step(model: Any, teacher: Any, batch: list[Example], optimizer: torch.optim
 
 
 def _loss(model: Any, teacher: Any, part: list[Example], kd_weight: float) -> Tensor:
-    """Loss of a few examples, summed over the tokens of their answers."""
+    """Return the loss of a few examples, summed over the tokens of their answers."""
     ids, mask, predicts = (t.to(model.device) for t in _padded(part))
     logits = _answer_logits(model, ids, mask, predicts)
     loss = F.cross_entropy(logits, ids[:, 1:][predicts[:, :-1]], reduction="sum")
@@ -212,19 +212,19 @@ def _loss(model: Any, teacher: Any, part: list[Example], kd_weight: float) -> Te
 
 
 def _answer_logits(model: Any, ids: Tensor, mask: Tensor, predicts: Tensor) -> Tensor:
-    """Logits (answer tokens, vocabulary), float32, only where an answer's token is predicted."""
+    """Return the float32 logits (answer tokens, vocabulary) at the places that predict an answer token."""
     hidden = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
     return families.logits(model, hidden[predicts]).float()
 
 
 def _learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> float:
-    """Share of the learning rate: rises along a line, then falls to zero behind the last step."""
+    """Return the factor of the learning rate: it rises linearly, then falls linearly to zero after the last step."""
     warmup = max(1, round(warmup_fraction * steps))
     return (step + 1) / warmup if step < warmup else (steps - step) / max(1, steps - warmup)
 
 
 def _key(model: nn.Module, settings: Settings, examples: list[Example], teacher: nn.Module | None) -> str:
-    """Changes with anything the result depends on: settings, examples, and every weight, the teacher's too."""
+    """Return a digest of all inputs of the result: settings, examples, and every weight, also of the teacher."""
     found = hashlib.sha256(json.dumps([asdict(settings), examples]).encode())
     frozen = [(name, p) for name, p in sorted(model.named_parameters()) if not p.requires_grad]
     for name, p in frozen + (sorted(teacher.named_parameters()) if teacher else []):
@@ -234,13 +234,13 @@ def _key(model: nn.Module, settings: Settings, examples: list[Example], teacher:
 
 
 class _Checkpoint:
-    """Adapters, the optimiser's state and the losses so far, in one safetensors file."""
+    """Checkpoint file with the adapters, the state of the optimiser and the losses so far."""
 
     def __init__(self, folder: str | Path, key: str) -> None:
         self.path = Path(folder) / f"recovery-{key}.safetensors"
 
     def keep(self, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer, losses: list[float]) -> None:
-        """Replace the file; it is whole at any time."""
+        """Replace the file atomically."""
         tensors = {f"{i}.weight": p.detach().contiguous() for i, p in enumerate(weights)}
         for i, p in enumerate(weights):
             tensors |= {f"{i}.{name}": value.contiguous() for name, value in optimizer.state[p].items()}
@@ -250,7 +250,7 @@ class _Checkpoint:
         beside.replace(self.path)
 
     def restore(self, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
-        """Losses so far, after weights and optimiser were brought to where they were; empty without a file."""
+        """Restore weights and optimiser, and return the losses so far; [] without a file."""
         if not self.path.is_file():
             return []
         with safe_open(self.path, "pt") as file:

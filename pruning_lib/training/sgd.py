@@ -1,4 +1,4 @@
-"""Win quality back after a cut: batch-norm statistics alone, or all weights by SGD.
+"""Fine-tuning of pruned image networks: batch-norm statistics only, or all weights by SGD.
 
 Order of this file: recalibrate_batchnorm · train · augmentation.
 """
@@ -19,9 +19,9 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def recalibrate_batchnorm(model: nn.Module, images: Tensor, *, images_per_batch: int = 256) -> nn.Module:
-    """Measure mean and variance of every batch norm anew, in place; no weight is trained.
+    """Recompute mean and variance of every batch norm in place; no weight is trained.
 
-    After a cut the statistics stored in the layers behind it are those of another input.
+    After a block is removed, the stored statistics of the layers behind it belong to another input.
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ def recalibrate_batchnorm(model: nn.Module, images: Tensor, *, images_per_batch:
     Raises
     ------
     ValueError
-        for a network without batch norms, or fewer than 2 images in a batch, which have no variance.
+        for a network without batch norms, or batches of fewer than 2 images, which have no variance.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
     if not norms:
@@ -56,25 +56,24 @@ def recalibrate_batchnorm(model: nn.Module, images: Tensor, *, images_per_batch:
 def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, seed: int, lr: float = 0.01,
           images_per_batch: int = 128, momentum: float = 0.9, weight_decay: float = 5e-4, augment: bool = True,
           dtype: str = "bfloat16", progress: bool = True) -> nn.Module:
-    """Train all weights by SGD with Nesterov momentum, in place; the learning rate falls to zero along a cosine.
+    """Train all weights by SGD with Nesterov momentum, in place, with a cosine schedule of the learning rate.
 
     Parameters
     ----------
     images : (N, channels, height, width) uint8 pixels or floats in [0, 1]
     labels : (N,) class of each image
     epochs : passes over the images; fractions are allowed
-    seed : order of the images, shifts, flips, and the dropout of the network
-    augment : shift by up to an eighth of the width and flip sideways, at random
-    dtype : of the multiplications; weights stay in the model's own
+    seed : seed of the order of the images, shifts, flips, and dropout
+    augment : random shifts by up to an eighth of the width, and random horizontal flips
+    dtype : dtype of the multiplications; weights keep the dtype of the model
 
     Raises
     ------
     ValueError
-        for a language model; when images and labels do not belong together; when the loss is no number any more (lower
-        ``lr``).
+        for a language model; when the numbers of images and labels differ; when the loss is not finite (lower ``lr``).
     """
     if hasattr(model, "get_input_embeddings"):
-        raise ValueError(f"{type(model).__name__} is a language model and cannot be tuned on images; recover.lora "
+        raise ValueError(f"{type(model).__name__} is a language model and cannot be tuned on images; lora.tune "
                          f"tunes it on text, and the notebooks amp_prune and recipe prune it")
     if len(images) != len(labels) or not len(images):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
@@ -111,7 +110,7 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, se
 
 
 def shifted_and_flipped(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Every image moved by up to an eighth of its width in both directions, black coming in, and half of them flipped.
+    """Return the images shifted at random by up to an eighth of their width, padded black, and half of them flipped.
 
     Parameters
     ----------
@@ -128,13 +127,13 @@ def shifted_and_flipped(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def pixels(images: Tensor) -> Tensor:
-    """Floats in [0, 1] from uint8 pixels; floats stay as they are."""
+    """Convert uint8 pixels to floats in [0, 1]; floats are returned unchanged."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 @contextmanager
 def dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout can draw from the global generators only: seed them, and put them back as they were."""
+    """Seed the global generators, the only ones dropout can use, and restore them after the ``with`` block."""
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         torch.default_generator.manual_seed(seed)
         if device.type == "cuda":
@@ -144,7 +143,7 @@ def dropout_seeded(seed: int, device: torch.device) -> Iterator[None]:
 
 
 def _shuffled(n: int, size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Numbers of the images of one batch after the other, every image once per epoch but for a rest too small."""
+    """Yield the numbers of the images of each batch: every image once per epoch, except for an incomplete batch."""
     while True:
         for chosen in torch.randperm(n, generator=generator).split(size):
             if len(chosen) == size:

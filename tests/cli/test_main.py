@@ -79,11 +79,11 @@ def test_no_command_is_an_error_of_usage(capsys):
     (["run", "small", "-p", "count=many"], "parameter count takes int like 3, got 'many'"),
     (["run", "small", "-p", "count=true"], "parameter count takes int like 3, got True"),
     (["run", "plain", "look", "-p", "count=1"], "row look: look has no parameter 'count'"),
-    (["run", "small", "-p", "count"], "-p count: wanted NAME=VALUE"),
+    (["run", "small", "-p", "count"], "-p count: give NAME=VALUE"),
     (["run", "small", "-p", "name=[a"], r"-p name=\[a: .*quote"),
-    (["run"], "give names of rows, or --all, or --defaults"),
-    (["run", "small", "--all"], "give names of rows, or --all, or --defaults"),
-    (["run", "--all", "--defaults"], "give names of rows, or --all, or --defaults"),
+    (["run"], "give either names of rows, or --all, or --defaults"),
+    (["run", "small", "--all"], "give either names of rows, or --all, or --defaults"),
+    (["run", "--all", "--defaults"], "give either names of rows, or --all, or --defaults"),
     (["status", "--root", "notebooks"], "no notebooks/runs.yml; call from the repository, or give --root"),
     (["book", "--out", "nowhere"], "no pages in nowhere")])
 def test_what_makes_no_sense_is_refused_before_anything_runs_or_is_written(root, ran, arguments, message):

@@ -78,7 +78,7 @@ def test_a_language_model_from_its_folder_to_a_page_in_a_rebuilt_book(here, caps
     exec(make, {})
     follow(text, ["inspect", "prune", "compare", "amp_prune", "book"])
     said = capsys.readouterr().out
-    assert "heads that can go from every block" in said and "first / second: parameters 0.8" in said
+    assert "heads that can be removed from every block" in said and "first / second: parameters 0.8" in said
     exec(load, found := {})
     assert found["model"].num_parameters() < 0.81 * loading.load_model("my-llama")[0].num_parameters()
     assert (here / "my-smaller" / "README.md").is_file()
@@ -103,7 +103,7 @@ def test_an_image_network_of_torchvisions_from_its_weights_to_a_smaller_folder_a
     with torch.no_grad():  # the same answers as torchvision's network, to pixels instead of normalised ones
         assert torch.allclose(loading.load_model("my-resnet")[0](pixels), yours((pixels - mean) / std), atol=1e-4)
     follow(text, ["inspect", "consensus_prune"])
-    assert "8 blocks; 4 can go together" in capsys.readouterr().out
+    assert "8 blocks; 4 can be removed together" in capsys.readouterr().out
     record = json.loads((here / "build" / "own" / "results" / "consensus_prune.json").read_text())
     assert record["values"]["removed_macs_fraction"] > 0
     exec(prune.replace("epochs=0.5", "epochs=0.05").replace('"test", 200', '"test", 20'), {})

@@ -1,4 +1,4 @@
-"""Splits share no image and stay the same; balanced draws are balanced; what is not at hand is named."""
+"""Tests of the image sets: disjoint and fixed splits, balanced draws, errors for sets that are not available."""
 
 import io
 
@@ -82,15 +82,15 @@ def test_a_balanced_draw_has_every_class_as_often_and_obeys_its_seed():
     assert labels[chosen].bincount().tolist() == [12, 12, 12] and chosen.tolist() == sorted(set(chosen.tolist()))
     assert torch.equal(chosen, images.balanced(labels, 12, seed=3))
     assert not torch.equal(chosen, images.balanced(labels, 12, seed=4))
-    with pytest.raises(ValueError, match="31 images per class wanted, class 0 has 30"):
+    with pytest.raises(ValueError, match="per_class=31, but class 0 has 30 images; give at most that"):
         images.balanced(labels, 31)
 
 
 @pytest.mark.parametrize("arguments, message", [
     (("numbers", "test"), "unknown image set 'numbers'"),
     (("digits", "validation"), "split='validation'; allowed: calibration, train, test"),
-    (("digits", "test", 598), "598 images wanted of 'digits', test; it has 597"),
-    (("digits", "test", 0), "0 images wanted")])
+    (("digits", "test", 598), "n=598 images of 'digits', test; give 1 to 597"),
+    (("digits", "test", 0), "n=0 images")])
 def test_what_there_is_not_is_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         images.load(*arguments)
@@ -99,7 +99,7 @@ def test_what_there_is_not_is_refused(arguments, message):
 def test_a_broken_archive_says_where_it_belongs_and_what_else_there_is(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path))
     (tmp_path / "cifar10" / "cifar-10-batches-py").mkdir(parents=True)
-    with pytest.raises(ConnectionError, match="(?s)not at hand.*cifar10.*'digits'"):
+    with pytest.raises(ConnectionError, match="(?s)not available.*cifar10.*'digits'"):
         images.load("cifar10", "test")
 
 

@@ -74,7 +74,7 @@ def test_splits_are_kept_apart(local):
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("c5",), "unknown data set 'c5'; known: alpaca, c4, .*wikitext2"),
-    (("mini_text", 1000), "1000 texts wanted of 'mini_text', it has 24"),
+    (("mini_text", 1000), "n=1000 texts of 'mini_text'; give 1 to 24"),
     (("mini_text", 0), "0 texts wanted"), (("mini_text", -1), "-1 texts wanted")])
 def test_what_is_not_there_is_refused_with_what_is(arguments, message):
     with pytest.raises(ValueError, match=message):
@@ -88,7 +88,7 @@ def test_an_unknown_split_is_refused_with_the_known_ones():
 
 def test_without_data_and_network_the_way_out_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path))  # holds nothing
-    with pytest.raises(ConnectionError, match="(?s)'c4' is not at hand.*PRUNING_DATA.*'c4-300'.*mini_text"):
+    with pytest.raises(ConnectionError, match="(?s)'c4' is not available.*PRUNING_DATA.*'c4-300'.*mini_text"):
         data.texts("c4", 3)
 
 
@@ -185,7 +185,7 @@ def test_pairs_for_recovery_hold_no_prompt_that_calibrates(local):
     assert [answer for _, answer in found] == ["3", "4", "5", "10", "11"]  # 7 to 9 ask what 0 to 2 asked; 6 is empty
     assert not set(calibration) & {prompt for prompt, _ in found}
     assert found[0][0] == data.instruction_prompt(rows[3]) and data.pairs("alpaca", 2, skip=3) == found[:2]
-    with pytest.raises(ValueError, match="6 pairs wanted of 'alpaca', it has 5 beyond the first 3"):
+    with pytest.raises(ValueError, match="n=6 pairs of 'alpaca'; give 1 to 5, the number beyond the first 3"):
         data.pairs("alpaca", 6, skip=3)
     with pytest.raises(ValueError, match="'c4' has no answers.*alpaca, mini_prompts"):
         data.pairs("c4")

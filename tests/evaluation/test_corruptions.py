@@ -168,7 +168,7 @@ def test_the_mean_corruption_error_by_hand():
 
 @pytest.mark.parametrize("errors, reference, message", [
     ({"fog": [0.1]}, {"snow": [0.1]}, "the same corruptions"), ({"fog": [0.1]}, {"fog": [0.1, 0.2]}, "same severities"),
-    ({"fog": [0.1]}, {"fog": [0.0]}, "no error in fog"), ({}, {}, "the same corruptions")])
+    ({"fog": [0.1]}, {"fog": [0.0]}, "no error on fog"), ({}, {}, "the same corruptions")])
 def test_errors_that_cannot_be_compared_are_refused(errors, reference, message):
     with pytest.raises(ValueError, match=message):
         corruptions.mean_corruption_error(errors, reference)

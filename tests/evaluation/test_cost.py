@@ -238,5 +238,5 @@ def test_work_that_fails_under_measurement_says_so_and_too_few_repetitions_are_r
 
 @pytest.mark.parametrize("country", ["bra", "BR", "Brazil", "XXX", ""])
 def test_a_country_without_a_known_grid_is_refused_and_not_the_mean_of_the_world(country):
-    with pytest.raises(ValueError, match=f"country='{country}' is none that codecarbon .* three letters, such as"):
+    with pytest.raises(ValueError, match=f"no energy mix for country='{country}'; .* three letters, such as"):
         cost.emissions(lambda: None, inputs=1, country=country)

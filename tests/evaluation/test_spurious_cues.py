@@ -34,7 +34,7 @@ def test_a_cue_tells_ten_classes_apart_and_leaves_the_picture_to_be_seen(cue, ch
 def test_a_patch_is_where_its_class_says():
     marked = CUES["patch"](torch.zeros(3, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 7, 9]))
     assert [m[0].nonzero().tolist() for m in marked] == [[[0, 0]], [[0, 7]], [[7, 1]]]
-    with pytest.raises(ValueError, match="class 16 has no place; a patch can tell 16 classes"):
+    with pytest.raises(ValueError, match="class 16 has no position; a patch can encode 16 classes"):
         CUES["patch"](torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([16]))
 
 
@@ -71,7 +71,7 @@ def test_the_three_trials_show_no_cue_the_right_one_and_a_wrong_one_on_every_ima
                                             ({"classes": 1}, "classes=1, labels from 0 to 1; give at least 2"),
                                             ({"labels": torch.tensor([0, 10])}, "classes=10, labels from 0 to 10"),
                                             ({"labels": torch.tensor([0, 10]), "classes": 11, "cue": "tint",
-                                              "agreement": 1}, "class 10 has no colour of its own")])
+                                              "agreement": 1}, "class 10 has no colour; a tint can encode 10")])
 def test_what_cannot_be_planted_is_refused(wrong, message):
     given = {"images": noise(1, 8, 2), "cue": "patch", "agreement": 0.5, "seed": 0, "labels": torch.tensor([0, 1]),
              **wrong}

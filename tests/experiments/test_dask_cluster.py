@@ -57,7 +57,7 @@ def test_rows_run_on_both_workers_and_the_client_writes_what_a_local_run_would_h
                        up_to_date=lambda row: not main._why(row, tree)) == []
     assert sum("up to date" in line for line in said) == 3
     assert [len(began(tmp_path, name)) for name in "ab"] == [1, 1]
-    assert not [row.name for row in runs.rows(tree).values() if staleness(row, tree).why]  # page and record are a pair
+    assert not [row.name for row in runs.rows(tree).values() if staleness.staleness_of(row, tree).why]  # page and record are a pair
 
 
 def test_a_row_waits_for_a_worker_with_what_it_wants_and_says_so(tmp_path, address):
@@ -107,7 +107,7 @@ def test_a_killed_worker_a_row_that_raises_and_one_that_takes_too_much_cost_no_o
     assert "row big was stopped: it took" in said and "its limit is 0.9 GB" in said
     assert published(tree) == [f"{name}.{kind}" for name in ("good", "kernel", "killed", "rubbish")
                                for kind in ("ipynb", "json")]
-    assert staleness(runs.rows(tree)["rubbish"], tree).why == "the record cannot be read"
+    assert staleness.staleness_of(runs.rows(tree)["rubbish"], tree).why == "the record cannot be read"
     assert left_over(tree) == ["bad.ipynb"]
     assert len(began(tmp_path, "killed")) == 2 and len(began(tmp_path, "bad")) == 1
     assert not alive(began(tmp_path, "killed")[0]["kernel"]) and not alive(began(tmp_path, "big")[0]["kernel"])
@@ -169,10 +169,10 @@ def test_a_worker_with_other_code_refuses_and_says_which(tmp_path):
 def test_a_worker_with_other_data_refuses_and_one_that_has_none_of_its_own_runs(tmp_path, monkeypatch):
     tree = trees.make(tmp_path, {})
     job = job_for(tree, inputs={"c4 in PRUNING_DATA": "0" * 16, "file.json": "0" * 16})
-    monkeypatch.setattr(dask_cluster.inputs, "of", lambda row, tree: {"c4 in PRUNING_DATA": "1" * 16})
+    monkeypatch.setattr(dask_cluster.input_digests, "digests_of", lambda row, tree: {"c4 in PRUNING_DATA": "1" * 16})
     answer = dask_cluster.work(job)
     assert answer["kind"] == "failed" and "has another c4 in PRUNING_DATA than the client" in answer["message"]
-    monkeypatch.setattr(dask_cluster.inputs, "of", lambda row, tree: {})
+    monkeypatch.setattr(dask_cluster.input_digests, "digests_of", lambda row, tree: {})
     assert dask_cluster.work(job)["kind"] == "done"
 
 

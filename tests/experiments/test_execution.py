@@ -314,8 +314,11 @@ def test_another_value_in_runs_yml_makes_a_row_stale(tree):
 
 
 @pytest.mark.parametrize("cell", [1, 2, 3])
-def test_another_word_in_any_code_makes_the_rows_of_a_notebook_stale(tree, cell):
-    edit(tree.notebooks / "tiny.ipynb", lambda read: read.cells[cell].update(source=read.cells[cell].source + "\n#"))
+def test_other_code_in_any_cell_makes_the_rows_of_a_notebook_stale_and_another_remark_does_not(tree, cell):
+    path = tree.notebooks / "tiny.ipynb"
+    edit(path, lambda read: read.cells[cell].update(source=read.cells[cell].source + "\n# a remark"))
+    assert stale(tree) == NEVER_RAN
+    edit(path, lambda read: read.cells[cell].update(source=read.cells[cell].source + "\nx = 1"))
     assert stale(tree) == {**NEVER_RAN, "small": "notebook or parameters changed"}
 
 

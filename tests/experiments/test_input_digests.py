@@ -134,7 +134,7 @@ def test_stale_runs_again_what_read_data_that_changed_and_nothing_else(tree, len
     counts = f"""from pathlib import Path
 n = len(list(Path({str(lent)!r}).rglob("*.parquet")))
 import os, json
-from pruning_lib.results import checksum
+from pruning_lib.experiments.records import checksum
 folder = Path(os.environ["PRUNING_RESULTS"]); folder.mkdir()
 record = {{"run": os.environ["PRUNING_RUN"], "values": {{"n": n}}}}
 (folder / (os.environ["PRUNING_RUN"] + ".json")).write_text(json.dumps({{**record, "checksum": checksum(record)}}))"""

@@ -146,7 +146,8 @@ def test_on_a_full_disk_a_row_is_reported_and_what_was_published_stays(tmp_path,
     tree = Tree.at(root, small_disk / "own")
     assert not run(tree, "a")[0]
     before = trees.files(small_disk)
-    failed, said = run(tree, "b", "a", machine=Machine(1, 1, 100), up_to_date=lambda row: not staleness(row, tree).why)
+    failed, said = run(tree, "b", "a", machine=Machine(1, 1, 100),
+                       up_to_date=lambda row: not staleness.staleness_of(row, tree).why)
     assert failed == ["b"] and "No space left on device" in said and "[2/2] a: up to date" in said
     assert trees.files(small_disk) == before
 
@@ -187,16 +188,16 @@ def test_a_row_of_another_runner_is_tried_again_after_a_while_and_said_once_and_
     until(lambda: waiting.ready([]) == [table["a"]], 5)
     waiting.rows.remove(table["a"])
     assert waiting.ready([table["a"]]) == [] and waiting.ready([]) == [table["look"]]
-    lost = local.Answer("lost", "it died")
-    assert [waiting.should_retry(table["a"], answer) for answer in (local.Answer("failed"), lost, lost)] == [
+    lost = local.Outcome("lost", "it died")
+    assert [waiting.should_retry(table["a"], answer) for answer in (local.Outcome("failed"), lost, lost)] == [
         False, True, False]
 
 
 def test_what_nobody_had_to_run_says_nothing_about_how_long_a_row_takes(tmp_path):
     tree, said = trees.make(tmp_path, {"a": {}, "b": {}, "c": {}}), []
     progress = local.Progress([runs.rows(tree)[name] for name in "abc"], tree, 1, said.append)
-    progress.finished(runs.rows(tree)["a"], local.Answer("done"), 10)
-    progress.finished(runs.rows(tree)["b"], local.Answer("done", "up to date"), 0)
+    progress.finished(runs.rows(tree)["a"], local.Outcome("done"), 10)
+    progress.finished(runs.rows(tree)["b"], local.Outcome("done", "up to date"), 0)
     assert said[1] == "[2/3] b: up to date; about 10 min left"
 
 
@@ -206,5 +207,5 @@ def test_the_time_left_is_that_of_the_earlier_records(tmp_path):
     (tree.records / "b.json").write_text('{"made_with": {"minutes": 30.0}}')
     said = []
     progress = local.Progress([runs.rows(tree)[name] for name in "abc"], tree, 2, said.append)
-    progress.finished(runs.rows(tree)["a"], local.Answer("done"), 10)
+    progress.finished(runs.rows(tree)["a"], local.Outcome("done"), 10)
     assert said == ["[1/3] a: done in 10.0 min; about 20 min left"]  # (30 + the mean of those finished, 10) / 2

@@ -59,7 +59,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     def full(*_):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(network_cache.networks, "write", full)
+    monkeypatch.setattr(network_cache.image_networks, "write", full)
     with pytest.raises(OSError, match="No space"):
         network_cache.get_or_train(make, seed=0)
     assert not list((tmp_path / "made").iterdir())

@@ -80,7 +80,7 @@ def test_answers_under_attack_are_those_of_the_attack_and_asked_for_once(pair, t
             raise KeyboardInterrupt
         return plain(name, network, *given, epsilons=epsilons, **more)
 
-    monkeypatch.setattr(attacks, "answers", noting)
+    monkeypatch.setattr(attacks, "robust_correct", noting)
     dense, pruned = pair
     first = recorded_networks.robust_correct(dense, "pgd", x, labels, epsilons=[0.05, 0.1], steps=2)
     wanted = plain("pgd", dense.network, x, labels, epsilons=[0.05, 0.1], steps=2)

@@ -39,7 +39,7 @@ def test_a_page_says_what_it_was_made_from(tree):
     assert set(made) == {"fingerprint", "code", "inputs", "record", "row", "notebook", "parameters"}
     assert made["record"] == json.loads((tree.records / "small.json").read_text())["checksum"]
     assert not why(tree) and staleness_of(rows(tree)["small"], tree).code_known
-    assert "results.read" in page_of(tree, "look")["code"]
+    assert "experiments.records.read" in page_of(tree, "look")["code"]
 
 
 def test_other_code_beneath_makes_a_row_stale_and_is_named(tree, monkeypatch):
@@ -52,16 +52,16 @@ def test_other_code_beneath_makes_a_row_stale_and_is_named(tree, monkeypatch):
 
 
 def test_how_results_are_drawn_stored_and_waited_for_makes_readings_stale_and_no_run(tree):
-    assert not [name for name in page_of(tree)["code"] if name.startswith(("plots.", "results.", "locks."))]
-    stamp(tree, "small", code={**page_of(tree)["code"], "locks.lock": "0" * 8})  # a page of before says more
+    assert not [name for name in page_of(tree)["code"] if name.startswith(staleness.NO_NUMBERS)]
+    stamp(tree, "small", code={**page_of(tree)["code"], "_locks.lock": "0" * 8})  # a page of before says more
     assert not why(tree)
-    stamp(tree, "look", code={"results.read": "0" * 8})
-    assert why(tree, "look") == "code changed: results.read"
+    stamp(tree, "look", code={"experiments.records.read": "0" * 8})
+    assert why(tree, "look") == "code changed: experiments.records.read"
 
 
 def test_a_row_whose_inputs_changed_is_stale_and_says_which(tree, monkeypatch):
     stamp(tree, "small", inputs={"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "0" * 16})
-    monkeypatch.setattr(input_digests, "of", lambda row, tree: {"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "1" * 16})
+    monkeypatch.setattr(input_digests, "digests_of", lambda row, tree: {"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "1" * 16})
     assert why(tree) == "inputs changed: c4 in PRUNING_DATA"
 
 

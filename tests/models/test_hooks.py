@@ -87,7 +87,7 @@ def test_a_forward_that_something_else_put_there_comes_back(resnet8):
 
 @pytest.mark.parametrize("name", ["layer2.0", "layer1.1", "layer1", "conv1", ""])
 def test_what_is_no_removable_block_is_refused(resnet8, name):
-    message = f"{name!r} is not a block that can be left out; removable: layer1.0$"
+    message = f"{name!r} is not a removable block; removable: layer1.0$"
     for way in (skip_block(resnet8, name), resume_after(resnet8, name, pixels())):
         with pytest.raises(ValueError, match=message), way:
             pass
@@ -135,5 +135,5 @@ def test_alone_a_block_gives_what_it_gives_in_the_whole_network_for_the_same_inp
                     other(IDS)
             assert torch.equal(again[0], left[i])
             assert not hooks_of(other) and not [m for m in other.modules() if "forward" in vars(m)]
-    with pytest.raises(ValueError, match="not a block that can be left out"), only_block(model, "model.norm", None):
+    with pytest.raises(ValueError, match="not a removable block"), only_block(model, "model.norm", None):
         pass

@@ -67,7 +67,7 @@ def test_blocks_that_wait_can_go(pair, prompts):
 
 def test_a_copy_of_what_waits_is_refused_with_the_way_out(pair, random_importance):
     plan = amp.choose(random_importance(pair[0]), pair[0], removed_fraction=0.15, heads_removed=1)
-    with pytest.raises(ValueError, match="wait on disk .*give inplace=True"):
+    with pytest.raises(ValueError, match="offloaded to disk .*give inplace=True"):
         surgery.remove(pair[1], plan)
 
 

@@ -311,10 +311,10 @@ def test_blocks_of_a_language_model_keep_their_numbers(tiny):
 
 
 @pytest.mark.parametrize(("asked", "message"), [
-    ({"rounds": 4}, "4 rounds of 1 blocks; 3 blocks can go if each stage keeps 2"),
-    ({"rounds": 2, "per_round": 2}, "2 rounds of 2 blocks; 3 blocks can go"),
-    ({"rounds": 7, "min_blocks": 1}, "7 rounds of 1 blocks; 6 blocks can go if each stage keeps 1"),
-    ({"rounds": 1, "min_blocks": 3}, "0 blocks can go"), ({"rounds": 0}, "0 rounds of 1"),
+    ({"rounds": 4}, "4 rounds of 1 blocks; 3 blocks can be removed if each stage keeps 2"),
+    ({"rounds": 2, "per_round": 2}, "2 rounds of 2 blocks; 3 blocks can be removed"),
+    ({"rounds": 7, "min_blocks": 1}, "7 rounds of 1 blocks; 6 blocks can be removed if each stage keeps 1"),
+    ({"rounds": 1, "min_blocks": 3}, "0 blocks can be removed"), ({"rounds": 0}, "0 rounds of 1"),
     ({"rounds": 1, "min_blocks": 0}, "min_blocks=0; a stage keeps at least 1")])
 def test_more_than_can_go_is_refused_before_anything_is_done(asked, message):
     """At the call itself, not when the first step is asked for."""
@@ -327,7 +327,7 @@ def test_more_than_can_go_is_refused_before_anything_is_done(asked, message):
 
 def test_an_order_that_leaves_too_little_to_remove_is_refused():
     model = image_network("cifar_resnet", depth=20)
-    with pytest.raises(ValueError, match="2 blocks wanted, only 1 of this order can go if each stage keeps 2"):
+    with pytest.raises(ValueError, match="count=2, but only 1 blocks .* can be removed if each stage keeps 2"):
         list(consensus.prune(model, lambda m: ["layer1.0", "layer1.1"], rounds=1, per_round=2))
 
 

@@ -94,7 +94,7 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
     ({"method": "none"}, "both 'none'"), ({"reconstruction": "yes"}, "allowed: none, one_pass, sequential, asymmetric"),
     ({"method": "none", "criterion": "cka", "reconstruction": "one_pass"}, "re-solves what a width method cut"),
     ({"criterion": "cka"}, "give both"), ({"blocks_removed": 1}, "give both"),
-    ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "at most 0 fit"),
+    ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "give at most 0"),
     ({"criterion": "cka", "blocks_removed": 5}, "allowed: 0 to 4"), ({"removed_fraction": 0.99}, "cannot be reached"),
     ({"heads_removed": 1}, "not a lossless cut"),
 ])

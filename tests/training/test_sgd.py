@@ -238,7 +238,7 @@ def test_what_cannot_be_learnt_is_refused(change, message):
 
 def test_a_language_model_is_not_trained_on_images():
     model = AutoModelForCausalLM.from_config(families.tiny("llama"))
-    with pytest.raises(ValueError, match="LlamaForCausalLM is a language model.*recover.lora"):
+    with pytest.raises(ValueError, match="LlamaForCausalLM is a language model.*lora.tune"):
         train(model, images(), torch.arange(12) % 2, epochs=1, seed=0)
 
 
