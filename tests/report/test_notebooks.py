@@ -174,7 +174,8 @@ KEYS = {"model": {"fresh", "toy", *loading.MODELS}, "image_set": images.IMAGES,
         "text": data.DATASETS, "tasks": quality.TASKS, "grouped_query": GROUPED, "dtype": loading.DTYPES,
         "reconstruction": pipeline.RECONSTRUCTIONS, "reconstruction_text": data.DATASETS,
         "cue": spurious_cues.CUES, "language_model": {"toy", "none", *loading.MODELS}}
-LISTS = {"methods": importance.METHODS, "attacks": attacks.ATTACKS,
+LISTS = {"methods": importance.METHODS, "attacks": {"none", *attacks.ATTACKS}, "l2_attacks": {"none", *attacks.ATTACKS},
+         "criteria": block_ranking.CRITERIA,
          "corruptions": {"all", "none", *corruptions.CORRUPTIONS}}  # names separated by spaces
 
 
