@@ -1,7 +1,7 @@
 """Images by name: pixels and labels in a fixed order, decoded once.
 
-CIFAR-10 is read through torchvision, or from parquet files under ``PRUNING_DATA``, as on the hub; both give one order of
-the images, so that a split and the first n images are the same from either source.  ``cifar10-jpeg75`` contains the
+CIFAR-10 is read through torchvision, or from parquet files under ``PRUNING_DATA``, as on the hub; both give one order
+of the images, so that a split and the first n images are the same from either source.  ``cifar10-jpeg75`` contains the
 same images recompressed as JPEG of quality 75, which are harder to classify.  The digits are part of scikit-learn and
 need no download.
 Every set has three disjoint splits: "calibration" for scores, "train" for training, "test" for reported accuracies.

@@ -32,6 +32,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from scipy import stats
 
 SMALLEST = 0.01  # the smallest difference in accuracy that matters, a fraction
 CLAIMED = 0.04  # the paper's "up to 4 points"
@@ -72,6 +73,33 @@ def verdict(differences: Sequence[float], p_values: Sequence[float]) -> str:
         largest = np.asarray(differences, float)[sure > 0].max()
         return "reproduced" if largest >= CLAIMED else "partly"
     return "contradicted" if losses else "no difference"
+
+
+def summary(differences: Sequence[float], p_values: Sequence[float]) -> dict[str, float | str]:
+    """Return the number of comparisons, sure gains and losses, and the verdict; best, worst and mean difference if any.
+
+    Parameters are those of ``verdict``; the differences returned are fractions.
+    """
+    found: dict[str, float | str] = {"comparisons": len(differences), "sure_gains": 0, "sure_losses": 0}
+    if len(differences):
+        sure, d = sure_changes(differences, p_values), np.asarray(differences, float)
+        found.update(sure_gains=int((sure > 0).sum()), sure_losses=int((sure < 0).sum()), best_fraction=float(d.max()),
+                     worst_fraction=float(d.min()), mean_fraction=float(d.mean()))
+    return {**found, "verdict": verdict(differences, p_values)}
+
+
+def mean_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
+    """Return the difference of two means over the same images, its 95 % interval, and the p-value of the paired t-test.
+
+    Parameters
+    ----------
+    first, second : (N,) per image, such as the share of corruptions under which it is answered rightly
+    """
+    d = np.asarray(first, float) - np.asarray(second, float)
+    half = 1.96 * d.std(ddof=1) / len(d) ** 0.5
+    p = float(stats.ttest_1samp(d, 0).pvalue) if d.std() else 1.0
+    return {"difference_fraction": float(d.mean()), "difference_low": float(d.mean() - half),
+            "difference_high": float(d.mean() + half), "p_value": p}
 
 
 def kept_share_difference(first: np.ndarray, first_clean: np.ndarray, second: np.ndarray, second_clean: np.ndarray, *,

@@ -37,6 +37,21 @@ def test_the_rule_is_the_same_in_both_directions():
     np.testing.assert_array_equal(rule.sure_changes(-d, p), -rule.sure_changes(d, p))
 
 
+def test_the_summary_counts_what_the_verdict_rests_on():
+    found = rule.summary([0.05, -0.02, 0.001], [1e-6, 1e-6, 1e-9])
+    assert (found["sure_gains"], found["sure_losses"], found["verdict"]) == (1, 1, "contradicted")
+    assert found["mean_fraction"] == pytest.approx(0.031 / 3)
+    assert rule.summary([], []) == {"comparisons": 0, "sure_gains": 0, "sure_losses": 0, "verdict": "not run"}
+
+
+def test_a_difference_of_means_is_paired():
+    generator = np.random.default_rng(2)
+    image = generator.random(500)  # images differ much, networks little
+    found = rule.mean_difference(image + 0.02 + 0.01 * generator.normal(size=500), image)
+    assert found["difference_low"] < 0.02 < found["difference_high"] < 0.025 and found["p_value"] < 1e-9
+    assert rule.mean_difference(image, image)["p_value"] == 1.0
+
+
 def test_kept_shares_compare_at_equal_clean_accuracy():
     generator = np.random.default_rng(1)
     clean, worse = generator.random(4000) < 0.9, generator.random(4000) < 0.6
