@@ -1,4 +1,4 @@
-"""What several tests share: toy networks with every weight and bias random, a toy tokenizer, and no network.
+"""Shared fixtures: tiny models with random weights and biases, a tiny tokenizer, and no internet access.
 
 Everything runs on one thread and offline; only tests marked ``model`` need the default model (``PRUNING_CACHE``).
 """
@@ -24,19 +24,19 @@ disable_progress_bar()
 
 @pytest.fixture(autouse=True)
 def no_data_of_the_user(monkeypatch):
-    """A test that wants PRUNING_DATA sets it itself."""
+    """Remove PRUNING_DATA; tests that need it set it."""
     monkeypatch.delenv("PRUNING_DATA", raising=False)
     monkeypatch.delenv("PRUNING_MODELS", raising=False)
 
 
 @pytest.fixture(params=list(families.FAMILIES))
 def family(request):
-    """Name of each family in turn: a new family is tested the moment it is in the table."""
+    """Return the name of each family in turn, so that a new entry of the table is tested at once."""
     return request.param
 
 
 def build(config, *, seed=0, dtype=torch.float32):
-    """A network in which no parameter is zero, so that a dropped bias or a wrong slice shows in the logits."""
+    """Return a model without zero parameters, so that a dropped bias or a wrong slice changes the logits."""
     model = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
@@ -47,7 +47,7 @@ def build(config, *, seed=0, dtype=torch.float32):
 
 @pytest.fixture(scope="session")
 def tiny():
-    """``tiny(family, dtype=, seed=, <config field>=..., heads=, groups=, ...)``: a toy network, width 48."""
+    """Return ``tiny(family, dtype=, seed=, <config field>=..., heads=, groups=, ...)``, tiny models of width 48."""
 
     def make(name, *, dtype=torch.float32, seed=0, fields=None, **sizes):
         config = families.tiny(name, **{"width": 48, "vocabulary": 128, **sizes})
@@ -59,7 +59,7 @@ def tiny():
 
 
 def image_network(name, *, seed=0, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25), **arguments):
-    """An image network in which no parameter and no batch statistic is 0 or 1, so that a dropped one shows."""
+    """Return an image network without parameters or statistics of 0 or 1, so that a dropped one is noticed."""
     network = image_networks.build(image_networks.ImageConfig(name, arguments, mean, std), seed=seed)
     generator = torch.Generator().manual_seed(seed)
     for module in network.modules():
@@ -71,13 +71,13 @@ def image_network(name, *, seed=0, mean=(0.4, 0.5, 0.3), std=(0.2, 0.3, 0.25), *
 
 
 def pixels(size=32, *, channels=3, dtype=torch.float32):
-    """Three random images with values in [0, 1]."""
+    """Return three random images with values in [0, 1]."""
     return torch.rand(3, channels, size, size, generator=torch.Generator().manual_seed(2)).to(dtype)
 
 
 @pytest.fixture(scope="session")
 def random_importance():
-    """``random_importance(model, seed=)``: no two scores alike."""
+    """Return ``random_importance(model, seed=)``, which returns distinct scores."""
 
     def make(model, *, seed=0):
         s, generator = families.sizes(model), torch.Generator().manual_seed(seed)
@@ -89,7 +89,7 @@ def random_importance():
 
 @pytest.fixture
 def llama2_7b():
-    """LLaMA-2-7B as the AMP paper prunes it, without its weights (on the meta device)."""
+    """Return LLaMA-2-7B of the AMP paper without weights (on the meta device)."""
     config = LlamaConfig(vocab_size=32000, hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
                          num_key_value_heads=32, intermediate_size=11008, tie_word_embeddings=False)
     with torch.device("meta"):
@@ -98,7 +98,7 @@ def llama2_7b():
 
 @pytest.fixture(scope="session")
 def tokenizer():
-    """One token per character of ASCII; four special ones in front."""
+    """Return a tokenizer with one token per ASCII character, after four special tokens."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     characters = [chr(i) for i in range(32, 127)] + ["\n"]
     inner = Tokenizer(WordLevel({c: i for i, c in enumerate(special + characters)}, unk_token="<unk>"))
@@ -109,26 +109,26 @@ def tokenizer():
 
 @pytest.fixture(scope="session")
 def smollm():
-    """The default model and its tokenizer, for tests marked ``model``; nobody changes it."""
+    """Return the default model and its tokenizer, for tests marked ``model``; tests must not change it."""
     return loading.load_model("smollm2-135m-instruct")
 
 
 @pytest.fixture
 def prompts():
-    """Token numbers of four prompts of different lengths, one of a single token."""
+    """Return the token ids of four prompts of different lengths, one of a single token."""
     generator = torch.Generator().manual_seed(1)
     return [torch.randint(3, 128, (n,), generator=generator).tolist() for n in (5, 17, 1, 9)]
 
 
 def hooks_of(model):
-    """Every hook on any module of ``model``."""
+    """Return all hooks on the modules of ``model``."""
     kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks", "_backward_pre_hooks")
     return [hook for module in model.modules() for kind in kinds for hook in getattr(module, kind).values()]
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A folder on a disk of 2 MB."""
+    """Return a folder on a disk of 2 MB."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)

@@ -1,4 +1,4 @@
-"""Thousands of inputs that nobody should give: each ends in success or in one clear error, and none leads outside."""
+"""Thousands of invalid inputs: each ends in success or in one clear error, and none writes outside its folder."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ JSON = st.recursive(LEAVES, lambda inner: st.lists(inner, max_size=3) | st.dicti
 
 
 def fuzz(what):
-    """The same cases on every run; as many as ``CASES`` says, which is counted."""
+    """Run the same ``CASES`` cases every time, and count them."""
     def decorate(test):
         inner = test.hypothesis.inner_test
 
@@ -61,7 +61,7 @@ def _every_case_is_run(request):
 
 @contextmanager
 def clear():
-    """Success, or an error of ours that says something."""
+    """Check that a call succeeds or raises one of our errors with a message."""
     try:
         yield
     except CLEAR as error:
@@ -194,7 +194,7 @@ def test_any_wish_for_a_plan(model, random_importance, fraction, scope, rule, ki
         plan = selection.choose(random_importance(model), model, removed_fraction=fraction, scope=scope, rule=rule,
                             grouped_query=kind, heads_removed=heads, seed=seed)
         one = 2 * families.sizes(model).neuron_parameters / families.sizes(model).parameters
-        assert scope == "heads" or abs(plan.removed_fraction - fraction) <= one  # heads go in whole units
+        assert scope == "heads" or abs(plan.removed_fraction - fraction) <= one  # heads are removed in whole units
 
 
 @fuzz("scores")
@@ -298,6 +298,6 @@ def test_a_notebook_outside_of_the_tree_is_refused(tmp_path, name):
 def test_a_record_that_names_another_run_or_path_is_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     (tmp_path / "small.json").write_text(json.dumps({**RECORD, "run": "../../etc/small"}))
-    with pytest.raises(ValueError, match="says it is of '../../etc/small'"):
+    with pytest.raises(ValueError, match="but of '../../etc/small'"):
         records.read("small")
 

@@ -17,7 +17,7 @@ VERBS = set("""
     accept accumulate add adjust align allocate answer append apply approximate assert assign attach attack average
     begin bind block blur bound bring build cache calibrate call cancel capture change check choose classify clean clear
     clip clone close collect combine compare compute concatenate connect construct continue convert copy correct count
-    create crop cut deactivate decide decode decorate decrease delete describe detach detect determine disable discard
+    create crop cut deactivate decide decode decorate decrease defer delete describe detach detect determine disable discard
     display distribute divide download draw drop dump embed enable encode end enforce ensure enter erase estimate
     evaluate exclude execute exit expand export extend extract fail fetch fill filter find fine-tune finish fit fix
     flatten flip flush fold follow force format forward free freeze fuse gather generate get give group guess handle

@@ -9,10 +9,11 @@ import pytest
 
 import pruning_lib
 
-FOLDERS = ("models", "data", "pruning", "training", "evaluation", "experiments", "report", "cli")  # the order of the work
+FOLDERS = ("models", "data", "pruning", "training", "evaluation", "experiments", "report", "cli")  # in order
 PRIVATE = ("_registry", "_files", "_locks")  # below all of them
 PACKAGE = Path(pruning_lib.__file__).parent
-MODULES = sorted(path for path in PACKAGE.rglob("*.py") if path.parent != PACKAGE or path.stem not in ("__init__", "__main__"))
+MODULES = sorted(path for path in PACKAGE.rglob("*.py")
+                 if path.parent != PACKAGE or path.stem not in ("__init__", "__main__"))
 # only they know papermill, Dask and the tree of the report
 RUNNERS = ("experiments", "report", "cli")
 MOST_LINES = 350
@@ -23,13 +24,13 @@ def dotted(path):
 
 
 def level(module):
-    """Place of a module's folder in the order of the work; private modules are below all folders."""
+    """Return the place of a module's folder in the order of imports; private modules are below all folders."""
     top = module.split(".")[0]
     return -1 if top in PRIVATE else FOLDERS.index(top)
 
 
 def imported(path, *, when_loaded=False):
-    """Dotted names a file imports, anywhere or at its top level: ``a.b`` for ``import a.b`` and ``from a import b``."""
+    """Return the dotted names a file imports, anywhere or at top level, e.g. ``a.b`` for ``from a import b``."""
     tree = ast.parse(path.read_text())
     for node in tree.body if when_loaded else ast.walk(tree):
         if isinstance(node, ast.Import):
@@ -40,7 +41,7 @@ def imported(path, *, when_loaded=False):
 
 
 def ours(path):
-    """Dotted modules of the package that a file imports."""
+    """Return the dotted modules of the package that a file imports."""
     found = set()
     for name in imported(path):
         parts = name.split(".")

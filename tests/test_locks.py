@@ -1,4 +1,4 @@
-"""One at a time, between processes; who holds the lock is named, and a holder that is killed blocks nobody."""
+"""Locks exclude other processes, describe their holder, and are released when the holder is killed."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def path(tmp_path):
 
 @pytest.fixture
 def holder(path):
-    """Another process that has the lock."""
+    """Start another process that holds the lock."""
     process = start(HOLDS, path)
     assert process.stdout.readline() == "held\n"
     yield process
@@ -58,7 +58,7 @@ def test_who_holds_it_is_named_and_nobody_else_gets_it(path, holder):
 def test_a_holder_that_is_killed_blocks_nobody(path, holder):
     os.kill(holder.pid, signal.SIGKILL)
     holder.wait()
-    assert path.exists() and _locks.held(path) == ""  # the file it left says nothing
+    assert path.exists() and _locks.held(path) == ""  # the file of a dead process is ignored
     with _locks.lock(path, wait=False):
         assert str(os.getpid()) in path.read_text()
     assert not path.exists()
@@ -79,13 +79,13 @@ def test_nothing_stays_open_and_nothing_of_an_earlier_holder_stays_in_the_file(p
     before = os.listdir("/proc/self/fd")
     with _locks.lock(path):
         assert path.read_text().startswith(f"process {os.getpid()} on ") and path.read_text().count("\n") == 1
-        os.truncate(path, 0)  # as it is for a moment
+        os.truncate(path, 0)  # as in the moment after the file is created
         assert _locks.held(path) == "a process that is just starting"
     assert os.listdir("/proc/self/fd") == before
 
 
 def test_on_a_full_disk_nobody_has_it(small_disk):
-    (small_disk / "filler").write_bytes(bytes(2 * 1024 * 1024))  # the file finds room, what is in it does not
+    (small_disk / "filler").write_bytes(bytes(2 * 1024 * 1024))  # there is space for the file, but not for its content
     for _ in range(2):
         with pytest.raises(OSError, match="No space left"), _locks.lock(small_disk / "row.lock", wait=False):
             raise AssertionError("who has it could not be said")
@@ -104,7 +104,7 @@ def test_a_file_deleted_between_opening_and_locking_it_is_not_taken_for_the_lock
 
     def flock(file, how):
         if not calls:
-            path.unlink()  # its holder is done with it
+            path.unlink()  # as its holder does at the end
         calls.append(how)
         real(file, how)
 
@@ -114,7 +114,7 @@ def test_a_file_deleted_between_opening_and_locking_it_is_not_taken_for_the_lock
 
 
 def test_of_three_processes_none_ever_has_it_together_with_another(path, tmp_path):
-    """Each deletes the file when it is done, under the eyes of those that wait."""
+    """Count with three processes, each of which deletes the lock file while the others wait."""
     counter = tmp_path / "counter"
     counter.write_text("0")
     processes = [start(COUNTS, path, counter) for _ in range(3)]

@@ -1,4 +1,4 @@
-"""Tables look names up and say which ones there are."""
+"""Tables look names up; errors list the known names."""
 
 import pytest
 

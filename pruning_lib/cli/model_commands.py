@@ -130,7 +130,8 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
              f"in {s.groups} groups and {s.neurons} neurons",
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
              f"{facts['block_fraction']:.4f}",
-             "heads that can be removed from every block (--heads-removed), and the fractions (--removed-fraction) in reach:"]
+             "heads that can be removed from every block (--heads-removed), and possible fractions "
+             "(--removed-fraction):"]
     for cut in facts["cuts"]:
         reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")

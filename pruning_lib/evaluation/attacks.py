@@ -224,8 +224,8 @@ def _four_or_more(model: nn.Module, x: Tensor) -> int:
     return classes
 
 
-def robust_correct(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float], seed: int = 0,
-            steps: int | None = None, restarts: int = 1) -> list[np.ndarray]:
+def robust_correct(name: str, model: nn.Module, images: Tensor, labels: Tensor, *, epsilons: Sequence[float],
+                   seed: int = 0, steps: int | None = None, restarts: int = 1) -> list[np.ndarray]:
     """Return (N,) booleans for each budget: True where an image is still classified correctly under attack.
 
     Parameters

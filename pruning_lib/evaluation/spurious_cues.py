@@ -78,7 +78,8 @@ def inject_cue(images: Tensor, labels: Tensor, *, cue: str, agreement: float, se
 
 def trials(images: Tensor, labels: Tensor, *, cue: str, seed: int, classes: int = 10) -> dict[str, Tensor]:
     """Return the test images without a cue, bias-aligned ("agreeing") and bias-conflicting ("contradicting")."""
-    return {"absent": images, **{name: inject_cue(images, labels, cue=cue, agreement=agreement, seed=seed, classes=classes)
+    return {"absent": images, **{name: inject_cue(images, labels, cue=cue, agreement=agreement, seed=seed,
+                                                     classes=classes)
                                  for name, agreement in (("agreeing", 1.0), ("contradicting", 0.0))}}
 
 

@@ -1,10 +1,9 @@
-"""Digests of the code a notebook reaches: one for every definition of this package that its imports lead to.
+"""Digests of the code that a notebook uses: one for every definition of this package reachable from its imports.
 
-Names lead from definition to definition; an entry of a table belongs to the table.  A digest is taken of the syntax
-tree in a canonical form, so that only code that can change a number counts: docstrings, comments, layout, type
-annotations, the words of error messages and the name a module is imported under do not.  Where code uses a table as a
-whole (a loop over it, for example), the names of its entries are part of the digests, because a new entry changes what
-that code does.
+References lead from definition to definition; an entry of a table belongs to the table.  A digest is computed from the
+syntax tree in a canonical form, so that it depends only on code that can change a number.  Docstrings, comments,
+layout, type annotations, the text of error messages and import aliases do not count.  If code uses a table as a whole
+(in a loop, for example), the names of its entries are part of the digests, because a new entry changes the result.
 Order of this file: digests · one module · imports · canonical form.
 """
 
@@ -22,12 +21,12 @@ ALWAYS = "<module>"  # statements that belong to no name
 NOTEBOOK = "<notebook>"
 ENTRIES = "[*]"  # suffix of the digest of all names in a table
 WORD = "*."  # before an attribute, argument or variable in a map of names
-BY_KEY = ("get", "register", "facts")  # attributes of a table that look at one entry
+BY_KEY = ("get", "register", "facts")  # attributes of a table that access one entry
 Place = tuple[str, str]  # dotted module inside the package, name in it; "*" for all of it
 
 
 def digests(cells: Iterable[str], package: Path = PACKAGE, names: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Return ``"module.name"`` -> 8 hex digits for the cells themselves and every definition they lead to.
+    """Return ``"module.name"`` -> 8 hex digits for the cells and every definition that they use.
 
     Parameters
     ----------
@@ -49,7 +48,7 @@ def of_notebook(cells: Iterable[str], package: Path = PACKAGE, names: Mapping[st
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     """Return names whose code changed or vanished.
 
-    A definition that is new counts only through the code that uses it: its caller, or the table it was entered in.
+    A new definition counts only through the code that uses it: its caller, or its table.
     """
     return sorted(name for name, digest in before.items() if now.get(name) != digest)
 
@@ -83,7 +82,7 @@ def _digests(cells: tuple[str, ...], package: Path, names: tuple[tuple[str, str]
 
 
 def _visit(place: Place, package: Path, found: dict[str, str], renamed: Mapping[str, str]) -> Iterator[Place]:
-    """Enter the digests of one definition; yield the places it leads to."""
+    """Enter the digests of one definition; yield the places that it refers to."""
     dotted, name = place
     module = _module(dotted, package)
     if name == ENTRIES:
@@ -92,7 +91,7 @@ def _visit(place: Place, package: Path, found: dict[str, str], renamed: Mapping[
         keys = sorted(key for key, _ in module.parts[name.removesuffix(ENTRIES)])
         found[_renamed(f"{dotted}.{name.removesuffix(ENTRIES)}", renamed) + ENTRIES] = _digest("\n".join(keys))
         return
-    if name not in module.parts and name in module.imports:  # it only passes through
+    if name not in module.parts and name in module.imports:  # a re-exported name
         yield module.imports[name]
     for wanted in [*module.parts] if name == "*" else [ALWAYS, name]:
         for key, statement in module.parts.get(wanted, ()):
@@ -109,13 +108,13 @@ def _digest(text: str) -> str:
 
 
 class _Module:
-    """The top level of one file: which statements belong to which name, and what its imports mean."""
+    """The top level of one file: the statements of every name, and the targets of its imports."""
 
     def __init__(self, dotted: str, text: str, package: Path) -> None:
         self.dotted, self.package, self.tree = dotted, package, _without_docstrings(ast.parse(text))
         self.parts: dict[str, list[tuple[str, ast.stmt]]] = defaultdict(list)
         self.imports: dict[str, Place] = {}
-        self.whole: list[Place] = []  # of "import package.module", which is then used as package.module.name
+        self.whole: list[Place] = []  # targets of "import package.module", used as package.module.name
         for node in ast.walk(self.tree):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 for name, place in _imports(node, package, dotted):
@@ -127,7 +126,7 @@ class _Module:
                     self.parts[owner].append((key, statement))
 
     def leads_to(self, statement: ast.AST) -> Iterator[Place]:
-        """Yield the definitions of the package that a statement names; a module handed on counts as a whole."""
+        """Yield the definitions of the package used by a statement; a module passed as a value counts as a whole."""
         inner = set()
         for node in ast.walk(statement):
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
@@ -170,7 +169,7 @@ class _Module:
 
 
 def _followed(place: Place, package: Path) -> Place:
-    """Return where a name is defined that modules may only pass on."""
+    """Return the place of the definition of a name that modules may re-export."""
     dotted, name = place
     module = _module(dotted, package)
     while name not in module.parts and module.imports.get(name, place) not in (place, (dotted, name)):
@@ -186,13 +185,13 @@ def _is_table(module: _Module, name: str) -> bool:
 
 
 def _looked_up_by_key(parent: ast.AST) -> list[ast.AST]:
-    """Return the children of ``parent`` of which only one entry is wanted, as in ``TABLE[key]``."""
+    """Return the children of ``parent`` that are accessed by key, as in ``TABLE[key]``."""
     if isinstance(parent, ast.Subscript) or (isinstance(parent, ast.Attribute) and parent.attr in BY_KEY):
         return [parent.value]
     if isinstance(parent, ast.Compare):
         return [right for operator, right in zip(parent.ops, parent.comparators, strict=True)
                 if isinstance(operator, (ast.In, ast.NotIn))]
-    if isinstance(parent, ast.Raise):  # messages list what is allowed
+    if isinstance(parent, ast.Raise):  # messages list the allowed keys
         return list(ast.walk(parent))
     return []
 
@@ -219,7 +218,7 @@ def _file(dotted: str, package: Path) -> Path | None:
 
 
 def _imports(node: ast.Import | ast.ImportFrom, package: Path, here: str) -> Iterator[tuple[str, Place]]:
-    """Yield (name here, place) of what an import brings in from the package."""
+    """Yield (local name, place) for every name that a statement imports from the package."""
     if isinstance(node, ast.Import):
         for alias in node.names:
             top, _, dotted = alias.name.partition(".")
@@ -260,7 +259,7 @@ def _root(node: ast.AST) -> str:
 
 
 def _python(cell: str) -> str:
-    """Return a cell without IPython's own lines; empty when the rest is no Python."""
+    """Return a cell without IPython's own lines; empty if the rest is not valid Python."""
     text = "\n".join(line for line in cell.splitlines() if not line.lstrip().startswith(("%", "!")))
     try:
         ast.parse(text)
@@ -283,7 +282,7 @@ def _without_docstrings(tree: ast.Module) -> ast.Module:
 
 
 def _canonical(module: _Module, statement: ast.stmt, renamed: Mapping[str, str]) -> str:
-    """Return a statement as text in which only what it computes is left."""
+    """Return the text of a statement in canonical form."""
     copy = ast.parse(ast.unparse(statement)).body[0]
     return ast.unparse(ast.fix_missing_locations(_Canonical(module, renamed).visit(copy)))
 
@@ -297,7 +296,7 @@ def _renamed(name: str, renamed: Mapping[str, str]) -> str:
 
 
 class _Canonical(ast.NodeTransformer):
-    """Names of the package in full, wherever they are imported from; no annotations, no words of errors."""
+    """Transformer to canonical form: full names for the package, no annotations, no text of errors."""
 
     def __init__(self, module: _Module, renamed: Mapping[str, str]) -> None:
         self.module, self.renamed = module, renamed

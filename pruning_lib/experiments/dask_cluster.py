@@ -1,8 +1,8 @@
-"""The same rows on any Dask cluster: one task per row, results returned to the client and written by it alone.
+"""Execution of rows on a Dask cluster: one task per row; only the client writes results.
 
-A worker runs a row in a process of its own, in a folder of its own, and gives page and record back as texts.  A worker
-that dies is Dask's affair: the row goes to another one.
-Order of this file: what a worker does · the client.
+A worker runs a row in its own process and folder and returns page and record as texts.  If a worker dies, Dask sends
+the row to another one.
+Order of this file: worker · client.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
 
     Parameters
     ----------
-    job : row, notebook (its text), records (name -> text, what a reading reads), code and inputs (digests, as
-        the client has them), folder
+    job : row, notebook (its text), records (name -> text, for a reading), code and inputs (digests on the client),
+        folder
 
     Returns
     -------
-    kind, message as in ``process.Answer``; page, record, partial page: texts, or None
+    kind, message as in ``worker.Outcome``; page, record, partial page: texts, or None
     """
     row = Row(**job["row"])
     with tempfile.TemporaryDirectory(prefix=f"{row.name}-") as folder:
@@ -55,19 +55,19 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         if other:
             return asdict(Outcome("failed", f"row {row.name}: {socket.gethostname()} has another {', '.join(other)} "
                                            f"than the client; put the same files there"))
-        answer = _watched(row, tree, job["folder"] if os.path.isdir(job["folder"]) else None)
+        outcome = _watched(row, tree, job["folder"] if os.path.isdir(job["folder"]) else None)
         found = {"page": tree.page(row), "partial": tree.failed / f"{row.name}.ipynb",
                  **({} if row.reading else {"record": tree.record(row)})}
-        return {**asdict(answer), **{k: path.read_text() for k, path in found.items() if path.is_file()}}
+        return {**asdict(outcome), **{k: path.read_text() for k, path in found.items() if path.is_file()}}
 
 
 def _watched(row: Row, tree: Tree, folder: str | None) -> Outcome:
     process = RowProcess(row, tree, folder=folder)
     try:
-        while (answer := process.answer()) is None:
+        while (outcome := process.outcome()) is None:
             process.watch()
             time.sleep(POLL_S)
-        return answer
+        return outcome
     finally:
         process.kill()
 
@@ -83,17 +83,17 @@ def _write(texts: dict[Path, str]) -> None:
 
 def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, log: Callable[[str], None] = print,
         up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
-    """Run rows on the cluster of ``scheduler``; returns the names of those that failed.
+    """Run rows on the cluster of ``scheduler`` and return the names of failed rows.
 
     Parameters
     ----------
-    retries : how often a row whose process died, though its worker did not, is run again
-    up_to_date : asked when a row's turn comes; those it says yes to are left out
+    retries : number of further attempts after the process of a row died although its worker did not
+    up_to_date : predicate evaluated just before a row starts; rows with True are skipped
 
     Raises
     ------
     SystemExit
-        when there is no scheduler at that address.
+        if no scheduler answers at the address.
     """
     try:
         client = Client(scheduler, timeout="20s", set_as_default=False)
@@ -128,14 +128,14 @@ class _Run:
         return self.waiting.progress.failed
 
     def _begin(self, row: Row) -> None:
-        """Send a row to the cluster, under the lock of this tree, unless it is somebody else's or need not run."""
+        """Lock a row in this tree and send it to the cluster, unless another process runs it or it is up to date."""
         lock = ExitStack()
         try:
             lock.enter_context(_locks.lock(self.tree.lock(row), wait=False))
         except _locks.Held as who:
-            self.waiting.leave(row, str(who))
+            self.waiting.defer(row, str(who))
             return
-        except OSError as error:  # a full disk, which concerns the rows that come to write on it
+        except OSError as error:  # for example a full disk
             self.waiting.rows.remove(row)
             self._finished(row, lock, Outcome("failed", f"row {row.name} failed: {error}"))
             return
@@ -154,7 +154,7 @@ class _Run:
         job = {"row": asdict(row), "notebook": source(row, self.tree).read_text(),
                "records": records, "code": made["code"], "inputs": made["inputs"],
                "folder": str(Path.cwd())}
-        self.tries[row.name] += 1  # else Dask would give back what it already has
+        self.tries[row.name] += 1  # else Dask would return the earlier result
         digest = sha256(json.dumps([job, self.tries[row.name]], sort_keys=True).encode()).hexdigest()[:16]
         future = self.client.submit(work, job, key=f"{row.name}-{digest}", resources=dict(row.resources) or None)
         self.sent[future] = (row, lock, made, time.monotonic())
@@ -163,32 +163,32 @@ class _Run:
                              f"Start one with: dask worker ... --resources {missed.replace(', ', ' ')}")
 
     def _missed(self, row: Row) -> str:
-        """What the row wants and no worker offers so far, as ``GPU=2``; workers may still come."""
+        """Return the resources of a row that no worker offers yet, as ``GPU=2``; workers may join later."""
         workers = [worker["resources"] for worker in self.client.scheduler_info()["workers"].values()]
         enough = any(all(there.get(name, 0) >= amount for name, amount in row.resources.items()) for there in workers)
         return "" if enough else ", ".join(f"{name}={amount:g}" for name, amount in row.resources.items())
 
     def _collect(self, future: Future) -> None:
         row, lock, made, began = self.sent.pop(future)
-        answer, texts = self._answer(row, future)
+        outcome, texts = self._outcome(row, future)
         try:
-            if answer.kind == "done":
+            if outcome.kind == "done":
                 execution.publish(row, self.tree, texts["page"], texts.get("record"), made)
             elif "partial" in texts:
                 kept = self.tree.failed / f"{row.name}.ipynb"
                 _write({kept: texts["partial"]})
-                why = answer.message.splitlines()[0]
-                answer = Outcome(answer.kind, f"{why}\nthe partial page is {kept}; published pages and records are as "
-                                             f"they were")
+                why = outcome.message.splitlines()[0]
+                outcome = Outcome(outcome.kind, f"{why}\nthe partial page is {kept}; published pages and records are "
+                                                f"as they were")
         except OSError as error:
-            answer = Outcome("failed", f"row {row.name} failed: {error}")
-        if self.waiting.should_retry(row, answer):
+            outcome = Outcome("failed", f"row {row.name} failed: {error}")
+        if self.waiting.should_retry(row, outcome):
             self._send(row, lock)
         else:
-            self._finished(row, lock, answer, (time.monotonic() - began) / 60)
+            self._finished(row, lock, outcome, (time.monotonic() - began) / 60)
 
-    def _answer(self, row: Row, future: Future) -> tuple[Outcome, dict[str, str]]:
-        """What came back, or why nothing did."""
+    def _outcome(self, row: Row, future: Future) -> tuple[Outcome, dict[str, str]]:
+        """Return the outcome of a task and the texts that it returned."""
         if future.status == "finished":
             texts = future.result()
             return Outcome(texts.pop("kind"), texts.pop("message")), texts
@@ -196,13 +196,13 @@ class _Run:
             return Outcome("failed", f"row {row.name} failed: {_in_words(future.exception())}"), {}
         return Outcome("failed", f"row {row.name} was given up: the cluster is gone ({future.status})"), {}
 
-    def _finished(self, row: Row, lock: ExitStack, answer: Outcome, minutes: float = 0) -> None:
+    def _finished(self, row: Row, lock: ExitStack, outcome: Outcome, minutes: float = 0) -> None:
         lock.close()
-        self.waiting.progress.finished(row, answer, minutes)
+        self.waiting.progress.finished(row, outcome, minutes)
 
 
 def _in_words(error: BaseException) -> str:
-    """Why a task failed before it ran, or because of the cluster; Dask opens tasks on scheduler and worker."""
+    """Return the reason of a failure outside of the row; scheduler and worker both deserialise tasks."""
     why = " ".join(f"{type(error).__name__}: {error}".split())
     if isinstance(error, ImportError) or "deserializ" in why:
         return f"scheduler and workers need pruning_lib too, in the same version as here ({why[:200]})"

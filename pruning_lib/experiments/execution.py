@@ -1,8 +1,9 @@
-"""One row of runs.yml -> an executed page and a record; all pages -> the book.
+"""Execution of one row of runs.yml: a notebook becomes an executed page and a record.
 
-Every run is one row: a notebook and the parameters it departs from the defaults with.  The page and the record of a row
-appear together, when all of it is done; a failed run leaves what was published as it was.  Nobody runs a row that
-somebody else is running.  Many rows at a time are in ``runner``, what is out of date in ``staleness``.
+Every run is one row: a notebook and the parameters that differ from its defaults.  Page and record of a row are
+published together after a complete run; a failed run changes no published file.  A lock prevents two processes from
+running the same row.  Parallel execution is in ``local`` and ``dask_cluster``, detection of outdated pages in
+``staleness``.
 """
 
 from __future__ import annotations
@@ -29,33 +30,33 @@ from pruning_lib.experiments.staleness import provenance
 
 
 class RowFailed(Exception):
-    """A row that was not made; the message says why and, where there is one, where the partial page is."""
+    """Failure of a row; the message has the reason and, if there is one, the path of the partial page."""
 
 
 class WorkerDied(RowFailed):
-    """The process of a row died; running it again may help."""
+    """Death of the process of a row; running it again may help."""
 
 
 def run(row: Row, tree: Tree, *, log: Callable[[str], None] = print, wait: bool = True,
         done: Callable[[], bool] = lambda: False) -> Path:
-    """Execute one row; its page and record replace the published ones only when all went well.
+    """Execute one row; its page and record replace the published ones only on success.
 
     Parameters
     ----------
-    wait : for another process that is running this row, and then run it again; otherwise ``locks.Held`` is raised
-    done : asked once nobody else runs the row; if so it is not run
+    wait : True to wait for another process that runs this row and then run it again; False to raise ``_locks.Held``
+    done : predicate evaluated under the lock of the row; True skips the run
 
     Raises
     ------
     RowFailed
-        with the cell that failed; the partial page is kept aside in ``tree.failed``.
+        with the failed cell; the partial page is kept in ``tree.failed``.
     """
     checked(row, tree)
     with _locks.lock(tree.lock(row), wait=wait, log=lambda who: log(f"{row.name}: waiting for {who}, which runs it")):
         if done():
             return tree.page(row)
         work = tree.work(row)
-        shutil.rmtree(work, ignore_errors=True)  # of a run that was killed
+        shutil.rmtree(work, ignore_errors=True)  # left by a killed run
         work.mkdir(parents=True)
         try:
             _make(row, tree, work)
@@ -67,11 +68,11 @@ def run(row: Row, tree: Tree, *, log: Callable[[str], None] = print, wait: bool 
 
 
 def publish(row: Row, tree: Tree, page: str, record: str | None, made: Mapping[str, Any]) -> None:
-    """Put a page and a record that were made elsewhere in their places; who calls holds the row's lock.
+    """Publish a page and a record of another machine; the caller must hold the row's lock.
 
     Parameters
     ----------
-    made : what they were made from, as this tree has it
+    made : provenance of the page in this tree, from ``staleness.provenance``
     """
     work = tree.work(row)
     shutil.rmtree(work, ignore_errors=True)
@@ -93,14 +94,14 @@ def publish(row: Row, tree: Tree, page: str, record: str | None, made: Mapping[s
 
 
 def sweep(row: Row, tree: Tree) -> None:
-    """Delete what a killed run of a row left half-done, unless somebody is running it again."""
-    with suppress(_locks.Held, OSError):  # OSError: on a full disk not even the lock can be written
+    """Delete the unfinished files of a killed run, unless another process runs the row."""
+    with suppress(_locks.Held, OSError):  # OSError: a full disk prevents the lock
         with _locks.lock(tree.lock(row), wait=False):
             shutil.rmtree(tree.work(row), ignore_errors=True)
 
 
 def _make(row: Row, tree: Tree, work: Path) -> None:
-    """Execute a row in the folder ``work`` and publish what comes of it."""
+    """Execute a row in the folder ``work`` and publish its page and record."""
     made = provenance(row, tree)
     page = work / f"{row.name}.ipynb"
     records = tree.records if row.reading else work / "results"
@@ -109,8 +110,8 @@ def _make(row: Row, tree: Tree, work: Path) -> None:
         _execute(row, tree, page)
     record = work / "results" / f"{row.name}.json"
     if not row.reading and not record.is_file():
-        raise RowFailed(f"row {row.name}: {row.notebook} wrote no record; a run ends with results.write(...), "
-                        f"a notebook that only reads records is marked 'reading: true' in runs.yml")
+        raise RowFailed(f"row {row.name}: {row.notebook} wrote no record; end a run with records.write(...), "
+                        f"or mark a notebook that only reads records with 'reading: true' in runs.yml")
     if not row.reading:
         made["record"] = results.contents(record).get("checksum")
     nbformat.write(_cleaned(nbformat.read(page, as_version=4), row, made), page)
@@ -123,7 +124,7 @@ def _execute(row: Row, tree: Tree, page: Path) -> None:
             papermill.execute_notebook(
                 str(source(row, tree)), str(page), parameters=dict(row.parameters), kernel_name="python3",
                 stderr_file=sys.stderr, progress_bar={"desc": row.name}, config=_reached_through(sockets),
-            )  # in the current folder: parameters may be paths
+            )  # runs in the current folder, because parameters may be relative paths
     except (PapermillExecutionError, RuntimeError) as error:
         if not isinstance(error, (PapermillExecutionError, DeadKernelError)) and "ernel died" not in str(error):
             raise  # a kernel that dies while it starts is a plain RuntimeError
@@ -139,13 +140,13 @@ def _execute(row: Row, tree: Tree, page: Path) -> None:
 
 
 def _reached_through(folder: str) -> Config:
-    """Kernels talk through files in ``folder``: of two that start at once, both may take the same TCP port."""
-    files = os.name == "posix" and len(folder) < 90  # the name of such a file has 107 bytes at most
+    """Return a configuration with sockets in ``folder``; two kernels that start at once may take the same TCP port."""
+    files = os.name == "posix" and len(folder) < 90  # the path of a socket has at most 107 bytes
     return Config({"KernelManager": {"transport": "ipc", "ip": f"{folder}/at"}} if files else {})
 
 
 def _cleaned(notebook: Any, row: Row, made: Mapping[str, Any]) -> Any:
-    """The page without progress bars, paths of this machine and times that change with every run."""
+    """Return the page without progress bars, paths of this machine, and times that change with every run."""
     for cell in notebook.cells:
         cell.metadata.pop("papermill", None)
         cell.metadata.pop("execution", None)
@@ -159,7 +160,7 @@ def _cleaned(notebook: Any, row: Row, made: Mapping[str, Any]) -> Any:
 
 
 def _publish(finished: Mapping[Path, Path]) -> None:
-    """Move finished files (file -> folder) to their places; all are beside their places before the first one moves."""
+    """Publish finished files (file -> folder): copy all next to their targets, then rename them."""
     beside = {folder / f".{path.name}.part": (path, folder) for path, folder in finished.items()}
     try:
         for part, (path, folder) in beside.items():
@@ -173,7 +174,7 @@ def _publish(finished: Mapping[Path, Path]) -> None:
 
 
 class _environment:
-    """Environment variables for the time of a block."""
+    """Environment variables for the duration of a ``with`` block."""
 
     def __init__(self, **variables: str) -> None:
         self.variables = variables

@@ -1,8 +1,8 @@
-"""What a row reads besides its notebook and code: which files these are, and a digest of each.
+"""Digests of the input files of a row, in addition to its notebook and code.
 
-Only what lies at hand is looked at.  What is fetched once is pinned by its hash in the code; what a hub serves is
-fingerprinted by the run itself, in its record.
-Order of this file: which · digests.
+Only local files are considered.  Downloads are pinned by a hash in the code; a run writes fingerprints of data from a
+hub into its record.
+Order of this file: files · digests.
 """
 
 from __future__ import annotations
@@ -18,16 +18,22 @@ import nbformat
 from pruning_lib._files import cache
 from pruning_lib.experiments.runs import Row, Tree, parameters_of, source
 
+<<<<<<< HEAD
 SMALL_BYTES = 1 << 20  # the digest of a larger file is remembered
 IMAGE_FOLDERS = {"cifar10": "cifar10", "cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
 LENT = ("PRUNING_DATA", "PRUNING_MODELS")  # name folders of this machine that stand in for downloads
+=======
+SMALL_BYTES = 1 << 20  # digests of larger files are cached
+IMAGE_FOLDERS = {"cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
+LENT = ("PRUNING_DATA", "PRUNING_MODELS")  # variables that name local folders used instead of downloads
+>>>>>>> main
 
 
 def digests_of(row: Row, tree: Tree) -> dict[str, str]:
-    """Name -> digest of the files a row reads.
+    """Return name -> digest of the input files of a row.
 
-    These are files of ``data/inputs`` that parameters or cells name, and folders that parameters name: of a model, by
-    its path or under ``PRUNING_MODELS``, and of a data set under ``PRUNING_DATA``.
+    Inputs are files of ``data/inputs`` named by parameters or cells, and folders named by parameters: of a model, by
+    path or under ``PRUNING_MODELS``, and of a data set, under ``PRUNING_DATA``.
     """
     notebook = source(row, tree)
     texts = [value for value in {**parameters_of(notebook), **row.parameters}.values() if isinstance(value, str)]
@@ -40,13 +46,13 @@ def digests_of(row: Row, tree: Tree) -> dict[str, str]:
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
-    """Names of the inputs that are others now, or gone; a folder that only another machine lends says nothing."""
+    """Return names of inputs that changed or vanished; local folders of another machine are ignored."""
     lent_elsewhere = [name for name in before if name not in now and name.endswith(LENT)]
     return sorted(name for name, found in before.items() if now.get(name) != found and name not in lent_elsewhere)
 
 
 def _folders(text: str) -> Iterator[tuple[str, str]]:
-    """(name, folder) of what a parameter's text stands for, as ``models`` and ``data`` would find it."""
+    """Yield (name, folder) for the text of a parameter, resolved as in ``models`` and ``data``."""
     lent = {name: os.environ.get(name) for name in LENT}
     data_set = _data_folder(text) if lent["PRUNING_DATA"] else None
     samples = os.path.join(lent["PRUNING_DATA"] or "", data_set or "", "data")
@@ -60,7 +66,7 @@ def _folders(text: str) -> Iterator[tuple[str, str]]:
 
 
 def _data_folder(text: str) -> str | None:
-    from pruning_lib.data.text import DATASETS  # with torch, which the process of a row can do without
+    from pruning_lib.data.text import DATASETS  # imports torch, so only when needed
 
     return DATASETS[text].folder if text in DATASETS else IMAGE_FOLDERS.get(text)
 
@@ -69,10 +75,10 @@ def _data_folder(text: str) -> str | None:
 
 
 def digest(path: Path) -> str:
-    """First 16 hex digits of the SHA-256 of a file.
+    """Return the first 16 hex digits of the SHA-256 of a file.
 
-    That of a large one is remembered in the cache under the file's place, size and time, so that asking again costs
-    nothing; a file that was only copied or touched still has the digest it had.
+    Digests of large files are cached under path, size and modification time.  Copying or touching a file does not
+    change its digest.
     """
     about = path.stat()
     if about.st_size <= SMALL_BYTES:
@@ -88,7 +94,7 @@ def digest(path: Path) -> str:
 
 
 def _remember(path: Path, text: str) -> None:
-    """Whole or not at all; where the cache cannot be written, the digest is computed again next time."""
+    """Write a digest into the cache atomically; ignore a cache that cannot be written."""
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -100,6 +106,6 @@ def _remember(path: Path, text: str) -> None:
 
 
 def _of_folder(folder: str) -> str:
-    """Of the files in a folder, in one."""
+    """Return one digest of all files in a folder."""
     paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
     return hashlib.sha256("\n".join(f"{path.name} {digest(path)}" for path in paths).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
-"""Many rows on this machine: as many at a time as cores, memory and devices allow.
+"""Parallel execution of rows on this machine, limited by cores, memory and devices.
 
-Runs come before readings, which read what they record.  A row somebody else is running is left to them; one whose
-process died is run again.  What is finished stays, whatever happens to the rest.
-Order of this file: what there is · progress · rows that wait · running.
+Runs come before readings, which read their records.  A row that another process runs is deferred.  A row whose process
+died is run again.  Failures do not affect finished rows.
+Order of this file: machine · progress · queue · execution.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from pruning_lib.experiments import records
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.worker import THREADS, Outcome, RowProcess
 
-USUAL_GB = 3.0  # what a row that states no memory_gb is taken to need when rows are put side by side
+USUAL_GB = 3.0  # assumed memory of a row without memory_gb when rows run in parallel
 POLL_S = 0.1
-HELD_S = 2.0  # until a row that another runner has is tried again
+HELD_S = 2.0  # until a deferred row is tried again
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What rows may take together.
+    """Resources of a machine for all rows together.
 
     Attributes
     ----------
-    jobs : rows at a time
-    threads : per row, so that all together do not ask for more cores than there are
-    memory_gb : for all rows together
-    devices : name -> numbers of the devices there are
+    jobs : number of parallel rows
+    threads : threads per row, so that all rows together do not exceed the cores
+    memory_gb : memory of all rows together, in GB
+    devices : name -> indices of the devices
     """
 
     jobs: int
@@ -46,7 +46,7 @@ class Machine:
 
     @classmethod
     def here(cls, jobs: int = 0, memory_gb: float = 0) -> Machine:
-        """This machine; ``jobs`` 0 for one per core, ``memory_gb`` 0 for what is free now."""
+        """Return the resources of this machine; ``jobs`` 0 for one per core, ``memory_gb`` 0 for free memory."""
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         jobs = jobs or cores
         asked = [int(os.environ[name]) for name in THREADS if os.environ.get(name, "").isdigit()]
@@ -55,7 +55,7 @@ class Machine:
 
 
 def _free_gb(container: Path = Path("/sys/fs/cgroup")) -> float:
-    """Memory that is free, within the limit of the container if there is one."""
+    """Return free memory in GB, within the limit of the container if there is one."""
     free = psutil.virtual_memory().available
     try:
         limit = int((container / "memory.max").read_text())
@@ -66,7 +66,7 @@ def _free_gb(container: Path = Path("/sys/fs/cgroup")) -> float:
 
 
 def _gpus() -> list[int]:
-    """Numbers of the GPUs that may be used, asked of the driver's own program."""
+    """Return the indices of usable GPUs as reported by ``nvidia-smi``."""
     named = os.environ.get("CUDA_VISIBLE_DEVICES")
     if named is not None:
         return [int(text) for text in named.split(",") if text.strip().isdigit()]
@@ -77,7 +77,7 @@ def _gpus() -> list[int]:
 
 
 class Progress:
-    """Says what is finished and about how long the rest takes; earlier records tell how long a row takes."""
+    """Progress messages with an estimate of the remaining time from earlier records."""
 
     def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, log: Callable[[str], None]) -> None:
         self.expected = {row.name: _minutes(row, tree) for row in rows}
@@ -86,19 +86,19 @@ class Progress:
         self.took: list[float] = []
         self.failed: list[str] = []
 
-    def finished(self, row: Row, answer: Outcome, minutes: float) -> None:
-        """Count a row and say so."""
+    def finished(self, row: Row, outcome: Outcome, minutes: float) -> None:
+        """Count a row and log its outcome."""
         self.left.pop(row.name, None)
-        if answer.kind == "done":
-            self.took += [] if answer.message else [minutes]  # a message: somebody else did it, or nobody had to
-            what = answer.message or f"done in {minutes:.1f} min"
+        if outcome.kind == "done":
+            self.took += [] if outcome.message else [minutes]  # a message: done by another process, or up to date
+            what = outcome.message or f"done in {minutes:.1f} min"
             self.log(f"[{self.total - len(self.left)}/{self.total}] {row.name}: {what}{self.estimate()}")
         else:
             self.failed.append(row.name)
-            self.log(f"[{self.total - len(self.left)}/{self.total}] {answer.message}")
+            self.log(f"[{self.total - len(self.left)}/{self.total}] {outcome.message}")
 
     def estimate(self) -> str:
-        """What the rest takes, from the earlier records of its rows, else from the mean of those that are finished."""
+        """Return the remaining time as text, from earlier records or else from the mean of finished rows."""
         usual = sum(self.took) / len(self.took) if self.took else 0
         rest = sum(usual if self.expected[name] is None else self.expected[name] or 0 for name in self.left)
         return f"; about {math.ceil(rest / self.at_a_time)} min left" if self.left else ""
@@ -112,18 +112,18 @@ def _minutes(row: Row, tree: Tree) -> float | None:
 
 def run(rows: Sequence[Row], tree: Tree, machine: Machine, *, retries: int = 1, log: Callable[[str], None] = print,
         up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
-    """Run rows in processes of this machine; returns the names of those that failed.
+    """Run rows in processes of this machine and return the names of failed rows.
 
     Parameters
     ----------
-    retries : how often a row whose process died is run again
-    up_to_date : asked when a row's turn comes; those it says yes to are left out
+    retries : number of further attempts after the process of a row died
+    up_to_date : predicate evaluated just before a row starts; rows with True are skipped
     """
     return _Run(rows, tree, machine, retries, log, up_to_date).all()
 
 
 class Queue:
-    """Rows that are still to be run, wherever that is: whose turn it is, and what happens to those that come back."""
+    """Queue of waiting rows: readiness, deferral and retries, for local processes and clusters."""
 
     def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, retries: int,
                  log: Callable[[str], None]) -> None:
@@ -132,28 +132,28 @@ class Queue:
         self.published = {row.name: tree.published_ns(row) for row in rows}
         self.log = log
         self._lives = {row.name: retries for row in rows}
-        self._again_at: dict[str, float] = {}  # rows that other runners have
+        self._again_at: dict[str, float] = {}  # deferred rows
 
     def ready(self, running: Sequence[Row]) -> list[Row]:
-        """Rows that may start while others are ``running``; readings wait for every run."""
+        """Return the rows that may start while others are ``running``; readings wait for all runs."""
         runs = any(not row.reading for row in [*self.rows, *running])
         now = time.monotonic()
         return [row for row in self.rows if not (row.reading and runs) and self._again_at.get(row.name, 0) <= now]
 
-    def leave(self, row: Row, who: str) -> None:
-        """Somebody else has this row; it waits and is tried again, for its runner may die."""
+    def defer(self, row: Row, who: str) -> None:
+        """Defer a row that another process runs; try it again later, because that process may die."""
         if row.name not in self._again_at:
             self.log(f"{row.name}: left to {who}, which runs it")
         self._again_at[row.name] = time.monotonic() + HELD_S
         if row not in self.rows:
             self.rows.append(row)
 
-    def should_retry(self, row: Row, answer: Outcome) -> bool:
-        """Whether a row is run again: its process died, and that did not happen too often."""
-        again = answer.kind == "lost" and self._lives[row.name] > 0
+    def should_retry(self, row: Row, outcome: Outcome) -> bool:
+        """Return True if the process of a row died and attempts are left."""
+        again = outcome.kind == "lost" and self._lives[row.name] > 0
         if again:
             self._lives[row.name] -= 1
-            self.log(f"{answer.message}\n{row.name}: once more")
+            self.log(f"{outcome.message}\n{row.name}: once more")
         return again
 
 
@@ -172,8 +172,8 @@ class _Run:
                     pass
                 for process in list(self.running):
                     process.watch()
-                    if answer := process.answer():
-                        self._ended(process, answer)
+                    if outcome := process.outcome():
+                        self._ended(process, outcome)
                 time.sleep(POLL_S)
         finally:
             for process in self.running:
@@ -181,7 +181,7 @@ class _Run:
         return self.progress.failed
 
     def _next(self) -> Row | None:
-        """The next row that there is room for."""
+        """Return the next row that fits into the free resources."""
         if len(self.running) >= self.machine.jobs:
             return None
         return next(filter(self._fits, self.waiting.ready([process.row for process in self.running])), None)
@@ -190,7 +190,7 @@ class _Run:
         taken = [(p.row.memory_gb or USUAL_GB) for p in self.running]
         free = {name: len(self._free(name)) for name in row.resources}
         if self._never_fits(row) or not self.running:
-            return True  # one at a time always goes on, whatever it is taken to need
+            return True  # a single row always runs, whatever its assumed memory
         return (sum(taken) + (row.memory_gb or USUAL_GB) <= self.machine.memory_gb
                 and all(amount <= free[name] for name, amount in row.resources.items()))
 
@@ -222,11 +222,11 @@ class _Run:
             self.running[process] = (time.monotonic(), devices)
         return True
 
-    def _ended(self, process: RowProcess, answer: Outcome) -> None:
+    def _ended(self, process: RowProcess, outcome: Outcome) -> None:
         started, _ = self.running.pop(process)
-        if answer.kind == "held":
-            self.waiting.leave(process.row, answer.message)
-        elif self.waiting.should_retry(process.row, answer):
+        if outcome.kind == "held":
+            self.waiting.defer(process.row, outcome.message)
+        elif self.waiting.should_retry(process.row, outcome):
             self.waiting.rows.insert(0, process.row)
         else:
-            self.progress.finished(process.row, answer, (time.monotonic() - started) / 60)
+            self.progress.finished(process.row, outcome, (time.monotonic() - started) / 60)

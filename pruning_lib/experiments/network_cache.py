@@ -1,7 +1,7 @@
-"""Image networks made here, and what they answered, kept under a key of everything they depend on.
+"""Cache of trained image networks and their predictions, under a key of all settings.
 
-Training takes minutes, an attack up to an hour and a row of the report hours.  What was made once is read again: an
-interrupted run goes on where it stopped, and a later run measures the very networks an earlier one made.
+Training takes minutes, an attack up to an hour and a row of the report hours.  Cached results are read again: an
+interrupted run continues from them, and a later run measures the same networks as an earlier one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from pruning_lib.models import image_networks
 
 @dataclass(frozen=True)
 class CachedNetwork:
-    """A network, what was measured while it was made, and the key under which ``find`` gives it again."""
+    """A network, the measurements of its training, and its key for ``find``."""
 
     network: nn.Module
     facts: dict[str, Any]
@@ -39,38 +39,38 @@ class CachedNetwork:
 
 
 def get_or_train(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: Any) -> CachedNetwork:
-    """What ``make()`` gives, a network and facts about it; made once for the same ``settings``, then read.
+    """Return the network and facts of ``make()``; call it once per ``settings`` and read the cache afterwards.
 
-    Of two processes that want the same network at the same time the second waits for the first; if that dies, the
-    second makes it.
+    If two processes request the same network, the second waits for the first; if the first dies, the second trains the
+    network.
 
     Parameters
     ----------
-    make : only called where nothing is kept yet; interrupted, it leaves nothing behind
-    settings : everything the network depends on; numbers, texts, and lists of them
+    make : function called if the cache has no entry; an interrupted call leaves no entry
+    settings : everything that the network depends on: numbers, texts, and lists of them
 
     Raises
     ------
     ValueError
-        when what is kept cannot be read, with the folder to delete.
+        if the entry cannot be read; the message names the folder to delete.
     """
     text = json.dumps(settings, sort_keys=True)
     key = hashlib.sha256(text.encode()).hexdigest()[:16]
     if not _folder(key).exists():
         with _one_process(key):
-            if not _folder(key).exists():  # nobody made it while this process waited
+            if not _folder(key).exists():  # still missing after the wait
                 network, facts = make()
                 image_networks.write_new(network, _folder(key), {"facts.json": json.dumps(dict(facts), indent=1),
                                                                  "settings.json": text})
     return find(key)
 
 
-_ours = threading.local()  # keys of the networks this thread is making
+_ours = threading.local()  # keys of the networks in training in this thread
 
 
 @contextmanager
 def _one_process(key: str) -> Iterator[None]:
-    """Make the network ``key`` while no other process does; a ``make`` that asks for its own key does not wait."""
+    """Hold the lock of the network ``key``; a nested request for the same key does not wait."""
     keys = vars(_ours).setdefault("keys", set())
     if key in keys:
         yield
@@ -85,18 +85,18 @@ def _one_process(key: str) -> Iterator[None]:
 
 
 def find(key: str) -> CachedNetwork:
-    """The network that ``get_or_train`` kept under ``key``, or that came with the records, on the CPU, ready to evaluate.
+    """Return the cached network ``key``, or the one shipped with the records, on the CPU in evaluation mode.
 
     Raises
     ------
     ValueError
-        when there is none, or it cannot be read.
+        if there is none, or it cannot be read.
     """
-    of_a_key = re.fullmatch(r"[0-9a-f]{16}", key)  # one from a record never leads elsewhere
+    of_a_key = re.fullmatch(r"[0-9a-f]{16}", key)  # a key from a record is never a path
     places = [place for place in (_folder(key), _with_records(key)) if of_a_key and place.is_dir()]
     if not places:
-        raise ValueError(f"no network {key} in {_folder(key).parent}; the run that names it makes it again: "
-                         f"pruning-lib run ROW, with the row of the record you took the key from")
+        raise ValueError(f"no network {key} in {_folder(key).parent}; its run trains it again: "
+                         f"pruning-lib run ROW, with the row of the record that has the key")
     folder = places[0]
     try:
         return CachedNetwork(image_networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
@@ -105,17 +105,17 @@ def find(key: str) -> CachedNetwork:
 
 
 def cached_predictions(ask: Callable[[], Sequence[np.ndarray]], **settings: Any) -> list[np.ndarray]:
-    """What ``ask()`` gives, images answered right or not, (N,) booleans each; asked once for the same ``settings``.
+    """Return the correctness masks (N,) of ``ask()``; call it once per ``settings`` and read the cache afterwards.
 
     Parameters
     ----------
-    ask : only called where nothing is kept yet; interrupted, it leaves nothing behind
-    settings : everything the answers depend on; numbers, texts, and lists of them
+    ask : function called if the cache has no entry; an interrupted call leaves no entry
+    settings : everything that the masks depend on: numbers, texts, and lists of them
 
     Raises
     ------
     ValueError
-        when what is kept cannot be read, with the file to delete.
+        if the entry cannot be read; the message names the file to delete.
     """
     text = json.dumps(settings, sort_keys=True)
     path = cache() / "answered" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
@@ -132,7 +132,7 @@ def cached_predictions(ask: Callable[[], Sequence[np.ndarray]], **settings: Any)
 
 
 def digest(network: nn.Module) -> str:
-    """First 16 hex digits of the SHA-256 of all weights: two networks with the same one are the same."""
+    """Return the first 16 hex digits of the SHA-256 of all weights; equal digests mean equal networks."""
     found = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
         found.update(name.encode() + str(tensor.dtype).encode())

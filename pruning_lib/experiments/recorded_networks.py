@@ -1,6 +1,6 @@
-"""Networks to be examined: those that earlier runs of ``consensus_prune`` made, or small ones made here.
+"""Networks for analysis: from recorded runs of ``consensus_prune``, or small ones trained on demand.
 
-Order of this file: what a subject is · subjects of recorded runs · small ones · their answers under attack.
+Order of this file: record of a network · networks of recorded runs · small networks · robust predictions.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pruning_lib.models import image_networks
 from pruning_lib.pruning import block_ranking, consensus
 from pruning_lib.training import sgd
 
-SAME_ANSWERS = 0.98  # share of test images a network must answer as its record says; another machine rounds otherwise
+SAME_ANSWERS = 0.98  # required share of predictions equal to the record; rounding differs between machines
 
 
 @dataclass(frozen=True)
 class RecordedNetwork:
-    """A network with its history.
+    """A network and its origin.
 
     Attributes
     ----------
-    criterion : how its blocks were chosen; "none" for the dense network, trained as long as the others
+    criterion : criterion that ranked its blocks; "none" for the dense network, trained as long as the others
     stage : "dense", "round1" ... or "final", as in the record
-    removed_blocks : how many
-    key : ``store.find(key)`` gives the network again
+    removed_blocks : number of removed blocks
+    key : key of the network for ``network_cache.find``
     """
 
     network: nn.Module
@@ -51,21 +51,21 @@ class RecordedNetwork:
 
 
 def from_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check_on: int = 500) -> list[RecordedNetwork]:
-    """The networks of recorded runs, run by run; the first one is what the others are compared with.
+    """Return the networks of recorded runs, run by run; the first one is the reference for comparisons.
 
-    Each is put to the first test images, and has to answer them as its record says: a mix-up would show.
+    The predictions of each network on the first test images must agree with its record.
 
     Parameters
     ----------
     runs : names of rows of ``consensus_prune``
-    stages : which networks of each: "dense", "round1", "round2" ... or "final"
-    check_on : how many test images; 0 checks nothing
+    stages : networks of each run: "dense", "round1", "round2" ... or "final"
+    check_on : number of test images for the check; 0 for no check
 
     Raises
     ------
     ValueError
-        for a run without a record, on other images, from before networks were kept, without this stage, a network
-        that answers otherwise, or two of the same criterion and stage.
+        for a run without a record, on other images, without a cached network or without this stage, for a network
+        with other predictions, or for two networks of the same criterion and stage.
     """
     found = []
     for run in runs:
@@ -86,8 +86,8 @@ def from_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, che
             found.append(subject)
     twice = {subject.label for subject in found if [other.label for other in found].count(subject.label) > 1}
     if twice:
-        raise ValueError(f"two networks are called {', '.join(sorted(twice))}; of each criterion give one run: seeds "
-                         f"are compared in rows of their own")
+        raise ValueError(f"two networks are called {', '.join(sorted(twice))}; give one run per criterion, and "
+                         f"compare seeds in separate rows")
     return found
 
 
@@ -97,18 +97,19 @@ def _check_predictions(subject: RecordedNetwork, recorded: str, image_set: str, 
     now = quality.unpack(quality.accuracy(subject.network, *test)[1])
     same = (now == right).mean()
     if same < SAME_ANSWERS:
-        raise ValueError(f"network {subject.key} answers {same:.1%} of {len(right)} test images as run {run} recorded "
-                         f"for {subject.stage}; it is another network, run {run} again")
+        raise ValueError(f"network {subject.key} has the recorded predictions of run {run}, {subject.stage}, on "
+                         f"{same:.1%} of {len(right)} test images; it is another network, run {run} again")
 
 
 def small_networks(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, epochs: float = 10.0, seed: int = 0
           ) -> list[RecordedNetwork]:
-    """A small ResNet trained on ``image_set`` and pruned by each criterion, in seconds, as ``consensus_prune`` does.
+    """Train a small ResNet on ``image_set`` and prune it by each criterion as in ``consensus_prune``, in seconds.
 
     Parameters
     ----------
-    names : keys of ``criteria.CRITERIA``, or "none", which loses no block and is trained as long
-    rounds : blocks removed, one at a time, each followed by a tenth of ``epochs``; the last by as many again
+    names : keys of ``block_ranking.CRITERIA``, or "none" for the dense network, trained as long
+    rounds : number of blocks removed one by one; each removal is followed by a tenth of ``epochs``, the last by twice
+        as many
     """
     train, (scored, labels) = images.load(image_set, "train"), images.load(image_set, "calibration")
     entry = images.IMAGES[image_set]
@@ -134,14 +135,14 @@ def small_networks(names: Sequence[str], image_set: str = "digits", *, rounds: i
 
 def robust_correct(subject: RecordedNetwork, attack: str, pixels: Tensor, labels: Tensor, *, epsilons: Sequence[float],
             **settings: Any) -> list[np.ndarray]:
-    """``attacks.robust_correct`` of a subject, kept budget by budget: a run that was cut short goes on where it stopped.
+    """Return ``attacks.robust_correct`` of a network, cached per budget, so an interrupted run can continue.
 
     Parameters
     ----------
     attack : key of ``attacks.ATTACKS``
-    settings : seed, steps, restarts; as ``attacks.robust_correct`` takes them
+    settings : seed, steps and restarts of ``attacks.robust_correct``
     """
-    smallest = attacks.ATTACKS.facts[attack]["smallest"]  # asked once, for all budgets
+    smallest = attacks.ATTACKS.facts[attack]["smallest"]  # one attack serves all budgets
     about = {"attack": attack, "network": subject.key, "weights": network_cache.digest(subject.network),
              "images": _digest(pixels.numpy().tobytes() + labels.numpy().tobytes()),
              "code": _code(attack), "torch": torch.__version__,
@@ -154,7 +155,7 @@ def robust_correct(subject: RecordedNetwork, attack: str, pixels: Tensor, labels
 
 
 def _code(attack: str) -> dict[str, str]:
-    """Digests of the code that an attack reaches; that of the other attacks does not count."""
+    """Return digests of the code of one attack; code of the other attacks does not count."""
     found = code_digests.digests([f"from pruning_lib.evaluation import attacks\nattacks.answers, attacks.{attack}"])
     others = {other for other in attacks.ATTACKS if other != attack}
     return {name: digest for name, digest in found.items() if not others & set(re.findall(r"\w+", name))}

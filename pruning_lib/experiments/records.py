@@ -1,9 +1,9 @@
-"""One record per run: written, read, gathered into one table.
+"""Records of runs: one per run, written, read, and collected into tables.
 
-A record says which run it was, with which parameters, what was measured, and what it was made with.  Records live in
-one folder; ``PRUNING_RESULTS`` names it (the runner sets it), else it is ``results`` in the current folder.  A run that
-builds on an earlier one reads that one's record in the folder that ``PRUNING_RECORDS`` names, where finished ones are.
-A checksum inside a record shows whether it was edited since; records of before have none and are read all the same.
+A record has the name of the run, its parameters, its measurements, and its provenance.  Records are in the folder
+``PRUNING_RESULTS`` (set by ``execution``), or else in ``results`` in the current folder.  A run that needs an earlier
+record reads it from ``PRUNING_RECORDS``, the folder of published records.
+A checksum in a record reveals later edits; old records without a checksum remain readable.
 """
 
 from __future__ import annotations
@@ -29,27 +29,27 @@ _started = time.monotonic()
 
 
 def folder() -> Path:
-    """Where records are written and read."""
+    """Return the folder for writing and reading records."""
     return Path(os.environ.get("PRUNING_RESULTS") or "results")
 
 
 def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, Any],
           rows: Sequence[Mapping[str, Any]] = (), data: Mapping[str, str] | None = None,
           items: Mapping[str, str] | None = None) -> Path:
-    """Write the record of a run; it appears whole or not at all.
+    """Write the record of a run atomically.
 
     Parameters
     ----------
-    notebook : the notebook that ran; also the name of the record unless ``PRUNING_RUN`` gives another
+    notebook : name of the notebook; also the name of the record unless ``PRUNING_RUN`` is set
     values : numbers with the unit in the key
-    rows : a small table, where a run measures several models: one mapping per line
+    rows : small table of a run that measures several models: one mapping per line
     data : data set -> fingerprint of the samples used
-    items : task -> packed answers right or wrong, for paired comparisons
+    items : task -> packed correctness of items, for paired comparisons
 
     Raises
     ------
     ValueError
-        for a value that JSON has no word for (NaN, infinity): store null and say why.
+        for a value that JSON cannot represent (NaN, infinity).
     """
     run = os.environ.get("PRUNING_RUN") or notebook
     record = {"run": run, "notebook": notebook, "parameters": dict(parameters), "values": _plain(values),
@@ -62,11 +62,11 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
         beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
         return beside.replace(path)
     finally:
-        beside.unlink(missing_ok=True)  # there only where the disk was full or the run interrupted
+        beside.unlink(missing_ok=True)  # exists only after an error or an interruption
 
 
 def read(run: str) -> dict[str, Any]:
-    """The record of one run; ValueError when it is missing, not a record, or not as it was written."""
+    """Return the record of one run; raise ValueError if it is missing, not a record, or edited."""
     places = [folder(), *map(Path, filter(None, [os.environ.get("PRUNING_RECORDS")]))]
     paths = [place / f"{_checked(run)}.json" for place in places]
     path = next((path for path in paths if path.is_file()), paths[0])
@@ -74,35 +74,35 @@ def read(run: str) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         known = ", ".join(sorted({p.stem for place in places for p in place.glob("*.json")})) or "none yet"
-        raise ValueError(f"no record of run {run!r}; recorded: {known}. Make it with: pruning-lib run {run}") from None
-    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no text, numbers of thousands of digits
+        raise ValueError(f"no record of run {run!r}; recorded: {known}. Create it with: pruning-lib run {run}") from None
+    except (ValueError, RecursionError) as error:  # ValueError: not JSON, not text, or huge numbers
         raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error
     if not _has_form(record):
-        raise ValueError(f"{path.name} is not a record: run, parameters, values, made_with wanted")
+        raise ValueError(f"{path.name} is not a record: it needs run, parameters, values and made_with; run {run} again")
     if record["run"] != run:
-        raise ValueError(f"{path.name} is not a record of {run}, it says it is of {record['run']!r}")
+        raise ValueError(f"{path.name} is not a record of {run} but of {record['run']!r}; run {run} again")
     if "checksum" in record and not checksum_ok(record):
-        raise ValueError(f"{path.name} is not a record as it was written: somebody edited it; run {run} again")
+        raise ValueError(f"{path.name} is not a record as it was written: it was edited; run {run} again")
     record.pop("checksum", None)
     return record
 
 
 def checksum(record: Mapping[str, Any]) -> str:
-    """First 16 hex digits of the SHA-256 of all a record holds but this."""
+    """Return the first 16 hex digits of the SHA-256 of a record without its checksum."""
     plain = json.loads(json.dumps({k: v for k, v in record.items() if k != "checksum"}, allow_nan=False))
     return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def checksum_ok(record: Mapping[str, Any]) -> bool:
-    """Whether a record has a checksum and is as it was written."""
+    """Return True if a record has a checksum that matches its contents."""
     try:
         return record.get("checksum") == checksum(record)
-    except ValueError:  # a number that JSON has no word for, which ``write`` never wrote
+    except ValueError:  # a number that JSON cannot represent
         return False
 
 
 def contents(path: Path) -> dict[str, Any]:
-    """What a file of a record holds, right or not; empty when it is no record at all."""
+    """Return the contents of a record file without validation; empty if it is not a JSON object."""
     try:
         record = json.loads(path.read_text())
     except (OSError, ValueError, RecursionError):
@@ -111,7 +111,7 @@ def contents(path: Path) -> dict[str, Any]:
 
 
 def _has_form(record: Any) -> bool:
-    """Whether what was read has the parts of a record, each of its kind."""
+    """Return True if ``record`` has all parts of a record with the expected types."""
     kinds = {"run": str, "parameters": dict, "values": dict, "made_with": dict}
     if not isinstance(record, dict) or not all(isinstance(record.get(k), kind) for k, kind in kinds.items()):
         return False
@@ -120,9 +120,9 @@ def _has_form(record: Any) -> bool:
 
 
 def to_dataframe(notebook: str) -> pd.DataFrame:
-    """All records of one notebook as one table: a line per record, or per row where a record has rows.
+    """Collect all records of one notebook into a table: a line per record, or per row of a record with rows.
 
-    Columns are ``run``, the parameters, the values and the row's own; a row's own win over parameters of that name.
+    Columns are ``run``, the parameters, the values and those of the row; columns of the row override parameters.
     """
     import pandas as pd
 
@@ -139,13 +139,13 @@ def _lines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def recipes(*, every_format: bool = False) -> pd.DataFrame:
-    """All records of ``recipe`` and ``zero_shot`` as one table: every pruned language model, under one name.
+    """Collect all records of ``recipe`` and ``zero_shot`` into a table of every pruned language model.
 
-    Columns beside those of `gather`: ``notebook``; ``label``, what was done; ``recipe``, the same before any tuning;
-    ``split``, how that departs from the heads that most recipes of this model and size take, and ``other_model``, the
-    model where most are of another one ("" where nothing departs; both are in ``label`` and ``recipe`` too);
-    ``text_used``, what was re-solved on.  What differs in the format of numbers only is there once, in bfloat16 if it
-    was computed in that, unless ``every_format`` asks for all.
+    Columns in addition to those of ``to_dataframe``: ``notebook``; ``label``, name of the pipeline; ``recipe``, the
+    name without tuning; ``split``, the number of removed heads if it differs from most runs of this model and size;
+    ``other_model``, the model if it differs from most runs; ``text_used``, text of the reconstruction.  ``split`` and
+    ``other_model`` are "" by default and are part of ``label`` and ``recipe``.  Lines that differ only in the number
+    format are merged, with bfloat16 first, unless ``every_format`` is set.
     """
     import pandas as pd
 
@@ -175,7 +175,7 @@ _RECIPE_COLUMNS = ("run", "notebook", "dtype", "seed", "model", "removed_fractio
 
 
 def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int]) -> str:
-    """How many heads a recipe takes, where most of its model and size take another number."""
+    """Return the number of removed heads as text if it differs from most runs of this model and size."""
     heads = line["heads_removed"]
     if line["method"] in {"none", "dense"} or heads in (None, usual.get((line["model"], line["removed_fraction"]))):
         return ""
@@ -183,9 +183,9 @@ def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int]) -> s
 
 
 def recipe(parameters: Mapping[str, Any]) -> str:
-    """What a run did to a language model, in the words of tables and figures: ``"amp + reconstruction + LoRA"``.
+    """Return the name of a pipeline for tables and figures, such as ``"amp + reconstruction + LoRA"``.
 
-    ``parameters`` are those of ``recipe`` or ``zero_shot``, or a line of their table, where NaN stands for none.
+    ``parameters`` are those of ``recipe`` or ``zero_shot``, or a line of their table with NaN for missing values.
     """
     said = {"method": "none", "criterion": "none", "reconstruction": "none", "recovery_pairs": 0, "kd_weight": 0,
             **{key: value for key, value in parameters.items() if value == value}}
@@ -198,12 +198,12 @@ def recipe(parameters: Mapping[str, Any]) -> str:
 
 
 def format_interval(middle: float, low: float, high: float, form: str = ".3f") -> str:
-    """A number and its interval in the words of tables, ``"0.462 [0.448, 0.476]"``; ``form`` as in an f-string."""
+    """Format a number with its interval, ``"0.462 [0.448, 0.476]"``; ``form`` as in an f-string."""
     return f"{middle:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def made_with(data: Mapping[str, str]) -> dict[str, Any]:
-    """Commit, versions, device, threads, minutes since this module was imported, data fingerprints."""
+    """Return commit, versions, device, threads, minutes since the import of this module, and data fingerprints."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {_processor()}"
@@ -213,22 +213,22 @@ def made_with(data: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values as JSON knows them."""
+    """Convert values to JSON types; raise ValueError for others."""
     plain = {}
     for key, value in values.items():
         if hasattr(value, "item"):
             value = value.item()
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{key} is {value}: a record holds numbers; store None and say why it was not measured")
+            raise ValueError(f"{key} is {value}: a record needs finite numbers; store None and a reason")
         if not isinstance(value, (int, float, str, bool, type(None))):
-            raise ValueError(f"{key} is a {type(value).__name__}; a record holds numbers, texts, true, false and null")
+            raise ValueError(f"{key} is a {type(value).__name__}; a record takes numbers, texts, true, false and null")
         plain[key] = value
     return plain
 
 
 def _checked(run: str) -> str:
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", run):
-        raise ValueError(f"run name {run!r}: letters, digits, dot, dash and underscore only, 100 at most")
+        raise ValueError(f"run name {run!r}: use letters, digits, dot, dash and underscore, 100 at most")
     return run
 
 

@@ -1,6 +1,6 @@
-"""The rows of runs.yml, and where their notebooks, pages and records are.
+"""Rows of runs.yml, and the paths of their notebooks, pages and records.
 
-Order of this file: the tree · rows · checks.  Nothing is executed here.
+Order of this file: tree · rows · checks.  This module executes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ KEYS = ("notebook", "parameters", "reading", "resources", "memory_gb", "not_run"
 
 @dataclass(frozen=True)
 class Tree:
-    """Where notebooks, pages and records are."""
+    """Folders of notebooks, pages and records."""
 
     notebooks: Path
     pages: Path
@@ -32,7 +32,7 @@ class Tree:
 
     @classmethod
     def at(cls, root: Path, out: Path | None = None) -> Tree:
-        """The tree of the repository at ``root``; pages and records go under ``out`` if given."""
+        """Return the tree of the repository at ``root``, with pages and records in ``out`` if given."""
         if not (root / "notebooks" / "runs.yml").is_file():
             raise SystemExit(f"{root} has no notebooks/runs.yml; call from the repository, or give --root")
         if out:
@@ -43,18 +43,18 @@ class Tree:
         return self.pages / f"{row.name}.ipynb"
 
     def published_ns(self, row: Row) -> int:
-        """When the row's page appeared; 0 where there is none."""
+        """Return the modification time of the row's page in ns; 0 without a page."""
         return self.page(row).stat().st_mtime_ns if self.page(row).exists() else 0
 
     def record(self, row: Row) -> Path:
         return self.records / f"{row.name}.json"
 
     def work(self, row: Row) -> Path:
-        """Where page and record lie until they are complete."""
+        """Return the folder of incomplete pages and records."""
         return self.failed / f".{row.name}.work"
 
     def lock(self, row: Row) -> Path:
-        """Held by whoever runs the row."""
+        """Return the path of the lock of a running row."""
         return self.failed / f".{row.name}.lock"
 
 
@@ -64,9 +64,9 @@ class Row:
 
     Attributes
     ----------
-    resources : name -> amount it needs of what a machine has few of, e.g. ``{"GPU": 1}``
-    memory_gb : above this its notebook is stopped; 0 for no limit
-    not_run : why the report has no page of it, e.g. what it needs; such a row runs only when it is named
+    resources : name -> required amount of a scarce resource, e.g. ``{"GPU": 1}``
+    memory_gb : memory limit of its notebook in GB; 0 for no limit
+    not_run : reason for a missing page, e.g. required hardware; such a row runs only if named explicitly
     """
 
     name: str
@@ -79,12 +79,12 @@ class Row:
 
 
 def rows(tree: Tree) -> dict[str, Row]:
-    """The rows of runs.yml in order, each checked against its notebook.
+    """Return the rows of runs.yml in order, each checked against its notebook.
 
     Raises
     ------
     SystemExit
-        naming the row and what is wrong with it.
+        for an invalid row; the message names the row and the fault.
     """
     return {name: checked(_row(name, entry), tree) for name, entry in _table(tree.notebooks / "runs.yml").items()}
 
@@ -92,18 +92,18 @@ def rows(tree: Tree) -> dict[str, Row]:
 def _table(path: Path) -> dict[str, Any]:
     try:
         table = yaml.safe_load(path.read_text()) or {}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: no text, no date
-        raise SystemExit(f"{path} is no YAML: {error}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: not text, or an invalid date
+        raise SystemExit(f"{path} is not valid YAML: {error}") from None
     if not isinstance(table, dict):
-        raise SystemExit(f"{path} has to have one entry per row: a name, then notebook and parameters; "
+        raise SystemExit(f"{path} needs one entry per row: a name, then notebook and parameters; "
                          f"got a {type(table).__name__}")
     return table
 
 
 def _row(name: Any, entry: Any) -> Row:
-    """A row as it stands in runs.yml, after its form was checked."""
+    """Return a row of runs.yml after a check of its form."""
     if not isinstance(name, str) or not re.fullmatch(NAME, name):
-        raise SystemExit(f"runs.yml, row {name!r}: a name has letters, digits, dot, dash and underscore only")
+        raise SystemExit(f"runs.yml, row {name!r}: use letters, digits, dot, dash and underscore in a name")
     entry = entry or {}
     if not isinstance(entry, dict) or set(entry) - set(KEYS) or "notebook" not in entry:
         got = sorted(map(str, entry)) if isinstance(entry, dict) else entry
@@ -129,23 +129,23 @@ def _is_number(value: Any) -> bool:
 
 
 def defaults(tree: Tree) -> dict[str, Row]:
-    """One row per notebook at its default parameters, runs first, then readings; the row is called as the notebook."""
+    """Return one row per notebook with default parameters and the name of the notebook, runs before readings."""
     table = rows(tree)
     names = dict.fromkeys((row.reading, row.notebook) for row in table.values())
     return {name: Row(name, name, {}, reading) for reading, name in sorted(names, key=lambda pair: pair[0])}
 
 
 def source(row: Row, tree: Tree) -> Path:
-    """The notebook of a row; it lies in the folder of notebooks, whatever runs.yml says."""
+    """Return the path of a row's notebook; raise SystemExit for a path outside of the folder of notebooks."""
     path = tree.notebooks / f"{row.notebook}.ipynb"
     if not re.fullmatch(NAME, row.notebook) or not path.is_file() or path.resolve().parent != tree.notebooks.resolve():
         known = ", ".join(sorted(p.stem for p in tree.notebooks.glob("*.ipynb")))
-        raise SystemExit(f"row {row.name}: no notebook {row.notebook!r}; there are: {known}")
+        raise SystemExit(f"row {row.name}: no notebook {row.notebook!r}; available: {known}")
     return path
 
 
 def checked(row: Row, tree: Tree) -> Row:
-    """``row``, after its parameters were compared with those of the notebook: names known, types the same."""
+    """Return ``row`` after a check of its parameters: names and types must match those of the notebook."""
     known = parameters_of(source(row, tree))
     for name, value in row.parameters.items():
         if name not in known:
@@ -155,15 +155,15 @@ def checked(row: Row, tree: Tree) -> Row:
             raise SystemExit(f"row {row.name}: parameter {name} takes {wanted.__name__} like {known[name]!r}, "
                              f"got {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
-            raise SystemExit(f"row {row.name}: parameter {name} is {value!r}; a record can hold finite numbers only")
+            raise SystemExit(f"row {row.name}: parameter {name} is {value!r}; give a finite number")
     return row
 
 
 def parameters_of(path: Path) -> dict[str, Any]:
-    """Name -> default of every parameter of a notebook; all are literals.  The notebook is read, not run."""
+    """Return name -> default of every parameter of a notebook, all literals, without running it."""
     try:
         inspected = papermill.inspect_notebook(str(path))
         return {name: ast.literal_eval(entry["default"]) for name, entry in inspected.items()}
     except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
-        raise SystemExit(f"{path.name}: its parameters cannot be read ({error}); each is a literal, one per line"
+        raise SystemExit(f"{path.name}: its parameters cannot be read ({error}); write each as a literal, one per line"
                          ) from None

@@ -1,8 +1,8 @@
-"""Which rows have to run again, and why.
+"""Staleness of rows: detection of rows that have to run again, and the reason.
 
-A page carries what it was made from: notebook and parameters (or, for a reading, the records), the code its imports
-lead to, the inputs it names.  A record carries a checksum of itself.
-Order of this file: verdict · notebook, parameters, records · code · inputs · damage.
+A page stores its provenance: digests of notebook and parameters (for a reading, also the records), of the code in use,
+and of the inputs.  A record stores its own checksum.
+Order of this file: staleness · notebook, parameters, records · code · inputs · corruption.
 """
 
 from __future__ import annotations
@@ -25,14 +25,20 @@ MADE_BEFORE = "made before code was fingerprinted"
 
 @dataclass(frozen=True)
 class Staleness:
-    """Why a row has to run again (empty: it need not), and whether that can be said of the code beneath it."""
+    """Reason for running a row again (empty if up to date), and whether its code has digests.
+
+    Attributes
+    ----------
+    why : reason, or ""
+    code_known : False for a page that predates digests of code
+    """
 
     why: str
     code_known: bool = True
 
 
 def staleness_of(row: Row, tree: Tree) -> Staleness:
-    """Whether a row has to run again because of its notebook, parameters, records, code, inputs, or damage."""
+    """Return the staleness of a row: changed notebook, parameters, records, code or inputs, or corrupt files."""
     why = stale_reason(row, tree)
     if why == "no page yet":
         return Staleness(why)
@@ -45,9 +51,9 @@ def staleness_of(row: Row, tree: Tree) -> Staleness:
 
 
 def fingerprint(row: Row, tree: Tree) -> str:
-    """Changes when the notebook's code, the row's parameters or, for a reading, any record changes.
+    """Return a digest of the notebook's code, the row's parameters and, for a reading, all records.
 
-    Prose does not count: the book takes it from the notebook as it is today.
+    Prose does not count, because the book uses the current prose of the notebook.
     """
     notebook = nbformat.read(source(row, tree), as_version=4)
     parts = [code_digests.of_notebook(_code_cells(notebook))]
@@ -58,7 +64,7 @@ def fingerprint(row: Row, tree: Tree) -> str:
 
 
 def stale_reason(row: Row, tree: Tree) -> str:
-    """Why the page is not that of the notebook, the parameters and the records there are; empty when it is."""
+    """Return the reason if the page does not match notebook, parameters and records; empty if it does."""
     if not tree.page(row).is_file():
         return "no page yet"
     if not row.reading and not tree.record(row).is_file():
@@ -69,12 +75,12 @@ def stale_reason(row: Row, tree: Tree) -> str:
 
 
 def provenance(row: Row, tree: Tree) -> dict[str, Any]:
-    """What a page that is made now is made from; it goes into the page's metadata."""
+    """Return the provenance of a page made now, for the metadata of the page."""
     return {"fingerprint": fingerprint(row, tree), "code": code_of(row, tree), "inputs": input_digests.digests_of(row, tree)}
 
 
 def _stored_provenance(page: Path) -> dict[str, Any]:
-    """What a page says it was made from; nothing when it cannot be read."""
+    """Return the provenance stored in a page; empty if the page cannot be read."""
     try:
         found = nbformat.read(page, as_version=4).metadata.get("pruning_lib", {})
     except (nbformat.reader.NotJSONError, nbformat.ValidationError, UnicodeDecodeError, AttributeError, KeyError):
@@ -86,7 +92,7 @@ def _stored_provenance(page: Path) -> dict[str, Any]:
 
 
 def code_of(row: Row, tree: Tree) -> dict[str, str]:
-    """Name -> digest of the definitions the notebook leads to; for a run, without those that make no number."""
+    """Return name -> digest of the definitions in use; for a run, without those that cannot change a number."""
     notebook = nbformat.read(source(row, tree), as_version=4)
     found = code_digests.digests(_code_cells(notebook))
     return _relevant(found, row)
@@ -101,7 +107,7 @@ def _relevant(found: dict[str, str], row: Row) -> dict[str, str]:
 
 
 def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
-    """Which code changed since the page was made, in words; empty too where the page does not say."""
+    """Return the changed code as text; empty if nothing changed or the page has no digests."""
     names = code_digests.changed(_relevant(page.get("code") or {}, row), code_of(row, tree))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"code changed: {', '.join(names[:3])}{more}" if names else ""
@@ -111,16 +117,16 @@ def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
 
 
 def inputs_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
-    """Which inputs changed since the page was made, in words."""
+    """Return the changed inputs as text; empty if nothing changed."""
     names = input_digests.changed(page.get("inputs") or {}, input_digests.digests_of(row, tree))
     return f"inputs changed: {', '.join(names)}" if names else ""
 
 
-# --- damage -----------------------------------------------------------------------------------------------------------
+# --- corruption -------------------------------------------------------------------------------------------------------
 
 
 def corruption(row: Row, tree: Tree) -> str:
-    """What is wrong with the row's page or record as files, in words; readings have no record."""
+    """Return a description of corrupt files of a row, empty if intact; readings have no record."""
     made = _stored_provenance(tree.page(row))
     if not made:
         return "the page cannot be read"

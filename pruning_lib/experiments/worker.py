@@ -1,8 +1,8 @@
-"""One row in a process of its own: started, watched, ended.
+"""Worker process for one row: start, supervision, end.
 
-The process ends with the one that started it, however that ends: its standard input is a line that breaks.  What it has
-to say comes through a pipe; what its notebook writes beside goes into a log.
-Order of this file: the side that started it · the process itself.
+The worker ends with its parent, because its standard input is then closed.  It reports its outcome through a pipe;
+other output of the notebook is written to a log.
+Order of this file: parent side · worker process.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ KINDS = ("done", "failed", "lost", "held", "memory")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a row ended (one of ``KINDS``) and what to say about it."""
+    """Outcome of a row (one of ``KINDS``) and a message."""
 
     kind: str
     message: str = ""
 
 
 class RowProcess:
-    """A row that is running.
+    """A worker process that runs a row.
 
     Parameters
     ----------
-    environment : added to that of this process
-    folder : where it runs, if not in the current one
-    published_ns : when the row's page had appeared when the row was still to be run; one that appeared since is of
-        another runner, and the row is not run again
+    environment : variables added to the environment of this process
+    folder : working folder; None for the current one
+    published_ns : modification time of the row's page at queueing; a later page comes from another process, and the
+        row is not run again
     """
 
     def __init__(self, row: Row, tree: Tree, environment: Mapping[str, str] | None = None, *,
@@ -61,20 +61,20 @@ class RowProcess:
         assert self.process.stdin
         job = {"row": asdict(row), "tree": _paths(tree), "published_ns": published_ns}
         self.process.stdin.write(json.dumps(job).encode() + b"\n")
-        self.process.stdin.flush()  # it stays open: the process ends when this one does
+        self.process.stdin.flush()  # stays open: the worker ends when this pipe closes
 
     def memory_gb(self) -> float:
-        """Of the process and its kernel together, as they are now."""
+        """Return the current resident memory of the worker and its kernel together in GB."""
         total = 0
         for member in self._family():
             try:
                 total += member.memory_info().rss
-            except psutil.Error:  # it ended meanwhile
+            except psutil.Error:  # the process ended meanwhile
                 pass
         return total / 1e9
 
     def watch(self) -> None:
-        """End the process if it takes more memory than its row may."""
+        """Kill the worker if it exceeds the memory limit of its row."""
         if self.row.memory_gb and not self.too_large_gb:
             used = self.memory_gb()
             if used > self.row.memory_gb:
@@ -82,28 +82,28 @@ class RowProcess:
                 self.kill()
 
     def kill(self) -> None:
-        """End the process and its kernel at once."""
+        """Kill the worker and its kernel immediately."""
         for member in self._family():
             try:
                 member.kill()
             except psutil.Error:
                 pass
 
-    def answer(self) -> Outcome | None:
-        """How it ended; None while it runs.  A process that was killed leaves nothing lying about."""
+    def outcome(self) -> Outcome | None:
+        """Return the outcome, None while the worker runs; delete unfinished files of a killed worker."""
         if self.process.poll() is None:
             return None
         text = b"".join(iter(lambda: os.read(self.answers, 65536), b""))
         os.close(self.answers)
         assert self.process.stdin
         self.process.stdin.close()
-        answer = self._answer(text)
-        if answer.kind in ("lost", "memory"):
+        outcome = self._outcome(text)
+        if outcome.kind in ("lost", "memory"):
             execution.sweep(self.row, self.tree)
         self.log.close()
-        return answer
+        return outcome
 
-    def _answer(self, text: bytes) -> Outcome:
+    def _outcome(self, text: bytes) -> Outcome:
         name, status = self.row.name, self.process.returncode
         if self.too_large_gb:
             return Outcome("memory", f"row {name} was stopped: it took {self.too_large_gb:.2f} GB, its limit is "
@@ -124,7 +124,7 @@ class RowProcess:
 
 
 def _imports_from_here() -> dict[str, str]:
-    """The process imports the very package that this one did."""
+    """Return an environment in which the worker imports the same package as this process."""
     ours = str(Path(__file__).resolve().parents[2])
     return {"PYTHONPATH": os.pathsep.join(filter(None, [ours, os.environ.get("PYTHONPATH")]))}
 
@@ -133,16 +133,16 @@ def _paths(tree: Tree) -> dict[str, str]:
     return {name: str(path) for name, path in asdict(tree).items()}
 
 
-# --- the process itself -----------------------------------------------------------------------------------------------
+# --- worker process ---------------------------------------------------------------------------------------------------
 
 
 def main(answers: int) -> None:
-    """Run the row that standard input names and say into the pipe ``answers`` how it ended."""
+    """Run the row given on standard input and write its outcome to the pipe ``answers``."""
     job = json.loads(sys.stdin.readline())
     threading.Thread(target=_end_with_parent, daemon=True).start()
     tree = Tree(**{name: Path(path) for name, path in job["tree"].items()})
-    answer = _run(Row(**job["row"]), tree, job["published_ns"])
-    os.write(answers, json.dumps({"kind": answer.kind, "message": answer.message[:16000]}).encode())
+    outcome = _run(Row(**job["row"]), tree, job["published_ns"])
+    os.write(answers, json.dumps({"kind": outcome.kind, "message": outcome.message[:16000]}).encode())
 
 
 def _run(row: Row, tree: Tree, published_ns: int | None) -> Outcome:
@@ -161,13 +161,13 @@ def _run(row: Row, tree: Tree, published_ns: int | None) -> Outcome:
         return Outcome("lost", str(error))
     except RowFailed as error:
         return Outcome("failed", str(error))
-    except (Exception, SystemExit) as error:  # whatever it is, it concerns this row alone
+    except (Exception, SystemExit) as error:  # any error affects this row only
         return Outcome("failed", f"row {row.name} failed: {type(error).__name__}: {error}")
     return Outcome("done", "done by another runner" if by_another else "")
 
 
 def _end_with_parent() -> None:
-    while os.read(0, 1):  # not through sys.stdin, whose lock would be held when Python ends
+    while os.read(0, 1):  # not sys.stdin, whose lock would block the exit of Python
         pass
     family: list[Any] = psutil.Process().children(recursive=True)
     for kernel in family:

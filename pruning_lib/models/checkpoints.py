@@ -59,7 +59,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
             if tokenizer is not None:
                 tokenizer.save_pretrained(work)
         except (OSError, SafetensorError) as error:
-            raise OSError(f"{folder} cannot be written: {error}. Nothing is left of it; it takes "
+            raise OSError(f"{folder} cannot be written: {error}. Nothing was written; it needs "
                           f"{_bytes(model) / 1e9:.1f} GB, give a folder where there is room") from error
         if verify:
             _compare(model, work)

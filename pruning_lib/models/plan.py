@@ -1,4 +1,4 @@
-"""The plan of a width-pruning method: which heads and neurons to remove.  Cutting is in ``surgery``."""
+"""The plan of a width-pruning method: the heads and neurons to remove.  Cutting is in ``surgery``."""
 
 from __future__ import annotations
 

@@ -57,7 +57,7 @@ def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: 
     removable = [b.name for b in infos if b.removable]
     blocks = removable if blocks is None else list(blocks)
     if not set(blocks) <= set(removable):
-        raise ValueError(f"{', '.join(sorted(set(blocks) - set(removable)))} cannot be left out; "
+        raise ValueError(f"{', '.join(sorted(set(blocks) - set(removable)))} cannot be removed; "
                          f"removable: {', '.join(removable)}")
     modules = [model.get_submodule(b.name) for b in infos]
     places = {info.name: i for i, info in enumerate(infos)}

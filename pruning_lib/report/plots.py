@@ -17,7 +17,7 @@ COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": 
           "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "reconstruction_error": "#882255"}
 MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v",
           "wanda": "P", "flap": "X", "taylor": "d", "reconstruction_error": "p"}
-# the same for criteria that rank blocks: colour and marker; variants of one metric share a colour and differ in LINE
+# colour and marker of criteria that rank blocks; variants of one metric share a colour and differ in LINE
 CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
              "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"),
              "block_influence": ("#117733", "p"), "cka": ("#009E73", "v"),
@@ -92,7 +92,7 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
 
 
 def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axes:
-    """Draw a horizontal bar per line of ``table`` (columns ``label``, ``method`` and ``quality``), first line on top."""
+    """Draw a horizontal bar per line of ``table`` (``label``, ``method`` and ``quality``), first line on top."""
     rows = table.iloc[::-1]
     ax.barh(range(len(rows)), rows[quality], color=[COLOUR[m] for m in rows.method], tick_label=rows["label"].tolist())
     for place, value in enumerate(rows[quality]):
@@ -124,7 +124,7 @@ def forest(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
 
 
 def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
-    """Draw a point with its interval per task; ``table`` has ``task``, ``accuracy``, ``low``, ``high`` and ``chance``."""
+    """Draw a point with its interval per task; columns ``task``, ``accuracy``, ``low``, ``high``, ``chance``."""
     rows = table.iloc[::-1]
     error = [rows.accuracy - rows.low, rows.high - rows.accuracy]
     ax.errorbar(rows.accuracy, rows.task, xerr=error, fmt=MARKER[method], color=COLOUR[method], capsize=4, label=method)

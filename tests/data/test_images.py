@@ -18,7 +18,7 @@ def rows_of(pixels):
 
 @pytest.fixture
 def copy_of_cifar(tmp_path, monkeypatch):
-    """A copy as it may lie under PRUNING_DATA: 5,010 training and 4 test images, each of one colour of its own."""
+    """Write a copy as under PRUNING_DATA: 5,010 training and 4 test images, each of a different colour."""
     folder = tmp_path / "cifar10-jpeg" / "data"
     folder.mkdir(parents=True)
     for part, count, first in (("train", 5010, 0), ("test", 4, 6000)):
@@ -48,7 +48,7 @@ def test_the_three_splits_of_the_digits_share_no_image_and_make_up_the_whole():
 
 
 def test_the_order_is_the_same_every_time_and_the_first_images_are_the_first():
-    """Records name this fingerprint: another order would make every comparison across runs wrong."""
+    """Pin the fingerprint in the records: another order would invalidate every comparison across runs."""
     assert images.fingerprint(images.load("digits", "train")[0]) == "6c732fc12dc3d677"
     few, labels = images.load("digits", "calibration", 7)
     pixels, all_labels = images.load("digits", "calibration")

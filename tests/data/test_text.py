@@ -1,4 +1,4 @@
-"""Samples come in a fixed order from where they should, and our own small sets are what they claim to be."""
+"""Samples come in a fixed order from the expected source; our own small sets have their stated properties."""
 
 import collections
 import json
@@ -26,7 +26,7 @@ def local(tmp_path, monkeypatch):
 
 @pytest.fixture
 def hundred(local):
-    """c4 with a hundred texts in two files."""
+    """Write c4 with a hundred texts in two files."""
     for part in (1, 0):
         write(local, "c4-300", {"text": [f"text {50 * part + i}" for i in range(50)]}, part=part, parts=2)
     return [f"text {i}" for i in range(100)]
@@ -57,7 +57,7 @@ def test_a_seed_draws_the_same_texts_every_time_without_repeats(hundred):
 
 
 def test_texts_from_the_hub_are_the_same_as_from_the_folder(hundred, local, monkeypatch):
-    """A folder stands in for the hub: ``load_dataset`` takes either."""
+    """Replace the hub by a folder; ``load_dataset`` accepts both."""
     monkeypatch.setitem(data.DATASETS, "from_hub", data.Dataset(lambda row: row["text"], "not-here",
                                                                 (str(local / "c4-300"),)))
     assert data.texts("from_hub", 3) == hundred[:3]
@@ -75,7 +75,7 @@ def test_splits_are_kept_apart(local):
 @pytest.mark.parametrize(("arguments", "message"), [
     (("c5",), "unknown data set 'c5'; known: alpaca, c4, .*wikitext2"),
     (("mini_text", 1000), "n=1000 texts of 'mini_text'; give 1 to 24"),
-    (("mini_text", 0), "0 texts wanted"), (("mini_text", -1), "-1 texts wanted")])
+    (("mini_text", 0), "n=0 texts"), (("mini_text", -1), "n=-1 texts")])
 def test_what_is_not_there_is_refused_with_what_is(arguments, message):
     with pytest.raises(ValueError, match=message):
         data.texts(*arguments)
@@ -87,13 +87,13 @@ def test_an_unknown_split_is_refused_with_the_known_ones():
 
 
 def test_without_data_and_network_the_way_out_is_named(tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNING_DATA", str(tmp_path))  # holds nothing
+    monkeypatch.setenv("PRUNING_DATA", str(tmp_path))  # an empty folder
     with pytest.raises(ConnectionError, match="(?s)'c4' is not available.*PRUNING_DATA.*'c4-300'.*mini_text"):
         data.texts("c4", 3)
 
 
 def test_a_fingerprint_tells_order_and_borders_apart():
-    assert data.fingerprint(["a", "b"]) == "8fb20ef63ced4145"  # records hold it: it must never change
+    assert data.fingerprint(["a", "b"]) == "8fb20ef63ced4145"  # part of the records, so it must never change
     same = data.fingerprint(iter(["ab", "c"]))
     assert same == data.fingerprint(["ab", "c"])
     others = [["c", "ab"], ["a", "bc"], ["abc"], ["ab", "c", ""], ["ab", "C"], ["ab"]]
@@ -121,7 +121,7 @@ def items(style):
 
 
 def question_choices_answer(style, item):
-    """The three parts of an item whatever its layout; positions count from 0."""
+    """Return the three parts of an item in any layout; positions start at 0."""
     if style == "piqa":
         return item["goal"], [item["sol1"], item["sol2"]], item["label"]
     if style == "hellaswag":
@@ -182,7 +182,7 @@ def test_pairs_for_recovery_hold_no_prompt_that_calibrates(local):
     write(local, "alpaca-en-999", rows)
     calibration = data.texts("alpaca", 3)
     found = data.pairs("alpaca", skip=3)
-    assert [answer for _, answer in found] == ["3", "4", "5", "10", "11"]  # 7 to 9 ask what 0 to 2 asked; 6 is empty
+    assert [answer for _, answer in found] == ["3", "4", "5", "10", "11"]  # 7 to 9 repeat 0 to 2; 6 is empty
     assert not set(calibration) & {prompt for prompt, _ in found}
     assert found[0][0] == data.instruction_prompt(rows[3]) and data.pairs("alpaca", 2, skip=3) == found[:2]
     with pytest.raises(ValueError, match="n=6 pairs of 'alpaca'; give 1 to 5, the number beyond the first 3"):

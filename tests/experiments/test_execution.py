@@ -179,7 +179,7 @@ def test_the_partial_page_goes_when_the_row_succeeds(tree, no_kernel):
 
 
 def test_a_run_that_writes_no_record_is_refused_with_the_way_out(tree):
-    with pytest.raises(RowFailed, match="row mute: silent wrote no record; .*results.write.*reading: true"):
+    with pytest.raises(RowFailed, match="row mute: silent wrote no record; .*records.write.*reading: true"):
         execution.run(runs.rows(tree)["mute"], tree)
     assert not {"mute.ipynb", "mute.json"} & set(published(tree))
 
@@ -266,7 +266,7 @@ def test_a_whole_number_does_for_a_fraction_and_right_types_pass(tmp_path):
 @pytest.mark.parametrize(("entry", "message"), [
     ({"notebook": "tiny", "parametres": {}}, "row new: wanted notebook, parameters, reading; got .*'parametres'"),
     ({"parameters": {}}, "row new: wanted notebook"), (None, "row new: wanted notebook"),
-    ({"notebook": "tini"}, "row new: no notebook 'tini'; there are: dies, look, silent, tiny"),
+    ({"notebook": "tini"}, "row new: no notebook 'tini'; available: dies, look, silent, tiny"),
     ({"notebook": "look", "reading": True, "parameters": {"count": 1}}, "row new: look has no parameter 'count'")])
 def test_a_row_that_makes_no_sense_is_named_with_what_is_wrong(tmp_path, entry, message):
     tree = make_tree(tmp_path)

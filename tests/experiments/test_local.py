@@ -183,13 +183,13 @@ def test_a_row_of_another_runner_is_tried_again_after_a_while_and_said_once_and_
     assert waiting.ready([]) == [table["a"]]
     monkeypatch.setattr(local, "HELD_S", 0.3)
     for _ in range(2):
-        waiting.leave(table["a"], "process 7")
+        waiting.defer(table["a"], "process 7")
     assert waiting.ready([]) == [] and said == ["a: left to process 7, which runs it"]
     until(lambda: waiting.ready([]) == [table["a"]], 5)
     waiting.rows.remove(table["a"])
     assert waiting.ready([table["a"]]) == [] and waiting.ready([]) == [table["look"]]
     lost = local.Outcome("lost", "it died")
-    assert [waiting.should_retry(table["a"], answer) for answer in (local.Outcome("failed"), lost, lost)] == [
+    assert [waiting.should_retry(table["a"], outcome) for outcome in (local.Outcome("failed"), lost, lost)] == [
         False, True, False]
 
 

@@ -60,7 +60,7 @@ def test_recorded_networks_are_found_again_in_the_order_asked_for(pair, recorded
 def test_a_network_that_answers_otherwise_than_recorded_is_refused(pair, recorded):
     dense, pruned = pair
     recorded(pruned, row={"key": dense.key})
-    with pytest.raises(ValueError, match=f"network {dense.key} answers .* of 500 test images .* another network"):
+    with pytest.raises(ValueError, match=f"network {dense.key} has the recorded predictions .* of 500 .* another network"):
         recorded_networks.from_runs(["cka"], ["final"], "digits")
 
 

@@ -126,7 +126,7 @@ def test_the_earlier_record_stands_until_the_new_one_is_complete(records, monkey
 @pytest.mark.parametrize("name", ["../up", "a/b", ".hidden", "", "two words", "a\n", "-flag"])
 def test_a_name_that_could_be_a_path_or_an_option_is_refused(name, records, monkeypatch):
     for act in (lambda: write(name), lambda: results.read(name)):
-        with pytest.raises(ValueError, match="letters, digits, dot, dash and underscore only"):
+        with pytest.raises(ValueError, match="use letters, digits, dot, dash and underscore"):
             act()
     if name:
         monkeypatch.setenv("PRUNING_RUN", name)

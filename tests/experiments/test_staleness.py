@@ -86,7 +86,7 @@ def test_a_record_edited_by_hand_is_noticed_here_and_by_whoever_reads_it(tree, c
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
     assert why(tree) == "the record was edited after it was written"
     monkeypatch.setenv("PRUNING_RESULTS", str(tree.records))
-    with pytest.raises(ValueError, match="small.json is not a record as it was written: somebody edited it; run small"):
+    with pytest.raises(ValueError, match="small.json is not a record as it was written: it was edited; run small"):
         records.read("small")
 
 

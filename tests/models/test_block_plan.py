@@ -1,4 +1,4 @@
-"""A plan for blocks cannot name what is not there or cannot go."""
+"""A block plan refuses unknown blocks and blocks that cannot be removed."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""What was saved gives the same logits bit for bit in plain transformers, in a process that cannot import us."""
+"""A saved checkpoint gives the same logits bit for bit in plain transformers, in a process without pruning_lib."""
 
 import copy
 import json
@@ -50,14 +50,14 @@ CASES = {
     "blocks_after_heads": ({"heads": 6, "groups": 6}, 1, "whole_groups", torch.float32, {}),  # 5 of 48
     "heads_after_blocks": ({"heads": 6, "groups": 3}, 2, "whole_groups", torch.float32, {}),
 }
-# blocks see all tokens and four tokens in turn, where a family can say so: which one goes then shows
+# full attention and a window of four tokens alternate, if the family allows it, so blocks are not exchangeable
 WINDOWED = {"use_sliding_window": True, "sliding_window": 4,
             "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]}
 IDS = torch.randint(3, 128, (2, 21), generator=torch.Generator().manual_seed(3))
 
 
 def test_blocks_of_different_sizes_still_have_no_plain_checkpoint():
-    """The pages on allocation say so; the day this fails, a plan may take more from one block than from another."""
+    """Verify a statement of the pages on allocation; if this fails, plans may remove more from some blocks."""
     config = families.tiny("llama")
     fields = {**config.to_dict(), "per_layer_config": {0: {"intermediate_size": 8}}}
     with pytest.raises(Exception, match="per-layer attribute"):
@@ -85,7 +85,7 @@ def without_blocks(model):
 
 @pytest.fixture(scope="module")
 def reloaded(tmp_path_factory, tiny, random_importance):
-    """folder name -> [equal?, dtype, model type] as found by one process with stock transformers."""
+    """Return folder name -> [equal?, dtype, model type], computed by one process with plain transformers."""
     folder = tmp_path_factory.mktemp("checkpoints")
     expected = {"ids": IDS}
     for family in families.FAMILIES:
@@ -119,7 +119,7 @@ def test_a_llama_with_a_count_that_does_not_divide_is_stored_as_mistral(tmp_path
     assert (stored["model_type"], stored["num_attention_heads"], stored["head_dim"]) == ("mistral", 5, 8)
     assert stored["sliding_window"] is None
     assert stored["rope_parameters"] == config["rope_parameters"] and stored["bos_token_id"] == 1
-    assert model.config.model_type == "llama" and set(model.state_dict()) == names  # the model in hand stays what it is
+    assert model.config.model_type == "llama" and set(model.state_dict()) == names  # the model in memory is unchanged
 
 
 def test_a_llama_keeps_its_scaled_positions_when_stored_as_mistral(tmp_path, tiny, random_importance):
@@ -132,7 +132,7 @@ def test_a_llama_keeps_its_scaled_positions_when_stored_as_mistral(tmp_path, tin
 
 
 def test_a_head_width_the_config_does_not_state_is_written_down(family, tmp_path):
-    """Left out, it would be recomputed as width / heads on loading: 48 / 4 = 12 instead of 8 (Qwen3: always 128)."""
+    """Without ``head_dim``, loading would recompute it as width / heads: 48 / 4 = 12 instead of 8 (Qwen3: 128)."""
     fields = families.tiny(family, width=48, heads=6, groups=3, head_width=8, vocabulary=128).to_dict()
     del fields["head_dim"]
     model = build(AutoConfig.for_model(**fields))
@@ -172,7 +172,7 @@ def test_a_checkpoint_that_would_load_as_another_network_is_refused_and_nothing_
 
 
 def test_an_unequal_cut_made_by_hand_does_not_reach_the_disk(tmp_path, tiny):
-    """Sizes that the config does not state: transformers refuses the weights, and nothing is left behind."""
+    """Save sizes that the config does not state: transformers refuses the weights, and nothing is left behind."""
     model = tiny("qwen2")
     mlp = model.model.layers[0].mlp
     mlp.down_proj, mlp.up_proj, mlp.gate_proj = (torch.nn.Linear(a, b, bias=False)
@@ -183,7 +183,7 @@ def test_an_unequal_cut_made_by_hand_does_not_reach_the_disk(tmp_path, tiny):
 
 
 def test_a_llama_with_biases_and_a_count_that_does_not_divide_is_not_written(tmp_path, tiny):
-    """Surgery refuses to make one; should it come from elsewhere, saving refuses too."""
+    """Refuse to save such a model from another source; surgery refuses to make one."""
     model = tiny("llama", heads=6, groups=6)
     plan = Plan("whole_groups", torch.tensor([[0], [1]]), torch.zeros(2, 0, dtype=torch.long), families.sizes(model))
     odd = surgery.remove(model, plan)
@@ -237,18 +237,18 @@ def test_the_order_of_pixels_in_memory_does_not_matter(tmp_path):
     checkpoints.save(network, None, tmp_path / "stored")
 
 
-# --- killed, and without room -----------------------------------------------------------------------------------------
+# --- killed, and on a full disk ---------------------------------------------------------------------------------------
 
 
 class Stops:
-    """A tokenizer at which saving stops, when every weight is written."""
+    """A tokenizer that stops the save after all weights are written."""
 
     def save_pretrained(self, folder):
         time.sleep(60)
 
 
 def saved_by_another(model, tokenizer, folder):
-    """A process that is saving, met in the middle."""
+    """Start a process and return it in the middle of its save."""
     process = multiprocessing.get_context("fork").Process(target=checkpoints.save, args=(model, tokenizer, folder))
     process.start()
     end = time.monotonic() + 30
@@ -261,7 +261,7 @@ def saved_by_another(model, tokenizer, folder):
 @pytest.mark.parametrize("all_written", [True, False])
 def test_killed_in_the_middle_nothing_is_seen_and_the_next_one_clears_up(tmp_path, tiny, monkeypatch, all_written):
     monkeypatch.setattr(checkpoints, "SHARD_BYTES", 2000)  # tens of shards
-    model, folder = tiny("qwen2"), tmp_path / "smaller[1]"  # a name that means something to a shell
+    model, folder = tiny("qwen2"), tmp_path / "smaller[1]"  # a name with special characters of a shell
     process = saved_by_another(model, Stops() if all_written else None, folder)
     process.kill()
     process.join()
@@ -286,7 +286,7 @@ def test_on_a_full_disk_the_error_says_what_it_takes_and_nothing_is_left(small_d
     (small_disk / "mine.txt").write_text("mine")
     network = image_network("cifar_resnet", depth=56)  # 3.4 MB
     for model in (tiny("llama", width=96, heads=6, neurons=900, vocabulary=1280), network):
-        with pytest.raises(OSError, match="No space left on device.*Nothing is left of it; it takes 0.0 GB"):
+        with pytest.raises(OSError, match="No space left on device.*Nothing was written; it needs 0.0 GB"):
             checkpoints.save(model, None, small_disk / "smaller")
         assert [path.name for path in small_disk.iterdir()] == ["mine.txt"]
 

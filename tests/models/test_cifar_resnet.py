@@ -1,4 +1,4 @@
-"""The CIFAR ResNets are those of the paper: layers, shortcuts, multiply-adds, names of the weights."""
+"""The CIFAR ResNets equal those of the paper: layers, shortcuts, multiply-adds, names of the weights."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from pruning_lib.models.cifar_resnet import CifarResNet, Normalise, PaddedSubsam
 
 
 def multiply_adds(network, size=32):
-    """Of convolutions and dense layers, for one image; counted where they run."""
+    """Return the multiply-adds of convolutions and dense layers for one image, counted by hooks."""
     found = []
 
     def count(module, args, out):
@@ -59,7 +59,7 @@ def test_the_weights_have_the_names_that_published_ones_have():
 
 @pytest.mark.parametrize("shortcut", ["A", "projection"])
 def test_the_network_computes_what_the_paper_says(shortcut):
-    """Written a second time on the bare weights; the smallest depth has one block per stage."""
+    """Compare with a second implementation on the bare weights; the smallest depth has one block per stage."""
     network = image_network("cifar_resnet", depth=8, shortcut=shortcut, channels=2, classes=5, mean=(0.1, 0.2),
                             std=(0.5, 0.7)).double()
     w, x = network.state_dict(), pixels(channels=2, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""A family record finds its modules, and what could not be stored is refused with the counts that can."""
+"""Family records find their modules; head counts that cannot be stored are refused with the allowed counts."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def test_sizes_are_read_off_the_modules(family, tiny, heads, groups):
 
 
 def test_the_family_names_every_projection_that_heads_and_neurons_pass_through(family, tiny):
-    """A forgotten projection would leave a matrix in the block that still has a side of H*D, G*D or M, or of a sum."""
+    """Find forgotten projections: matrices of a pruned block that still have a side of H*D, G*D, M, or a sum."""
     model = tiny(family, heads=6, groups=3, head_width=7, neurons=26, n_blocks=1)
     record = families.family_of(model)
     named = {record.queries, record.keys, record.values, record.heads_out, *record.neurons_in, record.neurons_out}
@@ -92,7 +92,7 @@ def test_a_llama_that_could_not_be_stored_is_refused_before_anything_is_cut(tiny
 
 
 def test_every_count_listed_as_allowed_can_be_planned_and_cut(tiny, random_importance):
-    """With grouped queries a divisor of the width is not enough: it must be a lossless cut as well."""
+    """Refuse some divisors of the width: with grouped queries the cut must be lossless as well."""
     model = tiny("llama", heads=8, groups=2, neurons=300, fields={"attention_bias": True})  # width 48
     with pytest.raises(ValueError, match="Allowed") as refused:
         families.refuse_head_count(model, 5)
@@ -105,14 +105,14 @@ def test_every_count_listed_as_allowed_can_be_planned_and_cut(tiny, random_impor
 
 
 def test_a_toy_network_keeps_the_head_width_it_was_asked_for(family):
-    """Phi and Qwen2 do not declare head_dim in their config; width / heads would be 12 here."""
+    """Read the head width of Phi and Qwen2, whose configs do not declare head_dim; width / heads is 12 here."""
     config = families.tiny(family, width=48, heads=4, head_width=16)
     assert families.head_width(build(config)) == 16
     assert AutoConfig.for_model(**config.to_dict()).head_dim == 16
 
 
 def stages(model):
-    """Stage -> (names of its blocks, names of those that can go)."""
+    """Return stage -> (names of its blocks, names of its removable blocks)."""
     found = {}
     for block in families.residual_blocks(model):
         names, removable = found.setdefault(block.stage, ([], []))
@@ -152,7 +152,7 @@ def test_the_blocks_of_mobilenet_are_its_inverted_residuals():
 
 @pytest.mark.parametrize("name", image_networks.NETWORKS)
 def test_a_block_is_removable_exactly_when_without_its_weights_it_hands_on_its_input(name):
-    """What the record reads off the convolutions, seen by running: with all weights at zero only the skip is left."""
+    """Compare the facts read from convolutions with a forward pass in which all weights but the skip are zero."""
     with torch.device("meta"):
         network = image_networks.NETWORKS[name]()
     for info in families.residual_blocks(network):

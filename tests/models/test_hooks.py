@@ -1,4 +1,4 @@
-"""What passes is seen and nothing else changes; a bypassed block hands on its input and does not run."""
+"""Hooks record inputs and outputs without side effects; a skipped block returns its input and does not run."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_hooks_go_when_what_is_inside_fails(resnet8):
 
 
 def test_a_bypassed_block_does_not_run_and_others_do(family, tiny):
-    """Its weights may be anything: with NaN in them, running it would show in the logits."""
+    """Skip a block whose weights are NaN: the logits show if it runs."""
     for model, name, data in ((tiny(family, n_blocks=3), "model.layers.1", IDS),
                               (image_network("cifar_resnet", depth=20), "layer2.1", pixels())):
         for parameter in model.get_submodule(name).parameters():
@@ -94,7 +94,7 @@ def test_what_is_no_removable_block_is_refused(resnet8, name):
 
 
 def test_behind_a_block_the_network_goes_on_with_what_it_is_handed(family, tiny):
-    """Neither the block nor any before it may run: with NaN in their weights, that would show in the logits."""
+    """Resume after blocks whose weights are NaN: the logits show if one of them runs."""
     for model, name, data in ((tiny(family, n_blocks=4), "model.layers.2", IDS),
                               (image_network("cifar_resnet", depth=20), "layer2.1", pixels())):
         seen, names = {}, [block.name for block in families.residual_blocks(model)]
@@ -117,7 +117,7 @@ def test_behind_a_block_the_network_goes_on_with_what_it_is_handed(family, tiny)
 
 
 def test_alone_a_block_gives_what_it_gives_in_the_whole_network_for_the_same_input(family, tiny):
-    """No other block may run: with NaN in their weights, that would show."""
+    """Run one block while the weights of all others are NaN: the result shows if one of them runs."""
     model = tiny(family, n_blocks=3)
     names = [block.name for block in families.residual_blocks(model)]
     entered, left = {}, {}

@@ -1,4 +1,4 @@
-"""An image network is built from a description and a seed, and a folder gives back the network that was written."""
+"""Image networks are built from a config and a seed; reading a folder restores the written network."""
 
 import json
 
@@ -56,7 +56,8 @@ def test_the_config_is_complete_whatever_was_left_out():
 @pytest.mark.parametrize("name", ["cifar_resnet", "resnet18", "mobilenet_v2"])
 def test_pixels_are_normalised_inside(name):
     network, x = image_network(name), pixels(64)
-    plain = image_networks.with_weights(ImageConfig(name, network.config.arguments, (0, 0, 0), (1, 1, 1)), network.state_dict())
+    plain = image_networks.with_weights(ImageConfig(name, network.config.arguments, (0, 0, 0), (1, 1, 1)),
+                                        network.state_dict())
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (network.config.mean, network.config.std))
     with torch.no_grad():
         assert torch.equal(network(x), plain((x - mean) / std))
@@ -147,8 +148,9 @@ def test_broken_files_are_named(folder):
 @pytest.mark.parametrize("arguments", [
     {"depth": 20}, {"depth": 14, "shortcut": "projection", "classes": 100}])
 def test_weights_alone_are_enough_for_a_cifar_resnet(tmp_path, arguments):
-    """As such weights are published: no config, no counters of batches."""
-    network = image_network("cifar_resnet", mean=image_networks.IMAGENET_MEAN, std=image_networks.IMAGENET_STD, **arguments)
+    """Write weights in the published format: no config, no counters of batches."""
+    network = image_network("cifar_resnet", mean=image_networks.IMAGENET_MEAN, std=image_networks.IMAGENET_STD,
+                            **arguments)
     weights = {name: t for name, t in network.state_dict().items() if "num_batches" not in name}
     save_file(weights, tmp_path / "model.safetensors")
     again = image_networks.read(tmp_path) if image_networks.is_image_network(tmp_path) else None

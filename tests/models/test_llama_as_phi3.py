@@ -1,4 +1,4 @@
-"""The same network, once as a LLaMA and once as a Phi-3 with fused matrices: scores, plans and pruned logits agree."""
+"""A LLaMA and the equivalent Phi-3 with fused matrices: scores, plans and pruned logits agree."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def assert_agree(llama, batches, *, heads_removed, cut, folder):
         for a, b in ((llama, phi3), pruned):
             torch.testing.assert_close(b(ids).logits, a(ids).logits, rtol=1e-4, atol=1e-3)
     assert pruned[1].config.model_type == "phi3"
-    checkpoints.save(pruned[1], None, folder)  # reloads with stock transformers and compares bit for bit
+    checkpoints.save(pruned[1], None, folder)  # reloads with plain transformers and compares bit for bit
 
 
 @pytest.mark.parametrize(("cut", "heads_removed"), [("whole_groups", 2), ("equal_queries", 3)])

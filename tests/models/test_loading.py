@@ -1,4 +1,4 @@
-"""A model is found by name; downloads survive a broken line and never pass off a wrong file."""
+"""Models are found by name; interrupted downloads are resumed, and wrong files are refused."""
 
 import dataclasses
 import hashlib
@@ -23,7 +23,7 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Line(BaseHTTPRequestHandler):
-    """Serves CONTENT; the server's ``cuts`` say after how many bytes each answer breaks off (None: it does not)."""
+    """Handler that serves CONTENT; ``cuts`` of the server has the bytes after which each answer breaks off, or None."""
 
     def do_GET(self):
         asked = self.headers.get("Range")
@@ -165,7 +165,7 @@ def test_a_tokenizer_without_a_padding_token_gets_one(folder):
 
 
 def test_weights_that_would_have_to_be_unpickled_are_refused(folder):
-    """torch.save writes a pickle, and a pickle can run code."""
+    """Refuse code in the file: torch.save writes a pickle, which can run code."""
     from safetensors.torch import load_file
 
     torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
@@ -181,7 +181,7 @@ def test_weights_that_would_have_to_be_unpickled_are_refused(folder):
     ({"num_hidden_layers": 1}, r"the config has no place for model\.layers\.1\.input_layernorm\.weight"),
     ({"intermediate_size": 100}, r"of another size than the config says model\.layers\.0\.mlp\.down_proj\.weight")])
 def test_a_config_that_is_not_that_of_the_weights_is_refused_by_name(folder, changed, message, device):
-    """transformers would make up what is missing, or leave away what is too much, and go on."""
+    """Refuse missing and surplus weights, which transformers would initialise at random or ignore."""
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, **changed}))
     with pytest.raises(ValueError, match=message) as error:
@@ -206,7 +206,7 @@ def test_a_folder_without_a_model_is_refused_with_what_it_needs(tmp_path):
 
 def test_a_folder_that_is_neither_is_refused_with_both_possibilities(tmp_path):
     save_file({"fc.weight": torch.zeros(1)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"(?s)does not load.*\(a language model\).*writes of an image network"):
+    with pytest.raises(ValueError, match=r"(?s)does not load.*\(a language model\).*writes for an image network"):
         loading.load_model(str(tmp_path))
 
 
@@ -220,7 +220,7 @@ def test_a_folder_of_an_image_network_gives_the_network_and_no_tokenizer(tmp_pat
 
 @pytest.fixture
 def trained(tmp_path, monkeypatch):
-    """A small file that stands for torchvision's weights of resnet18, and where it is looked for."""
+    """Return a small file in place of torchvision's weights of resnet18, and its path in the cache."""
     weights = image_network("resnet18").state_dict()
     torch.save(weights, tmp_path / "made.pth")
     digits = hashlib.sha256((tmp_path / "made.pth").read_bytes()).hexdigest()[:8]
@@ -261,7 +261,7 @@ def test_a_truncated_file_is_refused_and_nothing_is_left(trained, tmp_path, by_h
 
 
 class Trap:
-    """Unpickled, it makes a folder."""
+    """Object that makes a folder when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -299,7 +299,8 @@ def test_every_trained_network_is_one_that_torchvision_has_weights_for(name):
     assert tuple(weights.transforms().mean) == image_networks.IMAGENET_MEAN
     assert tuple(weights.transforms().std) == image_networks.IMAGENET_STD
     with torch.device("meta"):
-        assert set(image_networks.NETWORKS[name]().state_dict()) == set(getattr(torchvision.models, name)().state_dict())
+        assert (set(image_networks.NETWORKS[name]().state_dict())
+                == set(getattr(torchvision.models, name)().state_dict()))
 
 
 @pytest.mark.model

@@ -1,4 +1,4 @@
-"""A model larger than the memory it is given is scored, cut and saved, and gives what it gives when it fits."""
+"""An offloaded model is scored, pruned and saved, with the same results as in memory."""
 
 import json
 import subprocess
@@ -24,12 +24,12 @@ WAITS = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1":
 
 @pytest.fixture
 def pair(family, tiny, tmp_path, tokenizer):
-    """(model in memory, the same with two of three blocks on disk)."""
+    """Return (model in memory, the same model with two of three blocks on disk)."""
     model = tiny(family, n_blocks=3, heads=6, groups=6)
     model.save_pretrained(tmp_path / "whole", max_shard_size=30_000)
     names = dict(model.named_modules())
     where = {name: place for name, place in WAITS.items() if name in names}
-    if model.config.tie_word_embeddings:  # one weight can wait in one place only
+    if model.config.tie_word_embeddings:  # a weight can be offloaded once only
         where["lm_head"] = where["model.embed_tokens"]
     waiting = AutoModelForCausalLM.from_pretrained(tmp_path / "whole", dtype=torch.float32, device_map=where)
     assert offload.is_offloaded(waiting) and not offload.is_offloaded(model)
@@ -72,11 +72,11 @@ def test_a_copy_of_what_waits_is_refused_with_the_way_out(pair, random_importanc
 
 
 def test_a_checkpoint_that_is_proven_is_brought_layer_by_layer_to_where_the_model_is(family, tiny, tmp_path):
-    """On the meta device, which every machine has beside its processor."""
+    """Run on the meta device, the second device of every machine."""
     model = tiny(family)
     model.save_pretrained(tmp_path)
     stored = offload.load_from_disk(tmp_path, torch.device("cpu"), dtype=torch.float32)
-    there, ran = [], []  # bytes of weights at hand, and devices, whenever a layer runs
+    there, ran = [], []  # bytes of loaded weights, and devices, each time a layer runs
     for module in stored.modules():
         if list(module.parameters(recurse=False)):
             module.register_forward_hook(lambda *_: there.append(sum(
@@ -128,13 +128,14 @@ SIZES = {"width": 512, "heads": 8, "groups": 8, "head_width": 64, "neurons": 140
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory):
-    """A folder with a random LLaMA of 320 MB in 24 shards, one block each, and its size in MB."""
+    """Return a folder with a random LLaMA of 320 MB in 24 shards, one block each, and its size in MB."""
     folder = tmp_path_factory.mktemp("large")
     config = families.tiny("llama", **SIZES)
     config.architectures, config.dtype = ["LlamaForCausalLM"], "float32"
     with torch.device("meta"):
         published_configs = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
-    shard_of = {name: f"model-{name.split('.')[2] if '.layers.' in name else 'rest'}.safetensors" for name in published_configs}
+    shard_of = {name: f"model-{name.split('.')[2] if '.layers.' in name else 'rest'}.safetensors"
+                for name in published_configs}
     generator = torch.Generator().manual_seed(0)
     for shard in set(shard_of.values()):
         save_file({name: torch.randn(shape, generator=generator) / 30 for name, shape in published_configs.items()
@@ -183,14 +184,14 @@ print(json.dumps({"all_mb": now("VmHWM") - before, "own_mb": most[0] - own, "hea
 
 
 def prunes(folder, out, way):
-    """How far the memory of a process of its own rose, in MB: all of it, and without pages of files, which can go."""
+    """Return the growth in memory of a separate process in MB: in total, and without the page cache of files."""
     done = subprocess.run([sys.executable, "-c", PRUNES, str(folder), str(out), way], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 def test_a_checkpoint_larger_than_the_memory_is_pruned_and_saved(large, tmp_path):
-    """The limit is 0.6 of its size; in memory the same takes more than that, and less than 1.3 of it."""
+    """Compare with a limit of 0.6 of the model's size; in memory the same run needs more, but less than 1.3 of it."""
     folder, size = large
     whole, waiting = (prunes(folder, tmp_path / way, way) for way in ("in memory", "waiting"))
     assert waiting["all_mb"] < 0.6 * size < whole["own_mb"] < 1.3 * size, (size, waiting, whole)
@@ -204,7 +205,7 @@ def test_a_checkpoint_larger_than_the_memory_is_pruned_and_saved(large, tmp_path
 
 
 def fullest(network, memory):
-    """(GB on the device that gets most, GB that do not fit on any) as accelerate would spread the blocks."""
+    """Return (GB on the fullest device, GB offloaded) for accelerate's distribution of the blocks."""
     names = [part for part in network._no_split_modules]
     room = get_balanced_memory(network, memory, no_split_module_classes=names, dtype=torch.bfloat16)
     places = infer_auto_device_map(network, room, no_split_module_classes=names, dtype=torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Removing equals masking: the cut network computes what the whole one does with the removed columns at zero."""
+"""Removing equals masking: the pruned model computes the same as the dense one with the removed columns at zero."""
 
 import copy
 
@@ -13,7 +13,7 @@ SHAPES = [(4, 4), (4, 2), (6, 3), (6, 2), (4, 1)]  # heads, groups; many heads, 
 
 
 def random_plan(model, cut, *, units, neurons, seed=0):
-    """Other heads and neurons in every block (and in every group)."""
+    """Return a plan with different heads and neurons in every block (and in every group)."""
     s, generator = families.sizes(model), torch.Generator().manual_seed(seed)
     places = (s.blocks, s.groups) if cut == "whole_groups" else (s.blocks, s.groups, s.heads // s.groups)
 
@@ -24,7 +24,7 @@ def random_plan(model, cut, *, units, neurons, seed=0):
 
 
 def masked(model, plan):
-    """The dense model with the columns of removed heads and neurons at zero; written without the plan's own helpers."""
+    """Return the dense model with removed columns at zero, written without the helpers of ``Plan``."""
     model = copy.deepcopy(model)
     family, D = families.FAMILIES[model.config.model_type], model.config.head_dim
     per_group = model.config.num_attention_heads // model.config.num_key_value_heads
@@ -51,13 +51,13 @@ def test_removing_equals_masking(family, tiny, ids, cut, heads, groups, attentio
     model = tiny(family, heads=heads, groups=groups, head_width=16, dtype=torch.float64)
     model.set_attn_implementation(attention)
     count = groups if cut == "whole_groups" else heads // groups
-    for units in range(count):  # with nothing to spare, neurons alone
+    for units in range(count):  # by neurons alone, with the smallest margin
         plan = random_plan(model, cut, units=units, neurons=7, seed=units)
         pruned = surgery.remove(model, plan)
         with torch.no_grad():
             dense, expected, found = (m(ids).logits for m in (model, masked(model, plan), pruned))
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
-        assert (expected - dense).abs().max() > 1e-3  # what went did matter
+        assert (expected - dense).abs().max() > 1e-3  # the removed parts mattered
         s = families.sizes(pruned)
         gone = units * (heads // groups if cut == "whole_groups" else groups)
         assert (s.heads, s.neurons) == (heads - gone, 24 - 7)

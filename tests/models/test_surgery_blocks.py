@@ -1,4 +1,4 @@
-"""Removing a block equals bypassing it, bit for bit: the cut network computes what the whole one does without it."""
+"""Removing a block equals skipping it, bit for bit."""
 
 import copy
 from contextlib import ExitStack
@@ -40,7 +40,7 @@ def assert_removing_is_bypassing(model, names, data):
     pruned = surgery.remove(model, plan)
     found = logits(pruned, data)
     assert torch.equal(found, with_bypasses(model, names, data)), names
-    assert not torch.equal(found, logits(model, data))  # what went did matter
+    assert not torch.equal(found, logits(model, data))  # the removed block mattered
     assert len(families.residual_blocks(pruned)) == len(plan.kept)
     gone = sum(p.numel() for name in names for p in model.get_submodule(name).parameters())
     assert sum(p.numel() for p in pruned.parameters()) == sum(p.numel() for p in model.parameters()) - gone
@@ -60,7 +60,7 @@ def test_every_block_of_a_small_image_network(case):
 
 @pytest.mark.parametrize("name", [name for name in image_networks.NETWORKS if name != "cifar_resnet"])
 def test_blocks_of_every_named_network(name):
-    """One by one would take long: the first, the last, and every second one together."""
+    """Remove the first, the last, and every second block together, to save time."""
     network = image_network(name, classes=7)
     names = removable(network)
     assert len(names) == {"resnet18": 5, "resnet34": 13, "resnet50": 12, "resnet101": 29, "mobilenet_v2": 10,
@@ -74,7 +74,7 @@ def test_a_network_as_torchvision_makes_it_can_be_cut_too():
     assert_removing_is_bypassing(network, ["features.3", "features.13"], pixels(64))
 
 
-# qwen: the second and the fourth block see a window of 4 tokens; the others, and other families, see everything
+# qwen: the second and the fourth block have a window of 4 tokens; all others have full attention
 WINDOWED = {"use_sliding_window": True, "sliding_window": 4,
             "layer_types": ["full_attention", "sliding_attention", "full_attention", "sliding_attention"]}
 
@@ -93,7 +93,7 @@ def test_every_block_of_a_language_model(family, tiny):
 
 
 def test_the_key_value_cache_counts_the_blocks_that_are_there(family, tiny):
-    """A block that still thought itself the fourth would read another one's keys, or none."""
+    """Renumber blocks: one with its old number would read the keys of another block, or none."""
     model = language_model(tiny, family, dtype=torch.float64)
     names = ["model.layers.0", "model.layers.2"]
     pruned = surgery.remove(model, BlockPlan.of(model, names))
@@ -143,7 +143,7 @@ def test_the_original_stays_whole_unless_it_is_cut_in_place(tiny):
 
 
 def test_a_plan_for_other_blocks_is_refused_before_anything_is_cut(tiny):
-    """After a removal the names have moved up: carried out again, the same plan would take another block."""
+    """Refuse to apply a plan twice: after a removal the blocks are renumbered, and it would remove another block."""
     for model, name in ((tiny("llama", n_blocks=3), "model.layers.0"),
                         (image_network("cifar_resnet", depth=20), "layer1.0")):
         plan = BlockPlan.of(model, [name])

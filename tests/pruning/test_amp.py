@@ -1,4 +1,4 @@
-"""AMP's importance equals the slow sum over heads, however prompts are batched, and leaves the model alone."""
+"""AMP's importance equals the slow sum over heads, is independent of batching, and does not change the model."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ from pruning_lib.pruning import amp
 
 
 def padded(prompts, *, fill=0):
-    """One batch of all prompts, padded on the right with the token ``fill``."""
+    """Return one batch of all prompts, padded on the right with the token ``fill``."""
     T = max(map(len, prompts))
     return {"input_ids": torch.tensor([p + [fill] * (T - len(p)) for p in prompts]),
             "attention_mask": torch.tensor([[1] * len(p) + [0] * (T - len(p)) for p in prompts])}
@@ -20,7 +20,7 @@ def one_at_a_time(prompts):
 
 
 def slow_importance(model, prompts):
-    """The definition, written plainly: one prompt, one block, one head at a time, summed in float64."""
+    """Return the importance by its definition: one prompt, one block, one head at a time, summed in float64."""
     family, D = families.FAMILIES[model.config.model_type], model.config.head_dim
     blocks = list(model.get_submodule(family.blocks))
     heads = torch.zeros(len(blocks), model.config.num_attention_heads, dtype=torch.float64)
@@ -76,9 +76,9 @@ def test_a_mask_of_booleans_or_floats_means_the_same(tiny, prompts):
 
 
 def test_a_bfloat16_model_is_summed_and_averaged_in_float32(family, tiny):
-    """Against float64 sums of its own activations.
+    """Compare with float64 sums of the model's own activations.
 
-    The products are rounded to bfloat16, which evens out over 768 channels; a sum in bfloat16 would be off by 1e-3.
+    The products are rounded to bfloat16, which averages out over 768 channels; a sum in bfloat16 would be off by 1e-3.
     """
     model = tiny(family, dtype=torch.bfloat16, width=768)
     prompts = [[5], [77, 9], [30, 31, 32]]
@@ -130,7 +130,7 @@ def test_batches_hold_every_prompt_once_within_the_budget(tokenizer):
     texts = ["a" * n for n in (3, 40, 8, 8, 25, 1, 13, 100)]
     batches = amp.batches(texts, tokenizer, tokens_per_batch=50, max_length=45)
     lengths = [n for b in batches for n in b["attention_mask"].sum(1).tolist()]
-    assert lengths == [45, 40, 25, 13, 8, 8, 3, 1]  # the hundred was cut
+    assert lengths == [45, 40, 25, 13, 8, 8, 3, 1]  # the prompt of a hundred tokens was truncated
     assert all(b["input_ids"].numel() <= 50 and b["input_ids"].shape == b["attention_mask"].shape for b in batches)
     a = tokenizer.convert_tokens_to_ids("a")
     assert all(((b["input_ids"] == a) == b["attention_mask"].bool()).all() for b in batches)

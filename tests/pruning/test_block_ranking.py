@@ -1,4 +1,4 @@
-"""Every criterion gives an order of the blocks that can go; the controls are what they say they are."""
+"""Every criterion returns an order of the removable blocks; the controls have their stated orders."""
 
 import json
 
@@ -44,7 +44,7 @@ def test_consensus_is_the_rank_over_all_metrics_and_a_metric_alone_the_order_of_
     for key in METRICS:
         expected = list(table[key].sort_values(kind="stable").index)
         assert CRITERIA[key].order(network, IMAGES, LABELS, 0) == expected, key
-    assert len({tuple(table[key].rank()) for key in METRICS}) > 1  # so that one cannot stand for all
+    assert len({tuple(table[key].rank()) for key in METRICS}) > 1  # the metrics do not all agree
 
 
 def test_the_loss_is_that_of_the_network_with_the_block_passed_by(network):

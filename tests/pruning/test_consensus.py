@@ -1,4 +1,4 @@
-"""Leaving a block out is computed as bypassing it is; scores become ranks, ranks an order, the order rounds of cuts."""
+"""Representations without a block equal those with the block skipped; scores, ranks, orders and rounds."""
 
 import copy
 import math
@@ -18,7 +18,7 @@ NETWORKS = {"cifar": ("cifar_resnet", {"depth": 14}),
             "projection": ("cifar_resnet", {"depth": 20, "shortcut": "projection"}),
             "torchvision": ("resnet18", {"classes": 4}), "bottleneck": ("resnet50", {"classes": 4}),
             "mobilenet": ("mobilenet_v2", {"classes": 4})}
-N = 90  # linear_shape_0 asks for more images than the 64 features
+N = 90  # linear_shape_0 needs more images than the 64 features
 
 
 def network(key="cifar"):
@@ -27,13 +27,13 @@ def network(key="cifar"):
 
 
 def labelled_images():
-    """Small ones, of three classes."""
+    """Return small images of three classes."""
     generator = torch.Generator().manual_seed(4)
     return torch.rand(N, 3, 12, 12, generator=generator), torch.arange(N) % 3
 
 
 def prompt_batches(prompts):
-    """Two batches, each padded on the right to its longest prompt."""
+    """Return two batches, each padded on the right to its longest prompt."""
     for some in (prompts[:3], prompts[3:]):
         width = max(map(len, some))
         rows = [ids + [0] * (width - len(ids)) for ids in some]
@@ -46,7 +46,7 @@ def removable(model):
 
 
 def state_of(model):
-    """Everything that must be the same afterwards: modes, attributes, weights, statistics."""
+    """Return all state that must be unchanged afterwards: modes, attributes, weights, statistics."""
     modules = {name: (module.training, set(vars(module))) for name, module in model.named_modules()}
     return modules, copy.deepcopy(model.state_dict())
 
@@ -71,7 +71,7 @@ def entering_the_classifier(model, *args, **named):
 @pytest.mark.parametrize("key", NETWORKS)
 def test_without_a_block_an_image_network_says_what_it_says_with_the_block_bypassed(key):
     data = pixels()
-    model = recalibrate_batchnorm(network(key), data)  # as drawn, blocks of MobileNetV2 add less than rounding
+    model = recalibrate_batchnorm(network(key), data)  # else blocks of MobileNetV2 add too little
     whole, without = consensus.representations(model, data, progress=False)
     assert torch.equal(whole, entering_the_classifier(model, data))
     assert whole.dtype == torch.float32 and len(without) == len(removable(model)) > 3
@@ -82,7 +82,7 @@ def test_without_a_block_an_image_network_says_what_it_says_with_the_block_bypas
 
 
 def test_without_a_block_a_language_model_says_what_it_says_with_the_block_bypassed(family, tiny, prompts):
-    """Of every prompt the last token that is there, whatever the padding behind it holds."""
+    """Take the last token of every prompt, independent of the padding behind it."""
     model, batches = tiny(family, n_blocks=3), list(prompt_batches(prompts))
 
     def last_tokens():
@@ -102,7 +102,7 @@ def test_without_a_block_a_language_model_says_what_it_says_with_the_block_bypas
 
 
 def test_only_what_stands_behind_the_block_left_out_runs_again(tiny, prompts):
-    """Of two batches each: once whole, and once more for every block before."""
+    """Count the runs of each block for two batches: one full pass, and one per skipped block before it."""
     for model, inputs in ((network(), list(pixels()[:2].split(1))),
                           (tiny("llama", n_blocks=4), list(prompt_batches(prompts)))):
         ran, infos = [], families.residual_blocks(model)
@@ -135,7 +135,7 @@ def test_the_model_is_as_it_was_even_when_a_pass_fails(tiny, prompts, wrong):
                          for batch in prompt_batches(prompts)])]
     for model, inputs in cases:
         model.train()
-        list(model.children())[0].eval()  # a part that somebody froze
+        list(model.children())[0].eval()  # a frozen part
         before = state_of(model)
         if wrong:
             with pytest.raises((RuntimeError, IndexError)):
@@ -251,7 +251,7 @@ def test_ranks_are_those_worked_out_by_hand():
 
 
 def test_the_smallest_sum_of_ranks_goes_first():
-    """6.5, 2.5, 4 and 5; by sums of distances b1 would go first too, but b3 last."""
+    """Rank by the sums 6.5, 2.5, 4 and 5; by sums of distances b1 would be first too, but b3 last."""
     assert consensus.rank(TABLE) == ["b1", "b2", "b3", "b0"]
 
 
@@ -280,7 +280,7 @@ def per_stage(model):
 
 
 def test_names_are_those_of_the_network_pruning_began_with():
-    """In the second round ``layer1.0`` is what ``layer1.1`` was, and so on; a stage keeps its last block."""
+    """Report original names: in round 2 ``layer1.0`` is the former ``layer1.1``; a stage keeps its last block."""
     model = image_network("cifar_resnet", depth=20)
     before = state_of(model)
     steps = list(consensus.prune(model, front_to_back, rounds=6, min_blocks=1))
@@ -317,7 +317,7 @@ def test_blocks_of_a_language_model_keep_their_numbers(tiny):
     ({"rounds": 1, "min_blocks": 3}, "0 blocks can be removed"), ({"rounds": 0}, "0 rounds of 1"),
     ({"rounds": 1, "min_blocks": 0}, "min_blocks=0; a stage keeps at least 1")])
 def test_more_than_can_go_is_refused_before_anything_is_done(asked, message):
-    """At the call itself, not when the first step is asked for."""
+    """Refuse at the call itself, not at the first step."""
     def criterion(model):
         raise AssertionError("asked")
 
@@ -340,7 +340,7 @@ def test_what_is_tuned_in_between_is_what_the_next_round_sees_and_cuts():
 
     model = tuned = image_network("cifar_resnet", depth=20)
     for i, step in enumerate(consensus.prune(model, criterion, rounds=3)):
-        assert len(asked) == i + 1  # nothing runs ahead of the caller
+        assert len(asked) == i + 1  # the generator is lazy
         assert asked[-1] is tuned
         assert step.model.linear.bias[0] == (0 if i == 0 else 10 * i)
         tuned = step.model

@@ -1,4 +1,4 @@
-"""Every method turns a model into importances that make a plan, and those that do not look at data do not."""
+"""Every method returns importances for a plan; methods without data ignore the batches."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ def batches(prompts):
 
 @pytest.fixture
 def padded(prompts):
-    """Two batches, one of them padded with tokens that are no padding elsewhere."""
+    """Return two batches, one of them padded with tokens that are ordinary tokens elsewhere."""
     rows = [p + [77] * (17 - len(p)) for p in prompts[:3]]
     mask = [[1] * len(p) + [0] * (17 - len(p)) for p in prompts[:3]]
     return [{"input_ids": torch.tensor(rows), "attention_mask": torch.tensor(mask)},
@@ -25,13 +25,13 @@ def padded(prompts):
 
 
 def inward(block, family, M):
-    """The matrices that lead to the neurons, a fused one cut in halves."""
+    """Return the input matrices of the neurons; a fused one is split in halves."""
     weights = {path: block.get_submodule(path).weight for path in family.neurons_in}
     return [part for w in weights.values() for part in w.detach().split(M)]
 
 
 def slow_magnitude(model, sizes):
-    """The definition, one weight at a time: L2 norm over everything that goes with a head or a neuron."""
+    """Return the definition, one weight at a time: the L2 norm over all weights of a head or a neuron."""
     family, D = families.FAMILIES[model.config.model_type], sizes.head_width
     heads, neurons = torch.zeros(sizes.blocks, sizes.heads), torch.zeros(sizes.blocks, sizes.neurons)
     for i, block in enumerate(model.get_submodule(family.blocks)):
@@ -68,7 +68,7 @@ def test_magnitude_equals_the_slow_norm(family, tiny, heads, groups):
 
 
 def slow_inputs(model, path, batches):
-    """What enters the layer ``path`` of every block: (tokens, columns) float64, one prompt at a time, no padding."""
+    """Return the inputs of layer ``path`` of every block: (tokens, columns) float64, prompt by prompt, no padding."""
     found = []
     for block in families.blocks(model):
         seen = []
@@ -82,7 +82,7 @@ def slow_inputs(model, path, batches):
 
 
 def slow_scores(model, batches, score):
-    """``score(x (tokens, columns), weight (C, columns))`` for the columns of one unit at a time."""
+    """Return ``score(x (tokens, columns), weight (C, columns))`` for the columns of one unit at a time."""
     family, D, result = families.family_of(model), families.head_width(model), []
     for path, width in ((family.heads_out, D), (family.neurons_out, 1)):
         units = []
@@ -111,7 +111,7 @@ def test_scores_from_activations_equal_the_definition_on_all_tokens(family, tiny
 
 
 def slow_taylor(model, batches):
-    """What the loss would lose to first order, one weight at a time, from gradients of plain autograd."""
+    """Return the first-order change of the loss, one weight at a time, from gradients of plain autograd."""
     s, family, D = families.sizes(model), families.family_of(model), families.head_width(model)
     prompts = [ids[mask.bool()] for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"], strict=True)]
     total = 0
@@ -181,7 +181,7 @@ def test_methods_that_share_an_importance_measure_it_once(tiny, batches, monkeyp
     model = tiny("llama")
     found = importance.importances((name for name in ("first", "third", "second")), model, iter(batches))
     assert list(found) == ["first", "third", "second"] and found["first"] is found["second"]
-    assert calls == [4, -4]  # each saw every batch, although they came as a stream
+    assert calls == [4, -4]  # each method received every batch, although the batches are a generator
     assert METHODS["amp"].importance is METHODS["highest"].importance
 
 
@@ -207,7 +207,8 @@ def test_the_reversed_control_removes_none_of_what_amp_removes(tiny, batches):
 
 def test_random_removes_other_parts_with_another_seed_and_the_same_with_the_same(tiny):
     model = tiny("llama", heads=8, groups=8, neurons=40)
-    drawn = [selection.choose(importance.uniform(model), model, removed_fraction=0.3, rule=METHODS["random"].rule, seed=seed)
+    drawn = [selection.choose(importance.uniform(model), model, removed_fraction=0.3, rule=METHODS["random"].rule,
+                              seed=seed)
              for seed in (0, 0, 1)]
     for part in ("heads", "neurons"):
         first, again, other = (getattr(plan, part) for plan in drawn)

@@ -1,4 +1,4 @@
-"""Width, depth and both reach the same size, and are what the parts give one after the other."""
+"""Width, depth and both reach the same size, and equal the separate steps one after the other."""
 
 import pytest
 import torch
@@ -54,7 +54,8 @@ def test_reconstruction_is_solved_on_the_text_that_is_given(tiny, batches, mode)
     without = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, reconstruction=mode)
     assert without.reconstructions != found.reconstructions
     assert set(found.seconds) == {"scores_s", "reconstruction_s"}
-    chosen = pipeline.prune(model, prompts, method="reconstruction_error", removed_fraction=0.2, heads_removed=2, text=text)
+    chosen = pipeline.prune(model, prompts, method="reconstruction_error", removed_fraction=0.2, heads_removed=2,
+                            text=text)
     plan = amp.choose(reconstruction.reconstruction_error(model, text), model, removed_fraction=0.2, heads_removed=2)
     assert chosen.steps == (f"reconstruction_error: {plan}",)
     assert torch.equal(logits(chosen.model), logits(surgery.remove(model, plan)))

@@ -1,4 +1,4 @@
-"""What stays is re-solved as plain least squares on all activations would, and the checkpoint stays plain."""
+"""Kept columns equal plain least squares on all activations, and the checkpoint loads in plain transformers."""
 
 import copy
 
@@ -15,7 +15,7 @@ from pruning_lib.pruning import least_squares, reconstruction
 
 @pytest.fixture
 def batches():
-    """Three padded batches of 160 tokens: more than a toy projection has columns."""
+    """Return three padded batches of 160 tokens, more than a tiny projection has columns."""
     generator = torch.Generator().manual_seed(7)
     found = []
     for lengths in ((30, 20, 9), (40, 11), (25, 25)):
@@ -26,7 +26,7 @@ def batches():
 
 
 def inputs(model, layer, batches):
-    """What enters one layer, (tokens, columns), padding left out; plainly."""
+    """Return the inputs of one layer, (tokens, columns), without padding, by a plain hook."""
     seen = []
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
@@ -36,7 +36,7 @@ def inputs(model, layer, batches):
 
 
 def layers(model):
-    """(block number, of heads?, layer) of every closing projection, in the order data passes them."""
+    """Return (block number, of heads?, layer) of every output projection, in forward order."""
     family = families.family_of(model)
     return [(i, path == family.heads_out, block.get_submodule(path)) for i, block in enumerate(families.blocks(model))
             for path in (family.heads_out, family.neurons_out)]
@@ -48,7 +48,7 @@ def lost_columns(plan, i, heads):
 
 
 def behind(model, i, heads, batches):
-    """The residual stream behind the heads or the neurons of block i, (tokens, channels), padding left out; plainly."""
+    """Return the residual stream after the heads or the neurons of block i, (tokens, channels), without padding."""
     family, block = families.family_of(model), families.blocks(model)[i]
     added = []
     with block.get_submodule(family.heads_out).register_forward_hook(lambda _, args, y: added.append(y[0])):
@@ -62,7 +62,7 @@ def behind(model, i, heads, batches):
 
 
 def slow(model, plan, batches, *, ridge, mode):
-    """A masked copy, each projection solved by lstsq on its stacked inputs, the pull written as extra equations."""
+    """Return a masked copy with each projection solved by lstsq on its inputs, the ridge as extra equations."""
     work = copy.deepcopy(model)
     for (i, heads, layer), (_, _, whole) in zip(layers(work), layers(model), strict=True):
         columns = lost_columns(plan, i, heads)
@@ -96,7 +96,8 @@ def test_equals_least_squares_on_the_stacked_activations(family, tiny, batches, 
     for (_, _, found), (_, _, wanted) in zip(layers(pruned), layers(expected), strict=True):
         torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-6, atol=1e-8)
-    assert [r.layer for r in reconstructions] == [f"{families.family_of(model).blocks}.{i}.{path}" for i in range(2) for path in (
+    assert [r.layer for r in reconstructions] == [
+        f"{families.family_of(model).blocks}.{i}.{path}" for i in range(2) for path in (
         families.family_of(model).heads_out, families.family_of(model).neurons_out)]
 
 
@@ -118,14 +119,15 @@ def test_without_a_pull_the_error_on_the_calibration_text_never_grows(family, ti
     _, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=0.0, mode=mode, progress=False)
     assert all(0 < r.error < r.cut_error for r in reconstructions)
     _, pulled = reconstruction.reconstruct(model, plan, batches, ridge=1e9, mode=mode, progress=False)
-    for (_, _, layer), r in zip(layers(model), pulled, strict=True):  # held fast: a plain cut, but for biases
+    for (_, _, layer), r in zip(layers(model), pulled, strict=True):  # a large ridge: a plain cut, except for biases
         assert (r.error < r.cut_error) if layer.bias is not None else r.error == pytest.approx(r.cut_error, rel=1e-6)
 
 
 def test_the_errors_are_shares_of_the_output_in_sums_of_squares(tiny, batches):
     model = tiny("phi", heads=6, groups=3, dtype=torch.float64)
     plan = random_plan(model, "whole_groups", units=1, neurons=9)
-    pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=0.1, mode="one_pass", progress=False)
+    pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=0.1, mode="one_pass",
+                                                         progress=False)
     for (i, heads, layer), (_, _, now), repair in zip(layers(model), layers(pruned), reconstructions, strict=True):
         x = inputs(model, layer, batches)
         stays = [j for j in range(x.shape[1]) if j not in lost_columns(plan, i, heads)]
@@ -140,7 +142,8 @@ def test_aiming_at_the_dense_stream_comes_closer_to_it_than_any_other_mode(famil
     plan = random_plan(model, "whole_groups", units=1, neurons=9)
     wanted, last = behind(model, 3, False, batches), {}
     for mode in reconstruction.MODES:
-        pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=1e-6, mode=mode, progress=False)
+        pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=1e-6, mode=mode,
+                                                             progress=False)
         found = behind(pruned, 3, False, batches)
         last[mode] = (found - wanted).pow(2).sum().item()
     assert last["asymmetric"] < min(last["one_pass"], last["sequential"])
@@ -148,7 +151,7 @@ def test_aiming_at_the_dense_stream_comes_closer_to_it_than_any_other_mode(famil
     said = inputs(model, layers(model)[-1][2], batches) @ layers(model)[-1][2].weight.T
     whole = (getattr(model.config, "residual_multiplier", 1.0) * said).pow(2).sum().item()
     assert reconstructions[-1].layer.endswith(families.family_of(model).neurons_out) and down.in_features < 64
-    assert reconstructions[-1].error == pytest.approx(last["asymmetric"] / whole, rel=0.5)  # shares of the output of then
+    assert reconstructions[-1].error == pytest.approx(last["asymmetric"] / whole, rel=0.5)  # relative errors
 
 
 def test_a_block_that_scales_what_it_adds_is_not_aimed_at(tiny, batches):
@@ -191,12 +194,14 @@ def test_a_part_that_is_a_combination_of_kept_ones_goes_without_a_trace(tiny, ba
 
 
 def test_a_ridge_is_chosen_per_projection_on_text_that_is_not_fitted(tiny, batches):
-    """The error on the held-out batch, recomputed plainly, is the least of all ridges for every projection."""
+    """Recompute the error on the held-out batch: it is the least of all ridges for every projection."""
     model = tiny("llama", heads=6, groups=3, neurons=60, dtype=torch.float64)
     plan, ridges = random_plan(model, "whole_groups", units=1, neurons=30), (0.0, 0.01, 0.1, 1.0, 10.0)
     fit, held = [batches[0], batches[2]], [batches[1]]
-    pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=ridges, mode="one_pass", progress=False)
-    tried = {r: reconstruction.reconstruct(model, plan, fit, ridge=r, mode="one_pass", progress=False)[0] for r in ridges}
+    pruned, reconstructions = reconstruction.reconstruct(model, plan, batches, ridge=ridges, mode="one_pass",
+                                                         progress=False)
+    tried = {r: reconstruction.reconstruct(model, plan, fit, ridge=r, mode="one_pass", progress=False)[0]
+             for r in ridges}
     for n, ((i, heads, layer), repair) in enumerate(zip(layers(model), reconstructions, strict=True)):
         x = inputs(model, layer, held)
         stays = [j for j in range(x.shape[1]) if j not in lost_columns(plan, i, heads)]
@@ -212,7 +217,8 @@ def test_padding_and_batching_do_not_matter(family, tiny, batches):
     rows = [(ids[mask.bool()][None]) for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"],
                                                                          strict=True)]
     alone = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
-    first, again = (reconstruction.reconstruct(model, plan, given, progress=False)[0] for given in (batches, iter(alone)))
+    first, again = (reconstruction.reconstruct(model, plan, given, progress=False)[0]
+                    for given in (batches, iter(alone)))
     for (_, _, a), (_, _, b) in zip(layers(first), layers(again), strict=True):
         torch.testing.assert_close(a.weight, b.weight, rtol=1e-8, atol=1e-10)
 
@@ -223,7 +229,7 @@ def test_the_checkpoint_stays_plain(family, tiny, batches, cut, tmp_path):
     plan = random_plan(model, cut, units=1, neurons=9)
     pruned, _ = reconstruction.reconstruct(model, plan, batches, ridge=(0.01, 0.1), progress=False)
     assert pruned.dtype == torch.bfloat16 and families.sizes(pruned) == families.sizes(surgery.remove(model, plan))
-    checkpoints.save(pruned, None, tmp_path / "stored")  # reloads with stock transformers and compares bit for bit
+    checkpoints.save(pruned, None, tmp_path / "stored")  # reloads with plain transformers and compares bit for bit
 
 
 def test_the_model_itself_stays_as_it_is(family, tiny, batches):
@@ -240,7 +246,7 @@ def test_the_model_itself_stays_as_it_is(family, tiny, batches):
 
 
 def test_a_score_is_the_error_that_least_squares_leaves(family, tiny, batches):
-    """Heads alone, neurons one after the other: refit without the unit, plainly, and count the error."""
+    """Refit without each head, and without neurons one after the other, and compare the errors."""
     model = tiny(family, heads=4, groups=2, dtype=torch.float64)
     found = reconstruction.reconstruction_error(model, batches, ridge=1e-12, progress=False)
     D = families.head_width(model)
@@ -267,19 +273,19 @@ def test_a_score_is_the_error_that_least_squares_leaves(family, tiny, batches):
 
 
 def test_of_two_neurons_that_can_stand_in_for_each_other_one_stays():
-    """Forty pairs of near twins among more columns than are taken out together: first goes one of each pair."""
+    """Remove one of each of forty near-identical pairs first, with more columns than are removed per update."""
     generator = torch.Generator().manual_seed(0)
     x, weight = (torch.randn(n, 240, generator=generator, dtype=torch.float64) for n in (2000, 64))
     x[:, 40:80] = x[:, :40] + 0.01 * x[:, 40:80]
     G = x.T @ x
     cost = least_squares.cost_in_turn(G, weight)
-    for n in (1, 63, 64, 65, 128, 239, 240):  # so many have gone: what plain least squares on the rest leaves
+    for n in (1, 63, 64, 65, 128, 239, 240):  # the error of plain least squares after this number of removals
         stays = cost.argsort()[n:]
         left = (x - x[:, stays] @ torch.linalg.lstsq(x[:, stays], x).solution) @ weight.T if n < 240 else x @ weight.T
         assert cost.sort().values[n - 1].item() == pytest.approx(left.pow(2).sum().item(), rel=1e-6)
     assert sorted(n % 40 for n in cost.argsort()[:40].tolist()) == list(range(40)) and cost.argsort()[:40].max() < 80
     apart = least_squares.cost_alone(G, weight, 1).argsort()[:40].tolist()
-    assert len({n % 40 for n in apart}) < 40  # asked alone, either of two costs nothing, so that both would go
+    assert len({n % 40 for n in apart}) < 40  # scored alone, either of two costs nothing, so both would be removed
 
 
 @pytest.mark.parametrize(("change", "message"), [

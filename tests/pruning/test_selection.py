@@ -1,4 +1,4 @@
-"""A plan removes what was asked for, the least important first, and cannot be unequal."""
+"""A plan reaches the requested fraction, removes the least important units first, and is equal across blocks."""
 
 import math
 import re
@@ -18,7 +18,7 @@ def count(model):
 
 
 def reachable(error):
-    """Ranges (or points) an error states: [(low, high), ...]."""
+    """Return the ranges (or points) in an error message: [(low, high), ...]."""
     stated = re.search(r"reachable: (.*?) \(", str(error)).group(1)
     return [tuple(map(float, (part.split(" to ") * 2)[:2])) for part in stated.split(", ")]
 
@@ -94,7 +94,7 @@ def test_a_refused_fraction_is_told_the_range_that_can_be_reached_and_its_ends_c
 
 
 def test_the_stated_range_can_be_reached_at_seven_billion_parameters_too(llama2_7b, random_importance):
-    """There one neuron per block is 0.00006 of the model: the ends must be stated more finely than that."""
+    """State the ends with enough digits: one neuron per block is 0.00006 of the model."""
     importance = random_importance(llama2_7b)
     for heads_removed in range(0, 32, 3):
         with pytest.raises(ValueError, match="reachable") as refused:
@@ -166,7 +166,7 @@ def test_a_wrong_argument_is_answered_with_what_was_given_and_what_is_allowed(
 
 
 def hand_made():
-    """Two blocks, six heads in three groups of two, six neurons; blocks disagree about everything."""
+    """Return importances of two blocks with different orders: six heads in three groups, six neurons."""
     heads = torch.tensor([[1., 9., 4., 4., 0., 5.], [7., 0., 1., 1., 6., 6.]])
     neurons = torch.tensor([[3., 1., 2., 6., 5., 4.], [1., 2., 3., 4., 5., 6.]])
     return Importance(heads, neurons, {})
@@ -207,7 +207,7 @@ def test_random_choices_repeat_with_their_seed_and_leave_the_global_generator_al
         choose(random_importance(model, seed=importance_seed), model, removed_fraction=0.3, rule="random", seed=seed,
                grouped_query=cut) for importance_seed, seed in ((0, 3), (1, 3), (0, 4)))
     assert torch.equal(torch.get_rng_state(), state)
-    assert torch.equal(first.heads, same.heads) and torch.equal(first.neurons, same.neurons)  # scores play no part
+    assert torch.equal(first.heads, same.heads) and torch.equal(first.neurons, same.neurons)  # scores unused
     assert not torch.equal(first.neurons, other.neurons)
     assert not torch.equal(first.neurons[0], first.neurons[1])  # blocks draw their own
 
@@ -218,7 +218,7 @@ NO_NEURONS = torch.zeros(2, 0, dtype=torch.long)
 
 
 @pytest.mark.parametrize(("cut", "heads"), [
-    ("whole_groups", [[0, 1, 2], [0, 1, 2]]),  # no group would stay
+    ("whole_groups", [[0, 1, 2], [0, 1, 2]]),  # no group would be kept
     ("whole_groups", [[0, 0], [0, 1]]), ("whole_groups", [[1, 0], [0, 1]]), ("whole_groups", [[0], [3]]),
     ("whole_groups", [[-1], [0]]), ("whole_groups", [[0]]), ("whole_groups", [[[0]] * 3] * 2),
     ("whole_groups", [[0.0], [1.0]]), ("whole_groups", [[True], [False]]), ("whole_groups", 0),

@@ -1,4 +1,4 @@
-"""Every distance keeps the properties its entry claims; where a closed form is known, it gives that."""
+"""Every distance has the properties of its entry, and agrees with known closed forms."""
 
 import itertools
 import math
@@ -17,7 +17,7 @@ KEYS = list(METRICS)
 
 
 def draw(seed, *, n=N, p=P):
-    """Class clouds that differ in place and shape."""
+    """Return class clouds that differ in place and shape."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(n) % 3
     spread = torch.rand(3, p, generator=generator, dtype=torch.float64) + 0.3
@@ -136,7 +136,7 @@ def test_means_alone_are_matched_by_procrustes():
 
 @pytest.mark.parametrize("seed", range(4))
 def test_one_cloud_is_turned_into_another_by_its_axes(seed):
-    """With one class, the best rotation pairs the axes by length: a global minimum that is known."""
+    """Reach a known global minimum: with one class, the best rotation pairs the axes by length."""
     (x, _), (y, _) = draw(seed), draw(seed + 50)
     labels, jitter = torch.zeros(N, dtype=torch.long), (1e-6, 0.5)[seed % 2]
     roots = [torch.linalg.eigvalsh(torch.cov(side.T) + jitter * torch.eye(P, dtype=torch.float64)).sqrt()
@@ -161,7 +161,7 @@ def test_the_minimum_kept_is_as_good_as_that_of_many_more_starts(alpha):
 
 
 def test_hard_alignments_are_searched_from_many_starts_and_the_same_in_both_directions():
-    """Many classes of unrelated shape: one start alone ends in a worse minimum, another one for each direction."""
+    """Compare many classes of unrelated shape: a single start ends in a worse minimum, different for each direction."""
     better = []
     for seed in range(4):
         generator = torch.Generator().manual_seed(seed)

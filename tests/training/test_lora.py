@@ -1,4 +1,4 @@
-"""Adapters win quality back, leave a plain model behind, and an interruption changes nothing."""
+"""Adapters lower the loss and are merged into a plain model; an interruption does not change the result."""
 
 import copy
 
@@ -29,7 +29,7 @@ def test_the_merged_model_is_plain_and_only_its_projections_changed(family, tiny
     assert len(losses) > 4 and len(set(losses)) == len(losses)
     assert all(p.requires_grad for p in model.parameters()) and modes == [m.training for m in model.modules()]
     assert not hooks_of(model)
-    checkpoints.save(model, None, tmp_path / "stored")  # reloads with stock transformers and compares bit for bit
+    checkpoints.save(model, None, tmp_path / "stored")  # reloads with plain transformers and compares bit for bit
 
 
 class Stop(Exception):
@@ -50,7 +50,7 @@ def test_an_interrupted_run_gone_on_with_gives_bit_for_bit_the_same(tiny, tokeni
     handle = parts.model.register_forward_pre_hook(stop)
     with pytest.raises(Stop):
         lora.tune(parts, tokenizer, PAIRS, settings=QUICK, folder=tmp_path, every_steps=2, progress=False)
-    assert all(torch.equal(p, before[name]) for name, p in weights(parts).items())  # as it came
+    assert all(torch.equal(p, before[name]) for name, p in weights(parts).items())  # unchanged
     handle.remove()
     again = lora.tune(parts, tokenizer, PAIRS, settings=QUICK, folder=tmp_path, every_steps=2, progress=False)
     assert again == losses and len(calls) == stop_at
@@ -79,7 +79,7 @@ def test_an_epoch_holds_every_example_once_with_little_padding():
         assert max(padded) <= Settings().tokens_per_batch and sum(padded) < 1.15 * sum(lengths)
 
 
-@pytest.mark.parametrize("family", ["llama", "granite"])  # Granite divides what its classifier gives
+@pytest.mark.parametrize("family", ["llama", "granite"])  # Granite divides the output of its classifier
 def test_the_first_loss_is_the_mean_over_answer_tokens_only(tiny, tokenizer, family):
     model = tiny(family)
     settings = Settings(epochs=1, tokens_per_batch=10_000, dropout=0.0)
@@ -97,7 +97,7 @@ def test_the_first_loss_is_the_mean_over_answer_tokens_only(tiny, tokenizer, fam
 
 @pytest.mark.parametrize("kd_weight", [0.0, 0.5])
 def test_a_step_in_parts_is_the_step_on_all_at_once(tiny, tokenizer, monkeypatch, kd_weight):
-    """Parts only spare memory: every answer token weighs the same, however long the part that it is in."""
+    """Weigh every answer token equally, whatever the length of its part; parts only save memory."""
     settings = Settings(epochs=2, tokens_per_batch=10_000, dropout=0.0, lr=0.01, kd_weight=kd_weight)
     found = []
     for tokens in (10_000, 60, 1):
@@ -116,7 +116,7 @@ def test_distillation_pulls_towards_the_teacher(tiny, tokenizer):
     same = copy.deepcopy(teacher)
     (first, *_) = lora.tune(same, tokenizer, PAIRS, teacher=teacher, progress=False,
                                settings=Settings(kd_weight=1.0, dropout=0.0, tokens_per_batch=60))
-    assert first == pytest.approx(0, abs=1e-6)  # already predicts what the teacher does
+    assert first == pytest.approx(0, abs=1e-6)  # predicts the same as the teacher already
     losses = lora.tune(student, tokenizer, PAIRS, teacher=teacher, progress=False,
                           settings=Settings(kd_weight=1.0, lr=0.01, epochs=6, tokens_per_batch=60))
     assert losses[-1] < 0.9 * losses[0] and not teacher.training

@@ -1,4 +1,4 @@
-"""Statistics are those of the images, training is decided by its seed, and augmentation only moves and flips."""
+"""Statistics equal those of the images, training is determined by its seed, augmentation only shifts and flips."""
 
 import copy
 import math
@@ -17,7 +17,7 @@ from pruning_lib.training.sgd import recalibrate_batchnorm, shifted_and_flipped,
 
 
 def images(n=12, size=8, *, seed=0):
-    """uint8 pixels, the two channels of different brightness."""
+    """Return uint8 pixels whose two channels differ in brightness."""
     noise = torch.rand(n, 2, size, size, generator=torch.Generator().manual_seed(seed))
     return (noise * torch.tensor([255, 90]).view(2, 1, 1)).byte()
 
@@ -30,7 +30,7 @@ def small_network(*, seed=0, dropout=0.0):
 
 
 class Numbered(nn.Module):
-    """Sees which images come, by the number written into their first pixel."""
+    """Network that records the images it receives, by the number in their first pixel."""
 
     def __init__(self, classes=2):
         super().__init__()
@@ -61,7 +61,7 @@ def same(a, b):
 
 
 def test_statistics_are_the_mean_over_all_batches_and_nothing_else_changes():
-    """Three batches of four: means and (unbiased) variances of what enters the norm, with the dropout off."""
+    """Compare three batches of four with means and (unbiased) variances of the norm's inputs, without dropout."""
     model = small_network(dropout=0.5)
     before = weights(model)
     model[2].running_mean.fill_(7)
@@ -74,7 +74,7 @@ def test_statistics_are_the_mean_over_all_batches_and_nothing_else_changes():
 
 
 def test_every_norm_measures_behind_norms_that_use_their_batch():
-    """Equal to the plain way: run in training mode, and average what each norm was given."""
+    """Compare with a run in training mode that averages the inputs of each norm."""
     model, data = image_network("cifar_resnet", depth=14), torch.cat([pixels(8), pixels(8).flip(0) ** 2])
     slow, given = copy.deepcopy(model).train(), {}
     for name, norm in slow.named_modules():
@@ -129,7 +129,7 @@ def test_a_network_without_batch_norms_has_nothing_to_measure():
 
 
 def test_images_go_to_where_the_network_is():
-    """The meta device stands for a GPU; only the counter of batches is read, so it stays."""
+    """Use the meta device in place of a GPU; only the counter of batches is read, so it is kept."""
     model = small_network().to("meta")
     model[2].num_batches_tracked = torch.tensor(0)
     recalibrate_batchnorm(model, images())
@@ -140,7 +140,7 @@ def test_images_go_to_where_the_network_is():
 
 
 def test_what_is_easily_told_apart_is_learnt():
-    """Which half is bright; on images never seen."""
+    """Classify the bright half of unseen images."""
     labels = torch.arange(64) % 2
     data = images(128, seed=1) // 2
     for label, rows in ((0, slice(0, 4)), (1, slice(4, 8))):
@@ -154,7 +154,7 @@ def test_what_is_easily_told_apart_is_learnt():
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_seed_decides_alone_and_the_global_generator_is_left_alone(dtype):
-    """Order, shifts, flips and the dropout of the network."""
+    """Vary the seed of order, shifts, flips and dropout."""
     def trained(seed, around):
         torch.manual_seed(around)
         state, model = torch.get_rng_state(), small_network(dropout=0.5)
@@ -186,7 +186,7 @@ def test_multiplications_are_in_the_dtype_asked_for_and_weights_in_their_own():
 
 
 def test_steps_are_those_of_sgd_with_nesterov_momentum_along_a_cosine():
-    """All images in every batch, so that a step is known; three steps written out."""
+    """Compare with three explicit steps, with all images in every batch."""
     model, data, labels = nn.Sequential(nn.Flatten(), nn.Linear(2 * 9, 2)).double(), images(4, 3) / 255.0, [0, 1, 1, 0]
     data, labels = data.double(), torch.tensor(labels)
     w, b = (p.detach().clone().requires_grad_() for p in model[1].parameters())
@@ -261,7 +261,7 @@ def test_every_part_is_in_training_mode_while_training_and_afterwards_in_its_own
 
 
 def test_an_image_is_moved_by_up_to_an_eighth_of_its_width_and_flipped_and_nothing_else():
-    """Every pixel holds its row and its column; all 25 shifts occur, flipped or not, black where nothing was."""
+    """Encode row and column in every pixel: all 25 shifts occur, flipped or not, padded black."""
     height, width, n = 12, 16, 1000
     rows, columns = torch.meshgrid(torch.arange(1, height + 1), torch.arange(1, width + 1), indexing="ij")
     image = torch.stack([rows, columns]).byte()
