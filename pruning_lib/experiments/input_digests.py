@@ -18,15 +18,9 @@ import nbformat
 from pruning_lib._files import cache
 from pruning_lib.experiments.runs import Row, Tree, parameters_of, source
 
-<<<<<<< HEAD
-SMALL_BYTES = 1 << 20  # the digest of a larger file is remembered
-IMAGE_FOLDERS = {"cifar10": "cifar10", "cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
-LENT = ("PRUNING_DATA", "PRUNING_MODELS")  # name folders of this machine that stand in for downloads
-=======
 SMALL_BYTES = 1 << 20  # digests of larger files are cached
-IMAGE_FOLDERS = {"cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
+IMAGE_FOLDERS = {"cifar10": "cifar10", "cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
 LENT = ("PRUNING_DATA", "PRUNING_MODELS")  # variables that name local folders used instead of downloads
->>>>>>> main
 
 
 def digests_of(row: Row, tree: Tree) -> dict[str, str]:
