@@ -1,11 +1,15 @@
-"""Downloads: each file is fetched once, checked by its hash, and kept in the cache; broken downloads are resumed."""
+"""Files: the cache folder, digests, files that appear whole or not at all, downloads."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -13,6 +17,49 @@ from tqdm import tqdm
 def cache() -> Path:
     """Return the folder of downloaded files; the variable ``PRUNING_CACHE`` overrides the default."""
     return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
+
+
+def digest(content: str | bytes | Path | Iterable[bytes], digits: int = 16) -> str:
+    """Return the first hex digits of the SHA-256 of a text, of bytes, of the parts of something, or of a file."""
+    if isinstance(content, Path):
+        with content.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:digits]
+    found = hashlib.sha256()
+    parts = [content.encode()] if isinstance(content, str) else [content] if isinstance(content, bytes) else content
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:digits]
+
+
+def bytes_of(tensor: Any) -> bytes:
+    """Return the bytes of a tensor's values, for a digest."""
+    import torch
+
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write a file to; it replaces ``path`` when the block ends without an error."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield beside
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)  # left over only after an error: a full disk, an interruption
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder to fill; it becomes ``path`` when the block ends well, unless another process was faster."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as work:
+        done = Path(work) / "done"
+        done.mkdir()
+        yield done
+        if not path.exists():
+            done.rename(path)
 
 
 def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Path:
@@ -43,7 +90,7 @@ def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Pat
 
 def check(path: Path, sha256: str, *, name: str = "") -> None:
     """Raise ValueError, after deleting the file, unless its SHA-256 begins with ``sha256``."""
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    found = digest(path, 64)
     if not found.startswith(sha256):
         path.unlink()
         raise ValueError(f"{name or path.name} is not the file expected (sha256 {found}, wanted {sha256}); it was "

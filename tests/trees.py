@@ -1,4 +1,4 @@
-"""Small trees whose rows say when and how they ran, for tests of runners; their notebooks need no torch."""
+"""Small trees for tests of execution; their rows record the time and settings of every run, without torch."""
 
 import json
 import os
@@ -57,7 +57,7 @@ sorted(path.stem for path in pathlib.Path(os.environ["PRUNING_RESULTS"]).glob("*
 
 
 def make(root, rows):
-    """A tree with these rows (name -> parameters, resources, memory_gb) of ``step``, and the reading ``look``."""
+    """Return a tree with these rows (name -> parameters, resources, memory_gb) of ``step``, and the reading ``look``."""
     (root / "marks").mkdir(parents=True, exist_ok=True)
     notebook(root / "notebooks" / "step.ipynb", "# Step", PARAMETERS, RUNS, ACTS, RECORDS)
     notebook(root / "notebooks" / "look.ipynb", "# Look", READS)
@@ -71,7 +71,7 @@ def make(root, rows):
 
 
 def began(root, name):
-    """What each run of a row said when it began, in order."""
+    """Return the message of every start of a row, in order."""
     return [json.loads(path.read_text()) for path in sorted((root / "marks").glob(f"{name}.began*"))]
 
 
@@ -94,12 +94,12 @@ def alive(pid):
 
 
 def published(tree):
-    """Names of everything under pages and records, half-written files too."""
+    """Return the names of all files under pages and records, including incomplete ones."""
     return sorted(path.name for folder in (tree.pages, tree.records) if folder.exists() for path in folder.iterdir())
 
 
 def left_over(tree):
-    """What lies about between runs."""
+    """Return the names of files that remain between runs."""
     return sorted(path.name for path in tree.failed.iterdir()) if tree.failed.exists() else []
 
 

@@ -1,4 +1,4 @@
-"""Draws the picture of the README from the records: perplexity against size, a line per method."""
+"""Figure of the README from the records: perplexity against size, a line per method."""
 
 import os
 from pathlib import Path

@@ -1,8 +1,7 @@
-"""Draws the curves of how cost grows and says in words where they bend, from the table of measurements alone.
+"""Curves of the growth of cost and a description of their bends, from the table of measurements alone.
 
-``tests/benchmarks/bench_growth.py --rows --write`` measures, writes the table and calls ``write``; nothing here or in
-the chapter says more than the table shows.
-Order of this file: the table · exponents and bends · words · curves.
+``tests/benchmarks/bench_growth.py --rows --write`` measures, writes the table and calls ``write``.
+Order of this file: table · exponents and bends · text · curves.
 """
 
 import csv
@@ -14,14 +13,14 @@ from pathlib import Path
 BOOK = Path(__file__).resolve().parents[1]
 TABLE, CURVES = BOOK / "_static" / "growth.csv", BOOK / "_static" / "growth.png"
 WORDS = Path(__file__).with_suffix(".md")
-BEND = 0.2  # change of the exponent from one step to the next that is more than noise; 5 % of a time make 0.1
-SMALL_MB = 1.0  # less memory than this says nothing: pages of the allocator come and go
+BEND = 0.2  # change of the exponent between steps above noise; 5 % of a time correspond to 0.1
+SMALL_MB = 1.0  # smaller amounts are noise of the allocator
 KINDS = {"tokens": "tokens of a prompt", "blocks": "blocks", "prompts": "prompts", "width": "parameters, by width",
          "workers": "workers, rows at a time"}
 
 
 def read(path=TABLE):
-    """kind -> list of (number, seconds, MB), and the line that says under which conditions."""
+    """Return kind -> list of (number, seconds, MB), and the line of conditions."""
     lines = list(csv.reader(path.open()))[1:]
     points = {}
     for kind, to, parameters, seconds, memory in lines[:-1]:
@@ -31,18 +30,18 @@ def read(path=TABLE):
 
 
 def exponents(points, column=1):
-    """p of each step: n times as much costs n^p times as much."""
+    """Return the exponent p of each step: a factor n in size costs a factor n^p."""
     return [math.log(b[column] / a[column]) / math.log(b[0] / a[0]) for a, b in pairwise(points)]
 
 
 def bends(points):
-    """(number, exponent before, exponent after) of every place where the curve of time turns by more than noise."""
+    """Return (number, exponent before, exponent after) of every bend of the time curve above noise."""
     return [(point[0], before, after) for point, (before, after) in
             zip(points[1:-1], pairwise(exponents(points)), strict=True) if abs(after - before) >= BEND]
 
 
 def words(points, conditions):
-    """A table of exponents and bends in Markdown, with what was not measured named as such."""
+    """Return a table of exponents and bends in Markdown, with missing measurements named."""
     lines = ["| what grows | from, to | power of time | at each step | bends | memory |", "| --- " * 6 + "|"]
     for kind, name in KINDS.items():
         if kind in points:
@@ -68,7 +67,7 @@ def _row(points):
 
 
 def draw(points, path=CURVES):
-    """Time and memory against each thing that grows, as multiples of the first point; places of bends are marked."""
+    """Draw time and memory against each quantity, relative to the first point, with bends marked."""
     import matplotlib.pyplot as plt
 
     from pruning_lib.report import plots
@@ -93,12 +92,12 @@ def draw(points, path=CURVES):
 
 
 def digest(path=TABLE):
-    """Of the table, kept in the picture: which measurements it shows."""
+    """Return the digest of the table, stored in the figure to identify its measurements."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
 def write():
-    """Words and curves of the table as it is now."""
+    """Write text and curves of the current table."""
     points, conditions = read()
     WORDS.write_text(words(points, conditions))
     draw(points)

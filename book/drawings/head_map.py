@@ -1,6 +1,6 @@
-"""Draws the interactive map of the AMP chapter from what measure_head_map.py has measured.
+"""Interactive map of the AMP chapter from the measurements of measure_head_map.py.
 
-The drawing is complete without a script: it shows the cut at START.  _static/head_map.js moves the cut.
+The drawing is complete without a script and shows the cut at START.  _static/head_map.js moves the cut.
 """
 
 import base64
@@ -14,8 +14,8 @@ from PIL import Image
 
 HERE = Path(__file__).parent
 START = ("same", 20)  # split, and percent of all parameters
-CELL, ROW, GROUP = 24, 10, 3  # width and height of a head's square; heads of one key/value group stand together
-WIDE, LEFT = 223, 30  # width of the map of neurons, room for the numbers of blocks
+CELL, ROW, GROUP = 24, 10, 3  # width and height of a head's square; heads of one key/value group are adjacent
+WIDE, LEFT = 223, 30  # width of the map of neurons, space for block numbers
 
 
 def colours(values, top):
@@ -37,7 +37,7 @@ def heads(found):
 
 
 def neurons(found):
-    """A picture with one pixel for each bin, and the curtain that covers what goes."""
+    """Return an image with one pixel per bin, and the overlay of removed neurons."""
     pixels = Image.fromarray(colours(found["neurons"], np.quantile(found["neurons"], 0.98))[::-1])
     file = io.BytesIO()
     pixels.save(file, "png", optimize=True)
@@ -50,13 +50,13 @@ def neurons(found):
 
 
 def blocks(count):
-    """Numbers of blocks at the left edge, the first block at the bottom."""
+    """Return the block numbers at the left edge, first block at the bottom."""
     return "".join(f'<text x="{LEFT - 6}" y="{(count - block) * ROW - 1}">{block}</text>'
                    for block in range(0, count, 5))
 
 
 def sentence(step, found):
-    """What the cut takes, in words; head_map.js says the same."""
+    """Return a description of the cut, as in head_map.js."""
     n_heads, n_neurons, fraction, lost_heads, lost_neurons = step
     return (f"{100 * fraction:.1f} % of all parameters: {n_heads} of {len(found['heads'][0])} heads and "
             f"{n_neurons:,} of {found['neurons_of_a_block']:,} neurons of every block. With them go "

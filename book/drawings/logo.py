@@ -1,4 +1,4 @@
-"""Draws the book's mark, a grid of parts with the least important ones taken out, as favicon, logo and social card."""
+"""Logo of the book, a grid without its least important parts, as favicon, logo and social card."""
 
 from pathlib import Path
 
@@ -9,11 +9,11 @@ from pruning_lib.report import plots
 
 STATIC = Path(__file__).resolve().parents[1] / "_static"
 BLUE, SKY = plots.COLOUR["amp"], plots.COLOUR["activation_norm"]
-KEPT = ("BsB", "B.s", "sB.")  # rows of the mark, from above: a dot is a part that went
+KEPT = ("BsB", "B.s", "sB.")  # rows of the mark, from above: a dot is a removed part
 
 
 def mark(ax, x, y, size):
-    """The mark with its lower left corner at (x, y)."""
+    """Return the mark with its lower left corner at (x, y)."""
     cell = size / 3
     for row, line in enumerate(KEPT):
         for column, kind in enumerate(line):
@@ -26,7 +26,7 @@ def mark(ax, x, y, size):
 
 
 def canvas(width, height, background="none"):
-    """An empty picture of this many pixels, one unit each."""
+    """Return an empty figure of the given pixels, one unit each."""
     fig = plt.figure(figsize=(width / 100, height / 100), dpi=100, facecolor=background)
     ax = fig.add_axes((0, 0, 1, 1), xlim=(0, width), ylim=(0, height))
     ax.axis("off")

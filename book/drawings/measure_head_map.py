@@ -1,7 +1,7 @@
-"""Measures the importances behind the interactive map of the AMP chapter, as row amp-scores-smollm2 did.
+"""Measurement of importances for the interactive map of the AMP chapter, as in row amp-scores-smollm2.
 
-The record of that row holds sums only; here are the single heads, and the plans that AMP makes of them.
-``made`` in what is written repeats the record's values, and tests/test_drawings.py compares the two.
+The record of that row has sums only; this script writes single heads and the plans of AMP.
+``made`` in its output repeats the record's values, and tests/report/test_drawings.py compares the two.
 """
 
 import json
@@ -13,24 +13,24 @@ from pruning_lib.pruning import amp, selection
 
 ROOT = Path(__file__).resolve().parents[2]
 RUN = "amp-scores-smollm2"
-BINS = 48  # of sorted neurons in a row of the map: 1,536 squares would be dust
-SPLITS = {"same": None, "neurons": 0}  # heads and neurons lose the same share, or neurons alone go
+BINS = 48  # bins of sorted neurons per row of the map; 1,536 squares would be too small
+SPLITS = {"same": None, "neurons": 0}  # the same share of heads and neurons, or neurons only
 STEPS = [step / 100 for step in range(51)]
 
 
 def shares(scores):
-    """Importances as a share of the mean of their block: what AMP compares."""
+    """Return importances relative to the mean of their block, as compared by AMP."""
     return scores / scores.mean(1, keepdim=True)
 
 
 def lost(scores, gone):
-    """Share of a block's importance that goes with its parts ``gone`` (L, k), the mean over blocks."""
+    """Return the share of importance lost with the removed parts ``gone`` (L, k), averaged over blocks."""
     return (scores.gather(1, gone).sum(1) / scores.sum(1)).mean().item()
 
 
 def step(importance, model, fraction, heads_removed, gone):
-    """[heads and neurons removed in each block, fraction reached, importance lost of heads and of neurons]."""
-    plan = amp.choose(importance, model, removed_fraction=fraction, heads_removed=heads_removed)
+    """Return [heads and neurons removed in each block, fraction reached, importance lost of heads and of neurons]."""
+    plan = selection.choose(importance, model, removed_fraction=fraction, heads_removed=heads_removed)
     gone[plan.removed_heads.shape[1]] = plan.removed_heads.tolist()
     return [plan.removed_heads.shape[1], plan.neurons.shape[1], round(plan.removed_fraction, 4),
             round(lost(importance.heads, plan.removed_heads), 4), round(lost(importance.neurons, plan.neurons), 4)]
@@ -43,7 +43,7 @@ def unevenness(scores):
 def measure(record):
     row = record["parameters"]
     model, tokenizer = loading.load_model(row["model"], dtype=row["dtype"])
-    scores = amp.importance(model, amp.batches(data.texts(row["calibration"], row["prompts"]), tokenizer))
+    scores = amp.importance(model, data.batches(data.texts(row["calibration"], row["prompts"]), tokenizer))
     scores = selection.Importance(scores.heads, scores.neurons, {})
     gone: dict[int, list] = {}
     steps = {name: [step(scores, model, fraction, heads, gone) for fraction in STEPS] for name, heads in SPLITS.items()}

@@ -1,6 +1,6 @@
-"""Draws how each method works, step by step, as a row of small pictures with words that stay legible on a phone.
+"""Drawings of the steps of each method, as a row of small pictures legible on a phone.
 
-Strokes take the colour of the page's text, so the pictures follow light and dark; colours are those of the figures.
+Strokes have the colour of the page's text in light and dark mode; other colours are those of the figures.
 """
 
 import math
@@ -11,7 +11,7 @@ from pruning_lib.report import plots
 HERE = Path(__file__).parent
 HEAD, NEURON, GONE = plots.COLOUR["amp"], plots.COLOUR["magnitude"], plots.COLOUR["highest"]
 METRICS = [plots.CRITERION[name][0] for name in ("cka", "permutation", "wasserstein")]
-ADDS = {"heads": (9, 2.5, 6), "neurons": (5, 8, 1.5, 6.5)}  # how much each part adds; the smallest ones go
+ADDS = {"heads": (9, 2.5, 6), "neurons": (5, 8, 1.5, 6.5)}  # contribution of each part; the smallest are removed
 LOWEST = {"heads": 1, "neurons": 2}
 
 
@@ -32,7 +32,7 @@ def words(x, y, text, **more):
 
 
 def arrow(x1, y1, x2, y2, width=1.5, colour="currentColor"):
-    """A straight arrow; its tip grows a little with its width."""
+    """Return a straight arrow; its tip grows slightly with its width."""
     angle, tip = math.atan2(y2 - y1, x2 - x1), 4 + width
     left, right = ((x2 - tip * math.cos(angle + s), y2 - tip * math.sin(angle + s)) for s in (0.5, -0.5))
     stop = (x2 - 0.8 * tip * math.cos(angle), y2 - 0.8 * tip * math.sin(angle))
@@ -45,7 +45,7 @@ def cross(x, y, r):
 
 
 def part(kind, x, y, gone=False):
-    """A head is a circle and a neuron a square; one that goes is hollow and crossed out."""
+    """Return a circle for a head or a square for a neuron; a removed part is hollow and crossed out."""
     colour = HEAD if kind == "heads" else NEURON
     look = f'fill="none" stroke="{colour}" stroke-width="1.5" stroke-dasharray="2 2"' if gone else f'fill="{colour}"'
     shape = f'<circle cx="{x:g}" cy="{y:g}" r="6" {look}/>' if kind == "heads" else (
@@ -54,7 +54,7 @@ def part(kind, x, y, gone=False):
 
 
 def places():
-    """(kind, number, y, what it adds) of every part, from above."""
+    """Return (kind, number, y, contribution) of every part, from above."""
     rows = [(kind, i, added) for kind, sizes in ADDS.items() for i, added in enumerate(sizes)]
     return [(kind, i, 9 + 14 * place + (4 if kind == "neurons" else 0), added)
             for place, (kind, i, added) in enumerate(rows)]
@@ -92,7 +92,7 @@ def checkpoint():
 
 
 def chain(gone, *, closed):
-    """Four blocks in a row, the one that is ``gone`` passed by, or taken out for good."""
+    """Return four blocks in a row, with the ``gone`` one skipped or removed."""
     picture = line("M2 55H118", 1.5, opacity=0.45)
     for place in range(4):
         x = 8 + 28 * place
@@ -118,7 +118,7 @@ def clouds():
 
 
 def ranks():
-    """The example that the chapter does by hand."""
+    """Return the ranks of the chapter's worked example."""
     table = {"a": (0, 2, 1), "b": (2, 0, 0), "c": (1, 1, 3), "d": (3, 3, 2)}
     picture = "".join(rect(26 + 20 * column, 4, 16, 6, colour) for column, colour in enumerate(METRICS))
     picture += words(102, 12, "sum", text_anchor="middle", font_size=11)

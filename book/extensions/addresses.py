@@ -1,7 +1,7 @@
-"""All links out of the book follow from one setting, ``repository: url:`` of _config.yml.
+"""External links of the book from one setting, ``repository: url:`` of _config.yml.
 
-Empty, the book has no edit, source or launch buttons.  Set, they are there: edit links lead to the notebook a page was
-made from and not to the page, which the next run would overwrite.  A notebook can be downloaded either way.
+Without an address the book has no edit, source or launch buttons.  With an address, edit links lead to the notebook of
+a page instead of the page, because the next run overwrites the page.  A notebook can be downloaded either way.
 """
 
 import html
@@ -17,13 +17,13 @@ LAUNCH = {"notebook_interface": "jupyterlab", "binderhub_url": "https://mybinder
 
 
 def options(repository):
-    """Options of the theme for a repository address, which may be empty."""
+    """Return the options of the theme for a repository address, which may be empty."""
     known = bool(repository)
     return {**dict.fromkeys(BUTTONS, known), "launch_buttons": LAUNCH if known else {}}
 
 
 def site(repository):
-    """Where GitHub Pages serve the book of this repository, '' for any other host."""
+    """Return the address of the book on GitHub Pages; '' for any other host."""
     found = re.fullmatch(r"https://github\.com/([\w.-]+)/([\w.-]+?)(?:\.git)?/?", repository)
     return f"https://{found[1].lower()}.github.io/{found[2]}/" if found else ""
 
@@ -32,11 +32,11 @@ def configure(app, config):
     repository = config.html_theme_options.get("repository_url", "")
     config.html_theme_options.update(options(repository))
     config.html_baseurl = config.html_baseurl or site(repository)
-    config.html_context.setdefault("default_mode", "auto")  # the theme complains on every page where it is not set
+    config.html_context.setdefault("default_mode", "auto")  # the theme warns on every page if it is not set
 
 
 def made_from(app, pagename):
-    """Row and notebook of a page under executed/, else nothing."""
+    """Return row and notebook of a page under executed/, else nothing."""
     source = Path(app.env.doc2path(pagename)) if pagename.startswith("executed/") else Path()
     if source.suffix == ".ipynb":
         about = json.loads(source.read_text())["metadata"].get("pruning_lib", {})
@@ -45,7 +45,7 @@ def made_from(app, pagename):
 
 
 def name_rows(app, pagename, context):
-    """Runs of one notebook share a heading; the title of a page and the links to its neighbours tell the row."""
+    """Add the row to page titles and neighbour links, because runs of one notebook share a heading."""
     places = (context, pagename), *zip((context.get("prev"), context.get("next")),
                                        app.builder.relations.get(pagename, [])[1:], strict=False)
     for place, name in places:
@@ -67,7 +67,7 @@ def complete(app, pagename, templatename, context, doctree):
 
 
 def lead_to_source(buttons, page, notebook):
-    """Edit and source buttons of a page made by the runner lead to its notebook."""
+    """Link the edit and source buttons of an executed page to its notebook."""
     for button in buttons:
         lead_to_source(button.get("buttons", []), page, notebook)
         if button.get("label") in ("source-edit-button", "source-file-button"):
@@ -83,7 +83,7 @@ def run_it(download, row, repository):
 
 
 def card(app, pagename, context, doctree):
-    """What a link to the page looks like where people share it."""
+    """Return the metadata of a page for link previews."""
     paragraph = doctree.next_node(nodes.paragraph)
     text = " ".join(paragraph.astext().split())[:200] if paragraph else app.config.html_title
     base = app.config.html_baseurl

@@ -1,7 +1,7 @@
-"""Every figure gets a text for readers who cannot see it, made of what the page itself says about the figure.
+"""Alternative text of figures, taken from the prose of the page.
 
-Cells of runs carry no such text: changing a cell would make all pages of its notebook stale.  A page says how a figure
-is to be read just before the cell that draws it, so heading and first sentence of that prose describe the figure.
+Cells of runs have no such text, because a change of a cell would make all pages of its notebook stale.  The prose
+before a cell explains its figure, so heading and first sentence of that prose describe the figure.
 """
 
 import re
@@ -12,7 +12,7 @@ LONGEST = 240
 
 
 def first_sentence(text):
-    """The first sentence that says something, without the words that only announce it."""
+    """Return the first informative sentence, without introductory words."""
     text = re.sub(r"^(How to read it|What it shows)\.\s*", "", " ".join(text.split()))
     sentence = re.match(r".+?[.:?](?=\s|$)", text)
     return (sentence.group() if sentence else text)[:LONGEST]
@@ -42,5 +42,5 @@ def _in_output(node):
 
 
 def setup(app):
-    app.connect("doctree-resolved", describe, priority=900)  # by then pages that quote a figure hold it
+    app.connect("doctree-resolved", describe, priority=900)  # after pages that quote a figure contain it
     return {"parallel_read_safe": True, "parallel_write_safe": True}

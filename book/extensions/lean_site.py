@@ -1,9 +1,8 @@
-"""What no page of the site asks for is not published, and figures are stored in 256 colours.
+"""Smaller site: unused files are deleted, and figures are stored in 256 colours.
 
-Not published are maps for debugging scripts, other builds of MathJax and what only they load, its rules for reading
-formulas aloud in languages that the book is not written in, and fonts of an older format beside the same font of a
-newer one.  Figures come in full colour, three times the size for no difference that an eye sees; they are there twice,
-in the pages and in the notebooks to download.
+Deleted are source maps, unused builds of MathJax and their files, speech rules for other languages, and older formats
+of fonts.  Figures in full colour have three times the size without a visible difference, and each is stored twice, in
+a page and in a notebook for download.
 """
 
 import base64
@@ -30,7 +29,7 @@ def trim(app, failed):
         if rules.stem not in READ_ALOUD:
             rules.unlink()
     for font in list(app.outdir.glob("_static/**/*.ttf")):
-        if font.with_suffix(".woff2").is_file():  # which every browser takes first
+        if font.with_suffix(".woff2").is_file():  # preferred by every browser
             font.unlink()
     for figure in app.outdir.glob("_images/*.png"):
         figure.write_bytes(few_colours(figure.read_bytes()))
@@ -40,7 +39,7 @@ def trim(app, failed):
 
 @functools.cache
 def few_colours(png):
-    """The same picture in 256 colours, where that is smaller and nothing is transparent."""
+    """Return the image in 256 colours if that is smaller and nothing is transparent."""
     with Image.open(io.BytesIO(png)) as image:
         if image.mode == "P" or image.convert("RGBA").getextrema()[3][0] < 255:
             return png
@@ -50,7 +49,7 @@ def few_colours(png):
 
 
 def with_small_figures(notebook):
-    """A notebook's text with its figures in few colours; cells, tables and prints as they are."""
+    """Return the text of a notebook with its figures in 256 colours, and everything else unchanged."""
     found = json.loads(notebook)
     for cell in found["cells"]:
         for output in cell.get("outputs", []):

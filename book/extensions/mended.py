@@ -1,11 +1,11 @@
-"""Small faults in what the builder writes, mended: each would stop a browser's script or a screen reader."""
+"""Fixes of small faults in the builder's output that would stop a script or a screen reader."""
 
 
 def mend(app, pagename, templatename, context, doctree):
     # Thebe, which no page uses, declares its constants twice, and the second time is an error
     context["script_files"][:] = [script for script in context["script_files"]
                                   if "thebe" not in str(script.attributes.get("body") or script.filename).lower()]
-    if "body" in context:  # a list may hold items only, and that is what entries of a bibliography are
+    if "body" in context:  # a list may contain items only, and entries of a bibliography are items
         context["body"] = context["body"].replace('role="doc-biblioentry"', 'role="listitem"')
 
 

@@ -1,4 +1,4 @@
-"""Docstrings number their sources module by module; on the one page of the library the numbers are plain text."""
+"""Numbers of sources in docstrings as plain text, because numbering restarts in every module."""
 
 import re
 

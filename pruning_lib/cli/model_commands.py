@@ -19,11 +19,12 @@ import torch
 from torch import nn
 
 from pruning_lib import data
-from pruning_lib.evaluation import cost, quality
+from pruning_lib._files import replacing
+from pruning_lib.evaluation import quality
 from pruning_lib.experiments import records
 from pruning_lib.models import checkpoints, families, image_networks, loading
 from pruning_lib.models.plan import GROUPED
-from pruning_lib.pruning import amp, consensus, importance, pipeline
+from pruning_lib.pruning import consensus, importance, pipeline
 from pruning_lib.pruning.block_ranking import CRITERIA
 from pruning_lib.training import lora
 
@@ -142,7 +143,7 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
     """Return the removable blocks of an image network: blocks that keep the shape, if one per stage remains."""
     infos = families.residual_blocks(network)
     stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
-    facts = {"model": name, "network": network.config.network, "parameters": cost.parameters(network),
+    facts = {"model": name, "network": network.config.network, "parameters": families.parameter_count(network),
              "blocks": [info.name for info in infos], "removable": [info.name for info in infos if info.removable],
              "most_blocks_removed": consensus.max_removable(network, min_blocks=1)}
     lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "
@@ -181,7 +182,7 @@ def lossless_cuts(model: nn.Module) -> dict[str, Any]:
         most = least + s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters
         cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
                      "refused": refused})
-    block = sum(p.numel() for p in families.blocks(model)[0].parameters())
+    block = families.parameter_count(families.blocks(model)[0])
     return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
             "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
             "neurons_fraction": s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters,
@@ -203,10 +204,10 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     long = a.reconstruct != "none" or (a.method != "none" and importance.METHODS[a.method].needs_text)
     more = data.texts(a.reconstruction_text, a.reconstruction_samples) if long else []
     found = pipeline.prune(
-        model, amp.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
+        model, data.batches(texts, tokenizer), method=a.method, removed_fraction=a.removed_fraction,
         heads_removed=None if a.heads_removed < 0 else a.heads_removed, grouped_query=a.grouped_query,
         criterion=a.criterion, blocks_removed=a.blocks_removed, reconstruction=a.reconstruct, multiple_of=a.multiple_of,
-        text=amp.batches(more, tokenizer) if more else (), seed=a.seed)
+        text=data.batches(more, tokenizer) if more else (), seed=a.seed)
     measured = {"dense": measure(model, tokenizer, a), "pruned": measure(found.model, tokenizer, a)}
     steps = [*found.steps]
     if more:
@@ -222,7 +223,7 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         used[f"{a.recover} (recovery)"] = data.fingerprint(prompt + answer for prompt, answer in pairs)
     checkpoints.save(found.model, tokenizer, a.out)
     facts = {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-             "parameters": cost.parameters(found.model), "steps": steps, "measured": measured, "losses": losses,
+             "parameters": families.parameter_count(found.model), "steps": steps, "measured": measured, "losses": losses,
              "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(a).items()
                            if key not in {"json", "out", "resume"} and not callable(value)},
              "removed": _removed(found), "made_with": records.made_with(used)}
@@ -270,7 +271,7 @@ def compare_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for name in (arguments.first, arguments.second):
         model, tokenizer = language_model(name, arguments)
         tokens.append([tokenizer(text)["input_ids"] for text in data.texts(arguments.text, split="test")])
-        found[name] = {"parameters": cost.parameters(model), **measure(model, tokenizer, arguments)}
+        found[name] = {"parameters": families.parameter_count(model), **measure(model, tokenizer, arguments)}
         lines.append(f"{name}: {found[name]['parameters']:,} parameters, {_line(found[name])}")
     first, second = (found[name] for name in (arguments.first, arguments.second))
     alike = tokens[0] == tokens[1]  # perplexity is per token
@@ -290,9 +291,8 @@ def compare_models(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
     """Write ``pruning.json`` and the model card ``README.md``."""
     for name, text in (("pruning.json", json.dumps(facts, indent=1)), ("README.md", card(facts))):
-        beside = folder / f".{name}.part"
-        beside.write_text(text + "\n")
-        beside.replace(folder / name)
+        with replacing(folder / name) as beside:
+            beside.write_text(text + "\n")
 
 
 def card(facts: dict[str, Any]) -> str:

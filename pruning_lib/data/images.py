@@ -9,7 +9,6 @@ Every set has three disjoint splits: "calibration" for scores, "train" for train
 
 from __future__ import annotations
 
-import hashlib
 import io
 import os
 from collections.abc import Callable
@@ -22,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pruning_lib._files import cache
+from pruning_lib._files import cache, digest
 from pruning_lib._registry import Table
 
 SPLITS = ("calibration", "train", "test")
@@ -87,7 +86,7 @@ def balanced(labels: Tensor, per_class: int, *, seed: int = 0) -> Tensor:
 
 def fingerprint(pixels: Tensor) -> str:
     """Return 16 hex digits of the SHA-256 of the pixels; runs with the same fingerprint used the same images."""
-    return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()[:16]
+    return digest(pixels.contiguous().numpy().tobytes())
 
 
 def _digits(part: str) -> tuple[Tensor, Tensor]:
@@ -103,7 +102,7 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
 def _cifar10(part: str) -> tuple[Tensor, Tensor]:
     """Return the original pixels, sorted by digest: copies of this set differ in their order."""
     pixels, labels = _copy("cifar10", part) or _torchvision_cifar10(part)
-    digests = [hashlib.sha256(image.tobytes()).digest() for image in pixels.numpy()]
+    digests = [digest(image.tobytes(), 64) for image in pixels.numpy()]
     order = torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))
     return pixels[order], labels[order]
 

@@ -7,7 +7,6 @@ Calibration data, fine-tuning data and test data are three different sets.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from pruning_lib._files import digest
 from pruning_lib._registry import Table
 
 INPUTS = Path(__file__).resolve().parents[2] / "data" / "inputs"
@@ -121,10 +121,7 @@ def pairs(name: str, n: int | None = None, *, skip: int = 50) -> list[tuple[str,
 
 def fingerprint(samples: Iterable[str]) -> str:
     """Return 16 hex digits of the SHA-256 of the samples; runs with the same fingerprint used the same data."""
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(sample.encode() + b"\0")
-    return digest.hexdigest()[:16]
+    return digest(sample.encode() + b"\0" for sample in samples)
 
 
 def _rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict]:

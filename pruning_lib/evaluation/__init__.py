@@ -1,0 +1,1 @@
+"""Evaluation: quality, robustness, cost, speed."""

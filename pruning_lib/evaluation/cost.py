@@ -32,11 +32,6 @@ def macs(model: nn.Module, inputs: Tensor | Mapping[str, Tensor]) -> int:
     return counter.get_total_flops() // 2
 
 
-def parameters(model: nn.Module) -> int:
-    """Return the number of parameters; shared parameters count once."""
-    return sum(p.numel() for p in model.parameters())
-
-
 def latency(model: nn.Module, inputs: Tensor | Mapping[str, Tensor], *, repetitions: int = 20, warmup: int = 3
             ) -> dict[str, float]:
     """Measure the time of a forward pass of ``inputs``.

@@ -1,0 +1,1 @@
+"""Experiments: rows of runs.yml, executed as notebooks, with records."""

@@ -5,7 +5,6 @@ Order of this file: published networks · predictions without attack · under at
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -16,6 +15,7 @@ import torch
 import torchattacks
 from torch import Tensor
 
+from pruning_lib._files import digest
 from pruning_lib.evaluation import attack_sweeps, attacks
 from pruning_lib.experiments import code_digests, network_cache
 from pruning_lib.experiments.recorded_networks import RecordedNetwork
@@ -72,7 +72,7 @@ def survivors(network: RecordedNetwork, attack: str, pixels: Tensor, labels: Ten
     settings: dict[str, Any] = {"epsilons": list(epsilons), "seed": seed, "steps": steps}
     ask = partial(attack_sweeps.survivors, attack, attack_sweeps.fused(network.network), pixels, labels, left=left,
                   **settings)
-    before = None if left is None else _digest(np.stack(left).tobytes())
+    before = None if left is None else digest(np.stack(left).tobytes())
     return _cached(ask, network, pixels, labels, attack, "survivors", left=before, **settings)
 
 
@@ -80,8 +80,8 @@ def _cached(ask: Callable[[], Sequence[np.ndarray]], network: RecordedNetwork, p
             attack: str, kind: str, **settings: Any) -> list[np.ndarray]:
     """Return the predictions of ``ask``, called once for the same network, images, settings, code and versions."""
     return network_cache.cached_predictions(
-        ask, attack=attack, kind=kind, network=network.key, weights=network_cache.digest(network.network),
-        images=_digest(pixels.numpy().tobytes() + labels.numpy().tobytes()), code=_code(attack),
+        ask, attack=attack, kind=kind, network=network.key, weights=network_cache.digest_of(network.network),
+        images=digest(pixels.numpy().tobytes() + labels.numpy().tobytes()), code=_code(attack),
         torch=torch.__version__, torchattacks=torchattacks.__version__, **settings)
 
 
@@ -90,8 +90,4 @@ def _code(attack: str) -> dict[str, str]:
     used = f"attack_sweeps.fgsm, attack_sweeps.survivors, attack_sweeps.fused, attacks.{attack}"
     found = code_digests.digests([f"from pruning_lib.evaluation import attack_sweeps, attacks\n{used}"])
     others = {other for other in attacks.ATTACKS if other != attack}
-    return {name: digest for name, digest in found.items() if not others & set(re.findall(r"\w+", name))}
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]
+    return {name: value for name, value in found.items() if not others & set(re.findall(r"\w+", name))}

@@ -10,11 +10,12 @@ Order of this file: digests · one module · imports · canonical form.
 from __future__ import annotations
 
 import ast
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
+
+from pruning_lib import _files
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ALWAYS = "<module>"  # statements that belong to no name
@@ -22,6 +23,7 @@ NOTEBOOK = "<notebook>"
 ENTRIES = "[*]"  # suffix of the digest of all names in a table
 WORD = "*."  # before an attribute, argument or variable in a map of names
 BY_KEY = ("get", "register", "facts")  # attributes of a table that access one entry
+_digest = partial(_files.digest, digits=8)
 Place = tuple[str, str]  # dotted module inside the package, name in it; "*" for all of it
 
 
@@ -98,10 +100,6 @@ def _visit(place: Place, package: Path, found: dict[str, str], renamed: Mapping[
             at = _renamed(f"{dotted}.{wanted}", renamed) if wanted != ALWAYS else _renamed(dotted, renamed) + "."
             found[at + key.removeprefix(wanted)] = _digest(_canonical(module, statement, renamed))
             yield from module.leads_to(statement)
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 # --- one module -------------------------------------------------------------------------------------------------------

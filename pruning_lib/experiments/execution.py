@@ -13,7 +13,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from papermill.exceptions import PapermillExecutionError
 from traitlets.config import Config
 
 from pruning_lib import _locks
+from pruning_lib._files import replacing
 from pruning_lib.experiments import records as results
 from pruning_lib.experiments.runs import Row, Tree, checked, source
 from pruning_lib.experiments.staleness import provenance
@@ -161,16 +162,9 @@ def _cleaned(notebook: Any, row: Row, made: Mapping[str, Any]) -> Any:
 
 def _publish(finished: Mapping[Path, Path]) -> None:
     """Publish finished files (file -> folder): copy all next to their targets, then rename them."""
-    beside = {folder / f".{path.name}.part": (path, folder) for path, folder in finished.items()}
-    try:
-        for part, (path, folder) in beside.items():
-            folder.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, part)
-        for part, (path, folder) in beside.items():
-            part.replace(folder / path.name)
-    finally:
-        for part in beside:
-            part.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        for path, folder in reversed(list(finished.items())):  # the stack replaces in the opposite order
+            shutil.copyfile(path, stack.enter_context(replacing(folder / path.name)))
 
 
 class _environment:

@@ -7,7 +7,6 @@ Order of this file: files · digests.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import nbformat
 
-from pruning_lib._files import cache
+from pruning_lib._files import cache, digest, replacing
 from pruning_lib.experiments.runs import Row, Tree, parameters_of, source
 
 SMALL_BYTES = 1 << 20  # digests of larger files are cached
@@ -33,7 +32,7 @@ def digests_of(row: Row, tree: Tree) -> dict[str, str]:
     texts = [value for value in {**parameters_of(notebook), **row.parameters}.values() if isinstance(value, str)]
     cells = "\n".join(c.source for c in nbformat.read(notebook, as_version=4).cells if c.cell_type == "code")
     files = sorted((tree.notebooks.parent / "data" / "inputs").glob("*.*"))
-    found = {path.name: digest(path) for path in files if path.stem in texts or path.name in cells}
+    found = {path.name: digest_of(path) for path in files if path.stem in texts or path.name in cells}
     for text in filter(None, texts):
         found.update({name: _of_folder(folder) for name, folder in _folders(text)})
     return found
@@ -68,7 +67,7 @@ def _data_folder(text: str) -> str | None:
 # --- digests ----------------------------------------------------------------------------------------------------------
 
 
-def digest(path: Path) -> str:
+def digest_of(path: Path) -> str:
     """Return the first 16 hex digits of the SHA-256 of a file.
 
     Digests of large files are cached under path, size and modification time.  Copying or touching a file does not
@@ -76,30 +75,18 @@ def digest(path: Path) -> str:
     """
     about = path.stat()
     if about.st_size <= SMALL_BYTES:
-        return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        return digest(path)
     key = f"{path.resolve()} {about.st_size} {about.st_mtime_ns}"
-    remembered = cache() / "digests" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    remembered = cache() / "digests" / digest(key, 32)
     if remembered.is_file() and len(found := remembered.read_text()) == 16:
         return found
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()[:16]
-    _remember(remembered, found)
+    found = digest(path)
+    with suppress(OSError), replacing(remembered) as beside:  # without a cache it is computed again next time
+        beside.write_text(found)
     return found
-
-
-def _remember(path: Path, text: str) -> None:
-    """Write a digest into the cache atomically; ignore a cache that cannot be written."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            beside.write_text(text)
-            beside.replace(path)
-        finally:
-            beside.unlink(missing_ok=True)
 
 
 def _of_folder(folder: str) -> str:
     """Return one digest of all files in a folder."""
     paths = sorted(path for path in Path(folder).iterdir() if path.is_file())
-    return hashlib.sha256("\n".join(f"{path.name} {digest(path)}" for path in paths).encode()).hexdigest()[:16]
+    return digest("\n".join(f"{path.name} {digest_of(path)}" for path in paths))

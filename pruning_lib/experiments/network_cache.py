@@ -6,12 +6,10 @@ interrupted run continues from them, and a later run measures the same networks 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,11 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import nn
 
 from pruning_lib import _locks
-from pruning_lib._files import cache
+from pruning_lib._files import bytes_of, cache, digest, replacing
 from pruning_lib.evaluation import quality
 from pruning_lib.models import image_networks
 
@@ -55,7 +52,7 @@ def get_or_train(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **sett
         if the entry cannot be read; the message names the folder to delete.
     """
     text = json.dumps(settings, sort_keys=True)
-    key = hashlib.sha256(text.encode()).hexdigest()[:16]
+    key = digest(text)
     if not _folder(key).exists():
         with _one_process(key):
             if not _folder(key).exists():  # still missing after the wait
@@ -118,26 +115,21 @@ def cached_predictions(ask: Callable[[], Sequence[np.ndarray]], **settings: Any)
         if the entry cannot be read; the message names the file to delete.
     """
     text = json.dumps(settings, sort_keys=True)
-    path = cache() / "answered" / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    path = cache() / "answered" / f"{digest(text)}.json"
     if not path.exists():
         found = {"answers": [quality.pack(right) for right in ask()], "settings": settings}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as work:
-            (Path(work) / path.name).write_text(json.dumps(found) + "\n")
-            (Path(work) / path.name).replace(path)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps(found) + "\n")
     try:
         return [quality.unpack(packed) for packed in json.loads(path.read_text())["answers"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it, it will be made again") from error
 
 
-def digest(network: nn.Module) -> str:
+def digest_of(network: nn.Module) -> str:
     """Return the first 16 hex digits of the SHA-256 of all weights; equal digests mean equal networks."""
-    found = hashlib.sha256()
-    for name, tensor in sorted(network.state_dict().items()):
-        found.update(name.encode() + str(tensor.dtype).encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+    return digest(part for name, tensor in sorted(network.state_dict().items())
+                  for part in (f"{name}{tensor.dtype}".encode(), bytes_of(tensor)))
 
 
 def _folder(key: str) -> Path:

@@ -5,7 +5,6 @@ Order of this file: record of a network · networks of recorded runs · small ne
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ import torch
 import torchattacks
 from torch import Tensor, nn
 
+from pruning_lib._files import digest
 from pruning_lib.data import images
 from pruning_lib.evaluation import attacks, quality
 from pruning_lib.experiments import code_digests, network_cache, records
@@ -143,8 +143,8 @@ def robust_correct(subject: RecordedNetwork, attack: str, pixels: Tensor, labels
     settings : seed, steps and restarts of ``attacks.robust_correct``
     """
     smallest = attacks.ATTACKS.facts[attack]["smallest"]  # one attack serves all budgets
-    about = {"attack": attack, "network": subject.key, "weights": network_cache.digest(subject.network),
-             "images": _digest(pixels.numpy().tobytes() + labels.numpy().tobytes()),
+    about = {"attack": attack, "network": subject.key, "weights": network_cache.digest_of(subject.network),
+             "images": digest(pixels.numpy().tobytes() + labels.numpy().tobytes()),
              "code": _code(attack), "torch": torch.__version__,
              "torchattacks": torchattacks.__version__, "device": next(subject.network.parameters()).device.type}
     found: list[np.ndarray] = []
@@ -159,7 +159,3 @@ def _code(attack: str) -> dict[str, str]:
     found = code_digests.digests([f"from pruning_lib.evaluation import attacks\nattacks.answers, attacks.{attack}"])
     others = {other for other in attacks.ATTACKS if other != attack}
     return {name: digest for name, digest in found.items() if not others & set(re.findall(r"\w+", name))}
-
-
-def _digest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()[:16]

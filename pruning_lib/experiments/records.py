@@ -8,7 +8,6 @@ A checksum in a record reveals later edits; old records without a checksum remai
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -21,11 +20,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning_lib._files import digest, replacing
+
 if TYPE_CHECKING:
     import pandas as pd
 
 VERSIONS = ("torch", "transformers", "lm-eval")
 _started = time.monotonic()
+
 
 
 def folder() -> Path:
@@ -55,14 +57,10 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
     record = {"run": run, "notebook": notebook, "parameters": dict(parameters), "values": _plain(values),
               "rows": [_plain(row) for row in rows], "items": dict(items or {}), "made_with": made_with(data or {})}
     path = folder() / f"{_checked(run)}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    try:
-        record["checksum"] = checksum(record)
+    record["checksum"] = checksum(record)
+    with replacing(path) as beside:
         beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        return beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)  # exists only after an error or an interruption
+    return path
 
 
 def read(run: str) -> dict[str, Any]:
@@ -90,7 +88,7 @@ def read(run: str) -> dict[str, Any]:
 def checksum(record: Mapping[str, Any]) -> str:
     """Return the first 16 hex digits of the SHA-256 of a record without its checksum."""
     plain = json.loads(json.dumps({k: v for k, v in record.items() if k != "checksum"}, allow_nan=False))
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:16]
+    return digest(json.dumps(plain, sort_keys=True))
 
 
 def checksum_ok(record: Mapping[str, Any]) -> bool:

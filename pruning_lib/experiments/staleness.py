@@ -7,7 +7,6 @@ Order of this file: staleness · notebook, parameters, records · code · inputs
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import nbformat
 
+from pruning_lib._files import digest
 from pruning_lib.experiments import code_digests, input_digests, records
 from pruning_lib.experiments.runs import Row, Tree, source
 
@@ -60,7 +60,7 @@ def fingerprint(row: Row, tree: Tree) -> str:
     parts += [json.dumps(dict(row.parameters), sort_keys=True)]
     if row.reading:
         parts += [path.read_text(errors="replace") for path in sorted(tree.records.glob("*.json"))]
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
+    return digest("\0".join(parts))
 
 
 def stale_reason(row: Row, tree: Tree) -> str:

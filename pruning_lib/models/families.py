@@ -254,6 +254,11 @@ def logits_known(model: nn.Module) -> bool:
     return bool((found - expected).abs().max() <= 0.01 * expected.abs().max())
 
 
+def parameter_count(module: nn.Module) -> int:
+    """Return the number of parameters of a module; shared ones count once."""
+    return sum(p.numel() for p in module.parameters())
+
+
 def sizes(model: nn.Module) -> Sizes:
     """Return the sizes of ``model``, read from its modules.
 
@@ -274,7 +279,7 @@ def sizes(model: nn.Module) -> Sizes:
     if len(found) != 1:
         raise ValueError(f"blocks differ in size ({len(found)} kinds); plans need the same sizes in every block")
     H, G, M, C, head, group, neuron = found.pop()
-    total = sum(p.numel() for p in model.parameters())
+    total = parameter_count(model)
     return Sizes(len(blocks(model)), H, G, D, M, C, head, group, neuron, total)
 
 

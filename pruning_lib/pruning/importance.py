@@ -169,6 +169,28 @@ METHODS["reconstruction_error"] = Method(
     "removes the smallest error left after least squares (ours; OBS, ZipLM)", needs_text=True)
 
 
+def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Importance:
+    """Return the importance of every head and neuron of a language model.
+
+    Parameters
+    ----------
+    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
+    method : key of ``METHODS``
+
+    Returns
+    -------
+    Importance with heads (L, H) and neurons (L, M); larger means keep
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("smollm2-135m-instruct")  # doctest: +SKIP
+    >>> pl.importance(model, pl.batches(["The sea is"], tokenizer)).heads.shape  # doctest: +SKIP
+    torch.Size([30, 9])
+    """
+    return METHODS[method].importance(model, batches)
+
+
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:
     """Return the importances of several methods; an importance shared by two methods is measured once."""
     functions = {name: METHODS[name].importance for name in methods}  # refuses unknown names

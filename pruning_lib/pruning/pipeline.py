@@ -56,7 +56,7 @@ def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: 
 
     Parameters
     ----------
-    batches : calibration prompts, as returned by ``amp.batches``, for methods and criteria
+    batches : calibration prompts, as returned by ``data.batches``, for methods and criteria
     method : key of ``importance.METHODS``, or ``"none"`` for depth alone
     heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``
     criterion : key of ``block_ranking.CRITERIA``, or ``"none"`` for width alone
@@ -150,9 +150,8 @@ def _left_for_width(model: nn.Module, fraction: float, blocks_removed: int) -> f
 
 
 def _block_parameters(model: nn.Module) -> int:
-    return sum(p.numel() for p in families.blocks(model)[0].parameters())
+    return families.parameter_count(families.blocks(model)[0])
 
 
 def _reached(model: Any, network: Any) -> float:
-    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, network))
-    return 1 - after / before
+    return 1 - families.parameter_count(network) / families.parameter_count(model)

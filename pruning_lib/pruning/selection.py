@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pruning_lib._files import replacing
 from pruning_lib.models import families
 from pruning_lib.models.families import Sizes
 from pruning_lib.models.plan import GROUPED, Plan
@@ -41,11 +42,9 @@ class Importance:
     def save(self, path: str | Path) -> None:
         """Write to one safetensors file, so that one calibration serves many fractions."""
         path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(path.name + ".part")
         tensors = {"heads": self.heads.contiguous(), "neurons": self.neurons.contiguous()}
-        save_file(tensors, beside, metadata={"made_with": json.dumps(self.made_with)})
-        beside.replace(path)
+        with replacing(path) as beside:
+            save_file(tensors, beside, metadata={"made_with": json.dumps(self.made_with)})
 
     @classmethod
     def load(cls, path: str | Path) -> Importance:

@@ -1,0 +1,1 @@
+"""Training after pruning: LoRA for language models, SGD for image networks."""

@@ -13,7 +13,6 @@ References
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,6 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._files import bytes_of, digest, replacing
 from pruning_lib.models import families
 from pruning_lib.models.hooks import evaluating
 from pruning_lib.training.sgd import dropout_seeded
@@ -225,12 +225,11 @@ def _learning_rate_factor(step: int, steps: int, warmup_fraction: float) -> floa
 
 def _key(model: nn.Module, settings: Settings, examples: list[Example], teacher: nn.Module | None) -> str:
     """Return a digest of all inputs of the result: settings, examples, and every weight, also of the teacher."""
-    found = hashlib.sha256(json.dumps([asdict(settings), examples]).encode())
+    parts = [json.dumps([asdict(settings), examples]).encode()]
     frozen = [(name, p) for name, p in sorted(model.named_parameters()) if not p.requires_grad]
     for name, p in frozen + (sorted(teacher.named_parameters()) if teacher else []):
-        found.update(f"{name} {tuple(p.shape)} {p.dtype}".encode())
-        found.update(p.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]
+        parts += [f"{name} {tuple(p.shape)} {p.dtype}".encode(), bytes_of(p)]
+    return digest(parts)
 
 
 class _Checkpoint:
@@ -244,10 +243,8 @@ class _Checkpoint:
         tensors = {f"{i}.weight": p.detach().contiguous() for i, p in enumerate(weights)}
         for i, p in enumerate(weights):
             tensors |= {f"{i}.{name}": value.contiguous() for name, value in optimizer.state[p].items()}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        beside = self.path.with_suffix(".part")
-        save_file(tensors, beside, metadata={"losses": json.dumps(losses)})
-        beside.replace(self.path)
+        with replacing(self.path) as beside:
+            save_file(tensors, beside, metadata={"losses": json.dumps(losses)})
 
     def restore(self, weights: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> list[float]:
         """Restore weights and optimiser, and return the losses so far; [] without a file."""

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib.models.hooks import evaluating
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from pruning_lib.models.loading import DTYPES
 
 
 def recalibrate_batchnorm(model: nn.Module, images: Tensor, *, images_per_batch: int = 256) -> nn.Module:

@@ -1,10 +1,10 @@
-"""Speed of scoring all blocks of ResNet-56 with all eight metrics, side by side in one run with the plain procedure.
+"""Speed of scoring all blocks of ResNet-56 with all eight metrics, in one run with the plain procedure.
 
-ours    the library: what runs before a block is computed once, all metrics look at the same features
-plain   a full pass over the images for every block and every metric, the block bypassed, then the metric by itself
+ours    the library: the layers before a block are computed once, and all metrics use the same features
+plain   a full pass over the images for every block and every metric, with the block skipped, then the metric
 
-The features of both are compared bit for bit.  The plain procedure takes long; ``--sample`` measures it on that many of
-the blocks, evenly spread, and scales its time up.
+The features of both are compared bit for bit.  The plain procedure is slow; ``--sample`` measures it on that many
+evenly spread blocks and scales its time up.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pruning_lib.pruning import consensus, similarity
 
 
 def setting(per_class):
-    """A ResNet-56 with random weights and random images: speed does not depend on what they show."""
+    """Return a ResNet-56 with random weights, and random images; speed does not depend on their content."""
     network = image_networks.build(image_networks.ImageConfig("cifar_resnet", {"depth": 56}), seed=0).eval()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.rand(10 * per_class, 3, 32, 32, generator=generator)
@@ -34,7 +34,7 @@ def features(network, pixels):
 
 
 def plain(network, pixels, labels, names):
-    """Seconds, and the features without each block."""
+    """Return seconds, and the features without each block."""
     start, found = time.perf_counter(), []
     whole = features(network, pixels)
     for name in names:

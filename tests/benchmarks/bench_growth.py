@@ -1,9 +1,9 @@
-"""How time and memory of pruning grow, on toy LLaMAs: with tokens, blocks, prompts, parameters, and workers.
+"""Growth of time and memory of pruning toy LLaMAs with tokens, blocks, prompts, parameters and workers.
 
-Each point is one pass of importance after a warm-up, the medians of five: CPU seconds (they hardly depend on who else
-uses the machine), and how far the resident memory rose at most.  With ``--rows`` also workers: seconds by the clock and
-memory of all processes together for eight rows that compute for three seconds each, run so many at a time; that wants
-an idle machine.  ``--write`` puts table, curves and words into the book.  About five minutes with both.
+Each point is the median of five passes of importance after a warm-up: CPU seconds (nearly independent of other load)
+and the largest rise of resident memory.  ``--rows`` adds workers: wall-clock seconds and memory of all processes for
+eight rows of three seconds each, at several numbers of parallel rows; this needs an idle machine.  ``--write`` writes
+table, curves and text into the book.  The script takes about five minutes with both options.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM
 from pruning_lib.models import families
 from pruning_lib.pruning import amp
 
-BASE = {"tokens": 512, "blocks": 4, "prompts": 8, "width": 256}  # large enough that memory can be seen to grow
+BASE = {"tokens": 512, "blocks": 4, "prompts": 8, "width": 256}  # large enough for a measurable growth of memory
 GROWS = {"tokens": (256, 512, 1024, 2048), "blocks": (4, 8, 16, 32), "prompts": (8, 16, 32, 64),
          "width": (128, 256, 512, 768)}
 WORKERS, ROWS, REPEATS = (1, 2, 4, 8), "abcdefgh", 5
@@ -36,7 +36,7 @@ DRAWING = Path(__file__).parents[2] / "book" / "drawings" / "growth.py"
 
 
 def drawing():
-    """The script that makes words and curves of the table."""
+    """Import the script that turns the table into text and curves."""
     spec = importlib.util.spec_from_file_location("growth", DRAWING)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -49,7 +49,7 @@ def high_water_mb():
 
 
 def point(tokens, blocks, prompts, width):
-    """Parameters, CPU seconds and MB of one pass over ``prompts`` batches of one prompt each."""
+    """Return parameters, CPU seconds and MB of one pass over ``prompts`` batches of one prompt each."""
     config = families.tiny("llama", n_blocks=blocks, width=width, heads=width // 32, groups=width // 32, head_width=32,
                            neurons=3 * width, vocabulary=256)
     model = AutoModelForCausalLM.from_config(config).eval()
@@ -62,8 +62,8 @@ def point(tokens, blocks, prompts, width):
 
 
 def one_pass(model, batch, prompts):
-    """(CPU seconds, MB that the memory rose by)."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else what was freed before counts as there already
+    """Return (CPU seconds, rise of memory in MB)."""
+    ctypes.CDLL("libc.so.6").malloc_trim(0)  # else memory freed before would count as the initial level
     Path("/proc/self/clear_refs").write_text("5")
     before, start = high_water_mb(), time.process_time()
     amp.score_sums(model, (batch for _ in range(prompts)), progress=False)
@@ -71,7 +71,7 @@ def one_pass(model, batch, prompts):
 
 
 def rows_at_a_time(jobs):
-    """Seconds by the clock, and the most memory at once, of eight rows that compute for three seconds each."""
+    """Return wall-clock seconds and peak memory of eight rows that compute for three seconds each."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
     import trees
 
@@ -93,13 +93,13 @@ def rows_at_a_time(jobs):
 
 
 def sample(most, done):
-    """Keep in ``most`` how many MB the processes of the rows took together at most, as the runner counts them."""
+    """Store the peak memory in MB of all row processes in ``most``, counted as in ``local``."""
     while not done.wait(0.2):
         total = 0
         for process in psutil.Process().children(recursive=True):
             try:
                 total += process.memory_info().rss
-            except psutil.Error:  # it ended meanwhile
+            except psutil.Error:  # the process ended meanwhile
                 pass
         most[0] = max(most[0], total / 1e6)
 
@@ -116,7 +116,7 @@ def main():
     parser.add_argument("--rows", action="store_true", help="also workers, by the clock")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    measured_on = conditions()  # the load of others, not of this
+    measured_on = conditions()  # load of other processes
     lines = [["what grows", "to", "parameters", "seconds", "memory, MB"]]
     for kind, numbers in {**GROWS, **({"workers": WORKERS} if arguments.rows else {})}.items():
         for number in numbers:

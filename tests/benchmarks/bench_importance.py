@@ -1,11 +1,11 @@
-"""Speed of AMP's importance pass on SmolLM2, side by side in one run with what it replaces and with its floor.
+"""Speed of AMP's importance pass on SmolLM2, with two references.
 
 ours       the library: one pass, padded batches of similar length, no language-model head, one head's share at a time
-published  the published procedure rebuilt: one prompt at a time, one pass for heads and one for neurons, the logits
+published  the published procedure, reimplemented: one prompt at a time, a pass for heads, a pass for neurons, the logits
            computed, the whole tokens x heads x width tensor
 floor      one plain forward pass of the same batches without the language-model head, nothing scored
 
-Times are medians of interleaved repetitions; memory is what the peak of the process rises by, each in its own process.
+Times are medians of interleaved repetitions; memory is the rise of the peak of a separate process.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LENGTHS = range(81, 121, 2)  # tokens of the 20 prompts, 100 on average
 
 
 def published(model, batches):
-    """Scores as the published code gets them; right, and slow."""
+    """Compute scores as the published code does: correct, and slow."""
     family, s = families.family_of(model), families.sizes(model)
     prompts = [b["input_ids"][i:i + 1, :int(mask.sum())] for b in batches for i, mask in enumerate(b["attention_mask"])]
     heads, neurons = torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons)
@@ -68,18 +68,18 @@ WAYS = {"published": published, "ours": ours, "floor": floor}
 def setting(dtype):
     model, tokenizer = loading.load_model("smollm2-135m-instruct", dtype=dtype)
     ids = [tokenizer(text)["input_ids"][:n] for text, n in zip(data.texts("mini_text"), LENGTHS, strict=False)]
-    return model, amp.batches([tokenizer.decode(i) for i in ids], tokenizer)
+    return model, data.batches([tokenizer.decode(i) for i in ids], tokenizer)
 
 
 def peak_bytes(way, model, batches):
-    """How far ``way`` raises the resident memory of this process; None where the system cannot say."""
+    """Return the rise of resident memory by ``way`` in this process; None where the system does not report it."""
     def high_water():
         status = Path("/proc/self/status").read_text()
         return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
     try:
-        floor(model, [{k: v[:1, :8] for k, v in batches[0].items()}])  # what the first call sets up is not counted
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        floor(model, [{k: v[:1, :8] for k, v in batches[0].items()}])  # the set-up of the first call does not count
+        Path("/proc/self/clear_refs").write_text("5")  # reset the high-water mark
         before = high_water()
     except OSError:
         return None
@@ -88,7 +88,7 @@ def peak_bytes(way, model, batches):
 
 
 def peak_elsewhere(script, *arguments):
-    """What ``script --peak`` says, as a column of text; a process of its own, so that none profits from another."""
+    """Return the output of ``script --peak`` as a column of text; a separate process avoids carry-over."""
     command = [sys.executable, script, "--peak", *arguments]
     peak = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     return "?" if peak is None else f"{peak / 1e6:.0f}"

@@ -1,10 +1,10 @@
-"""Time and memory of reconstruction on SmolLM2, side by side with its floor: 20 % goes, heads stay, float32.
+"""Time and memory of reconstruction on SmolLM2, with a lower bound: 20 % removed, neurons only, float32.
 
 floor       one plain forward pass of the same text without the language-model head, nothing collected
 one_pass, sequential, asymmetric    the modes of ``reconstruct.remove``, at one ridge
 
-Times are medians of interleaved repetitions; memory is what the peak of the process rises by, each in its own process,
-the pruned copy of the model included.
+Times are medians of interleaved repetitions; memory is the rise of the peak of a separate process, including the
+pruned copy of the model.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from bench_importance import floor, peak_bytes, peak_elsewhere
 
 from pruning_lib import data
 from pruning_lib.models import loading
-from pruning_lib.pruning import amp, reconstruction
+from pruning_lib.pruning import amp, reconstruction, selection
 
 TEXTS = 4
 
 
 def resolved(mode, model, batches):
-    plan = amp.choose(amp.importance(model, batches[:1], progress=False), model, removed_fraction=0.2, heads_removed=0)
+    plan = selection.choose(amp.importance(model, batches[:1], progress=False), model, removed_fraction=0.2, heads_removed=0)
     return reconstruction.reconstruct(model, plan, batches, mode=mode, progress=False)[1]
 
 
@@ -35,7 +35,7 @@ WAYS = {"floor": floor, **{mode: partial(resolved, mode) for mode in reconstruct
 
 def setting():
     model, tokenizer = loading.load_model("smollm2-135m-instruct")
-    return model, amp.batches(data.texts("mini_calibration_text", TEXTS), tokenizer)
+    return model, data.batches(data.texts("mini_calibration_text", TEXTS), tokenizer)
 
 
 def main():

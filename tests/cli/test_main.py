@@ -1,4 +1,4 @@
-"""The command runs what it is asked for, puts it where it says, and refuses the rest on stderr before anything runs."""
+"""The command runs the requested rows, writes to the documented places, and refuses bad input before any run."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ from pruning_lib.report import book
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
-    """A repository with notebooks and rows and no pages yet; the current folder."""
+    """Return a repository with notebooks and rows but without pages, as the current folder."""
     make_tree(tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
@@ -29,7 +29,7 @@ def root(tmp_path, monkeypatch):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """(row, tree) of every row that would have run; rows called ``mute`` fail."""
+    """Return (row, tree) of every intercepted run; rows named ``mute`` fail."""
     calls = []
 
     def run(row, tree, **_):
@@ -46,7 +46,7 @@ def files(root):
 
 
 def command(*arguments, cwd):
-    """The installed command, as a user calls it."""
+    """Run the installed command as a user does."""
     program = Path(sys.executable).with_name("pruning-lib")
     return subprocess.run([str(program), *arguments], cwd=cwd, capture_output=True, text=True)
 
@@ -140,7 +140,7 @@ def test_one_row_that_fails_does_not_keep_the_others_from_running(root, ran, cap
 
 @pytest.fixture
 def small_is_fresh(root):
-    """Pages of ``small``, up to date, and of ``plain``, made from another notebook."""
+    """Write an up-to-date page of ``small``, and a page of ``plain`` from another notebook."""
     tree, rows = Tree.at(root), runs.rows(Tree.at(root))
     tree.records.mkdir(parents=True)
     for name, made_from in (("small", staleness.fingerprint(rows["small"], tree)), ("plain", "0" * 16)):
@@ -157,7 +157,7 @@ def test_stale_leaves_out_rows_that_are_up_to_date(small_is_fresh, ran, capsys):
     assert [row.name for row, _ in ran] == ["plain", "mute", "look"]
     assert "small: up to date" in capsys.readouterr().out
     assert main.main(["run", "small"]) == 0
-    assert [row.name for row, _ in ran][-1] == "small"  # who asks for a row by name gets it
+    assert [row.name for row, _ in ran][-1] == "small"  # a row given by name runs
 
 
 def test_status_says_for_each_row_whether_and_why_it_has_to_run_and_changes_nothing(small_is_fresh, root, capsys):
@@ -170,7 +170,7 @@ def test_status_says_for_each_row_whether_and_why_it_has_to_run_and_changes_noth
 
 
 def test_who_reads_along_may_stop_reading(root):
-    """As ``pruning-lib status | head -1`` does: no traceback, and no complaint when Python ends."""
+    """Close the pipe as ``pruning-lib status | head -1`` does: no traceback, and no error on exit."""
     program = [str(Path(sys.executable).with_name("pruning-lib")), "status"]
     reading, writing = os.pipe()
     os.close(reading)
@@ -180,7 +180,7 @@ def test_who_reads_along_may_stop_reading(root):
 
 
 def test_the_command_runs_a_row_for_real_with_another_value_and_touches_no_published_page(root, small_is_fresh):
-    """Of a notebook without torch, which would take seconds more."""
+    """Run a notebook without torch, to save seconds."""
     light = "import os, pathlib\npathlib.Path(os.environ['PRUNING_RESULTS']).mkdir()\n" \
             "(pathlib.Path(os.environ['PRUNING_RESULTS']) / 'small.json').write_text(str(count))"
     notebook(root / "notebooks" / "tiny.ipynb", "# Tiny", "fraction = 0.5\ncount = 3  # how many", light)

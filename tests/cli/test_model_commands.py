@@ -1,4 +1,4 @@
-"""The commands do what a practitioner asks for, end in a folder that loads plainly, and refuse the rest at once."""
+"""The commands inspect, prune, evaluate and compare, write a loadable folder, and refuse bad input at once."""
 
 import json
 import shutil
@@ -16,7 +16,7 @@ from pruning_lib.pruning import amp, selection
 
 @pytest.fixture
 def dense(tmp_path, tiny, tokenizer):
-    """A folder with a toy LLaMA whose tokens are characters."""
+    """Return a folder with a toy LLaMA whose tokens are characters."""
     folder = tmp_path / "dense"
     tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
@@ -27,7 +27,7 @@ SMALL = ["--calibration", "mini_prompts", "--prompts", "4", "--text", "mini_text
 
 
 def run(capsys, *arguments):
-    """(exit status, standard output, standard error)"""
+    """Return (exit status, standard output, standard error) of a command."""
     status = main.main([*map(str, arguments)])
     return status, *capsys.readouterr()
 
@@ -75,7 +75,7 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text (long)",
                                                "mini_prompts (recovery)"}
     whole, tokenizer = loading.load_model(str(dense))
-    plan = selection.choose(amp.importance(whole, amp.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
+    plan = selection.choose(amp.importance(whole, data.batches(data.texts("mini_prompts", 4), tokenizer)), whole,
                         removed_fraction=facts["arguments"]["removed_fraction"], heads_removed=2)
     assert facts["removed"]["heads"] == [" ".join(map(str, row)) for row in plan.removed_heads.sort().values.tolist()]
     assert facts["removed"]["neurons"] == [" ".join(map(str, row)) for row in plan.neurons.sort().values.tolist()]

@@ -1,7 +1,7 @@
-"""The chapter *Run it on your model* from its first line to a rebuilt book, in the words that stand there.
+"""The chapter *Run it on your model*, executed from its first line to a rebuilt book.
 
-Code and commands are read from the chapter, so what it says is what is tested; only how much is computed is turned
-down.  No download, no model of the report: a tiny LLaMA and a ResNet-18 of torchvision's, both with random weights.
+The test reads code and commands from the chapter and only reduces the amount of computation.  It downloads nothing and
+uses a tiny LLaMA and a ResNet-18 of torchvision, both with random weights.
 """
 
 import json
@@ -27,7 +27,7 @@ LITTLE = {"prune": ["--tokens", "300", "--window", "100"], "compare": ["--tokens
 
 
 def section(name):
-    """What stands below a heading of the chapter."""
+    """Return the text below a heading of the chapter."""
     return re.search(rf"^## {name}\n(.*?)(?=^## |\Z)", CHAPTER, re.M | re.S)[1]
 
 
@@ -36,14 +36,14 @@ def code(text):
 
 
 def commands(text):
-    """The arguments of every call of ``pruning-lib`` in a text."""
+    """Return the arguments of every call of ``pruning-lib`` in a text."""
     lines = re.findall(r"^    \.venv/bin/pruning-lib ((?:.*\\\n)*.*)$", text, re.M)
     return [shlex.split(line.replace("\\\n", " ")) for line in lines]
 
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """A folder to work in, with the notebooks, the library and a book of one chapter, and nothing cached."""
+    """Return a working folder with the notebooks, the library and a book of one chapter, with an empty cache."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copytree(ROOT / "pruning_lib", tmp_path / "pruning_lib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "data" / "inputs", tmp_path / "data" / "inputs")
@@ -61,7 +61,7 @@ def here(tmp_path, monkeypatch):
 
 
 def follow(text, do):
-    """Carry out the commands of a text; ``do`` says which, and what a command is followed by here."""
+    """Execute the commands named in ``do`` with the options of ``LITTLE``; all of them must occur in this order."""
     done = []
     for arguments in commands(text):
         name = arguments[1] if arguments[0] == "run" else arguments[0]
@@ -100,7 +100,7 @@ def test_an_image_network_of_torchvisions_from_its_weights_to_a_smaller_folder_a
     yours = found["yours"].eval()
     pixels = torch.rand(2, 3, 64, 64)
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (found["config"].mean, found["config"].std))
-    with torch.no_grad():  # the same answers as torchvision's network, to pixels instead of normalised ones
+    with torch.no_grad():  # same outputs as torchvision's network, for pixels instead of normalised input
         assert torch.allclose(loading.load_model("my-resnet")[0](pixels), yours((pixels - mean) / std), atol=1e-4)
     follow(text, ["inspect", "consensus_prune"])
     assert "8 blocks; 4 can be removed together" in capsys.readouterr().out

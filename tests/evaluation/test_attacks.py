@@ -1,4 +1,4 @@
-"""Attacks keep their budget and do harm; FGSM is five lines of PyTorch; gradient masking is noticed."""
+"""Attacks keep their budget and lower the accuracy; FGSM equals five lines of PyTorch; masking is detected."""
 
 import inspect
 
@@ -17,7 +17,7 @@ from pruning_lib.training import sgd
 
 @pytest.fixture(scope="module")
 def digits():
-    """A network that reads digits, the digits it is tested on, and their labels."""
+    """Return a network for digits, its test images, and their labels."""
     entry = images.IMAGES["digits"]
     network = image_networks.build(image_networks.ImageConfig("cifar_resnet", {"depth": 8, "channels": 1}, entry.mean, entry.std),
                              seed=0)
@@ -88,7 +88,7 @@ def test_fgsm_is_five_lines(digits):
 
 
 def test_pgd_steps_downhill_of_the_margin_in_steps_that_reach_the_edge(digits):
-    """One image, one pixel, by hand: the score falls with the pixel, so PGD ends at the edge of the budget."""
+    """Check one image of one pixel: the score falls with the pixel, so PGD ends at the edge of the budget."""
     class OnePixel(nn.Module):
         def __init__(self):
             super().__init__()
@@ -127,7 +127,7 @@ def test_the_smallest_change_answers_for_every_budget(digits):
 @pytest.mark.parametrize("epsilon", [0.15, 0.3])
 @pytest.mark.parametrize("name", ["cw", "pgd_l2"])
 def test_in_l2_an_attack_fools_no_fewer_than_one_step_along_the_gradient(name, epsilon, digits):
-    """C&W with c = 1 and a rate that does not go with the budget fooled fewer.  One image more is granted."""
+    """Allow one image more than a single gradient step; C&W with c = 1 and a fixed rate succeeded on fewer."""
     network, x, y = digits
     x, y = 0.2 + 0.6 * x[:80], y[:80]  # a pixel that is exactly 0 or 1 would stay
     start = x.clone().requires_grad_()
@@ -141,7 +141,7 @@ def test_in_l2_an_attack_fools_no_fewer_than_one_step_along_the_gradient(name, e
 
 @pytest.mark.parametrize("name", [name for name in ATTACKS if name != "autoattack"])
 def test_colour_pictures_are_attacked_too_in_a_network_laid_out_channel_by_channel(name):
-    """Some of torchattacks takes views that such a layout does not have."""
+    """Cover channels-last input, because some attacks of torchattacks need contiguous tensors."""
     network = image_networks.build(image_networks.ImageConfig("cifar_resnet", {"depth": 8}, (0.5,) * 3, (0.25,) * 3), seed=0)
     network.eval().to(memory_format=torch.channels_last)
     x = torch.rand(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -155,7 +155,7 @@ def test_an_honest_network_shows_no_sign_of_masking_and_a_masking_one_does(digit
     network, x, y = digits
 
     class Rounding(nn.Module):
-        """The same answers behind a staircase that lets no gradient through."""
+        """The same predictions behind a staircase function without gradient."""
 
         def __init__(self):
             super().__init__()

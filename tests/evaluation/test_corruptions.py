@@ -1,4 +1,4 @@
-"""Corruptions are those published: by hand, by another library, or by counting."""
+"""Corruptions equal the published ones: by hand, by another library, or by counting."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ PUBLISHED = ["gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "g
 
 
 def pictures(channels=3, size=32, n=6):
-    """Smooth pictures with an edge, no pixel at the ends of the range."""
+    """Return smooth images with an edge and no pixel at the ends of the range."""
     y, x = np.mgrid[0:size, 0:size] / size
     planes = [[0.4 + 0.25 * np.sin((3 + i) * x + c) + 0.2 * (y > 0.3 + 0.05 * i) for c in range(channels)]
               for i in range(n)]
@@ -37,7 +37,7 @@ def test_a_corruption_changes_pictures_more_at_five_than_at_one_and_keeps_their_
     assert all(f.shape == x.shape and f.dtype == torch.uint8 for f in found)
     mild, severe = ((f.float() - x.float()).abs().mean() for f in found)
     assert (mild if size == 32 else severe) > 0.05
-    assert severe > mild or name == "elastic_transform"  # the first strength of which is an affine map alone
+    assert severe > mild or name == "elastic_transform"  # its first strength is an affine map alone
     assert torch.equal(found[1], corrupt(name, x, severity=5, seed=3))
     assert (np.random.get_state()[1] == before).all() and torch.equal(torch.get_rng_state(), torch_before)
     drawn = CORRUPTIONS.facts[name]["kind"] in ("noise", "weather") or name in ("glass_blur", "motion_blur",

@@ -1,4 +1,4 @@
-"""Costs are those counted by hand and of the published networks; times, memory, energy are of the work asked for."""
+"""Costs equal counts by hand and published values; time, memory and energy cover the given work only."""
 
 import json
 import socket
@@ -23,7 +23,7 @@ MB = 2 ** 20
 
 
 def test_a_convolution_and_a_linear_layer_cost_what_they_cost_by_hand():
-    """5 x 5 pixels of 8 channels, each from 3 x 3 x 3; groups see their own channels only; biases do not count."""
+    """Count 5 x 5 pixels of 8 channels from 3 x 3 x 3 each; groups use their own channels; biases do not count."""
     convolution = nn.Conv2d(3, 8, 3, stride=2, padding=1)
     assert cost.macs(convolution, torch.zeros(2, 3, 9, 9)) == 2 * 8 * 25 * 27
     assert cost.macs(nn.Conv2d(6, 6, 3, groups=6), torch.zeros(1, 6, 5, 5)) == 6 * 9 * 9
@@ -32,7 +32,7 @@ def test_a_convolution_and_a_linear_layer_cost_what_they_cost_by_hand():
 
 
 def test_resnet56_and_what_is_left_of_it_cost_what_was_published():
-    """Blocks taken front to back: from 125.7 to 26.7 million multiply-adds, 78.8 % less, by way of 20 in between."""
+    """Remove blocks front to back: from 125.7 to 26.7 million multiply-adds, 78.8 % less, in 21 steps."""
     model, image = image_network("cifar_resnet", depth=56, shortcut="projection"), pixels()[:1]
     steps = consensus.prune(model, lambda m: block_ranking.front_to_back(m, None, None, 0), rounds=21)
     found = [cost.macs(network, image) for network in (model, *(step.model for step in steps))]
@@ -63,16 +63,16 @@ def test_counting_changes_nothing():
 
 def test_shared_parameters_count_once(tiny):
     layer = nn.Linear(3, 4)
-    assert cost.parameters(layer) == 16 == cost.parameters(nn.Sequential(layer, nn.BatchNorm1d(4), layer)) - 8
+    assert families.parameter_count(layer) == 16 == families.parameter_count(nn.Sequential(layer, nn.BatchNorm1d(4), layer)) - 8
     model = tiny("llama", fields={"tie_word_embeddings": True})
-    assert cost.parameters(model) == families.sizes(model).parameters == cost.parameters(tiny("llama")) - 128 * 48
+    assert families.parameter_count(model) == families.sizes(model).parameters == families.parameter_count(tiny("llama")) - 128 * 48
 
 
 # --- time -------------------------------------------------------------------------------------------------------------
 
 
 class Taking(nn.Module):
-    """Takes so many seconds, one after the other, on a clock of its own."""
+    """Work that takes the given seconds, call by call, on a simulated clock."""
 
     def __init__(self, seconds):
         super().__init__()
@@ -116,7 +116,7 @@ on_cpu = pytest.mark.skipif(torch.cuda.is_available(), reason="counts GPU memory
 
 @on_cpu
 def test_memory_taken_for_a_moment_shows_in_full():
-    """What was taken and freed before does not, and neither hides the second time."""
+    """Require that memory freed before does not count and does not hide the second allocation."""
     def work():
         np.ones(64 * MB, np.uint8)  # freed at once
 
@@ -158,7 +158,7 @@ def test_work_that_fails_says_so(error):
 
 
 def busy(seconds):
-    """Work that takes so much of the processor, however much others take."""
+    """Use the given amount of CPU time, independent of other load."""
     def work():
         start = time.process_time()
         while time.process_time() - start < seconds:
@@ -169,7 +169,7 @@ def busy(seconds):
 
 @pytest.fixture(scope="module")
 def measured():
-    """Emissions of 0.1 and of 0.3 s of work on 10 inputs."""
+    """Return the emissions of 0.1 s and of 0.3 s of work on 10 inputs."""
     return [cost.emissions(busy(s), inputs=10, repetitions=5, at_least_s=0.3, idle_s=0.2) for s in (0.1, 0.3)]
 
 

@@ -1,4 +1,4 @@
-"""Speed of language models: decoding is right, intervals cover, ideals are counted by hand."""
+"""Speed of language models: decoding is correct, intervals cover, upper bounds equal counts by hand."""
 
 import math
 
@@ -56,7 +56,7 @@ def test_graphs_without_a_gpu_are_refused():
 
 def test_a_model_that_does_more_takes_longer_and_models_take_turns():
     class Slow(torch.nn.Module):
-        """A model that works twice for everything it is asked, and notes that it was."""
+        """A model that computes every call twice and counts the calls."""
 
         def __init__(self, model, name, seen):
             super().__init__()

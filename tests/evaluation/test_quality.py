@@ -24,11 +24,11 @@ TEXTS = ["It is a truth universally acknowledged,", "that a single man", "in pos
 
 
 def slow_perplexity(model, ids, window, stride):
-    """Every token on its own: the first window that holds it together with a token before it."""
+    """Compute perplexity token by token, each in the first window that contains it and a token before it."""
     losses = []
     for t in range(1, len(ids)):
         start = next((s for s in range(0, t, stride) if t < s + window), None)
-        if start is None:  # it stands first in the only window that holds it
+        if start is None:  # first in the only window that contains it
             continue
         with torch.no_grad():
             logits = model(torch.tensor([ids[start:t]])).logits[0, -1].double()
@@ -50,7 +50,7 @@ def test_perplexity_equals_the_slow_loop(tiny, tokenizer, window, stride, max_to
 
 
 def test_perplexity_holds_for_every_family_and_windows_taken_in_pieces(family, tiny, tokenizer):
-    """Logits of a window are computed 256 predictions at a time."""
+    """Cover windows longer than 256 predictions, the size of a piece of logits."""
     model, text = tiny(family, fields={"max_position_embeddings": 512}), "".join(TEXTS) * 4
     ids = torch.tensor([tokenizer(text)["input_ids"][:300]])
     with torch.no_grad():
@@ -86,7 +86,7 @@ def test_a_model_that_knows_nothing_is_as_perplexed_as_its_vocabulary_is_large(f
 
 
 def test_the_interval_of_perplexity_is_that_of_the_mean_over_equal_windows(tiny, tokenizer):
-    """For windows of equal length the ratio estimate is a plain mean, whose t interval is in every textbook."""
+    """Compare with the t interval of a mean; for windows of equal length the ratio estimate is a plain mean."""
     from scipy import stats
 
     model, text = tiny("llama"), "".join(TEXTS)[:80]
@@ -105,7 +105,7 @@ def test_a_single_window_has_no_interval(tiny, tokenizer):
 
 
 def test_the_tokens_counted_are_those_of_the_text_alone(tiny, tokenizer):
-    """A tokenizer that puts a start token in front of every text changes nothing."""
+    """Require that a tokenizer with a start token before every text changes nothing."""
     adding = copy.deepcopy(tokenizer)
     adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     assert adding("ab")["input_ids"] == [1, *tokenizer("ab")["input_ids"]]
@@ -126,7 +126,7 @@ def test_what_has_no_perplexity_is_refused(tiny, tokenizer, texts, window, strid
 
 
 def greedy(model, tokenizer, context, n):
-    """The ``n`` characters the model itself would write next; None where it writes something else."""
+    """Return the ``n`` characters of greedy decoding; None unless all are plain characters."""
     ids = tokenizer(context)["input_ids"]
     for _ in range(n):
         with torch.no_grad():
@@ -141,7 +141,7 @@ def requests(pairs):
 
 @pytest.fixture(scope="module")
 def both(tokenizer):
-    """``both(model, pairs)``: (log likelihoods, greedy flags) of the stock class and of ours, in order."""
+    """Return ``both(model, pairs)``: (log likelihoods, greedy flags) of the stock class and of ours, in order."""
 
     def score(model, pairs, **options):
         stock = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=4, softmax_dtype="float32")
@@ -153,7 +153,7 @@ def both(tokenizer):
 
 
 def pairs_of(model, tokenizer):
-    """Questions with answers of one token and of many, one question alone, one empty, and answers it would give."""
+    """Return questions with short and long answers, a single question, an empty one, and greedy answers."""
     pairs = [(question, answer) for question in ("Why", "A river is", "The longest of all these questions")
              for answer in (" yes", "s", " because of the rain", "!")]
     written = [(c, greedy(model, tokenizer, c, n)) for c in "abcdefghijklmnopqrstuvwxyz" for n in (1, 2)]
@@ -180,7 +180,7 @@ def test_eager_attention_scores_the_same(tiny, tokenizer, both):
 
 @pytest.mark.parametrize("sizes", [{"sliding_window": 6}, {"max_position_embeddings": 20}])
 def test_questions_beyond_the_models_reach_are_left_to_the_stock_class(tiny, tokenizer, both, sizes):
-    """A sliding window, or a question longer than the model takes, which the stock class cuts on the left."""
+    """Cover a sliding window, and a question beyond the context, which the stock class cuts on the left."""
     model = tiny("mistral", fields=sizes)
     stock, ours = both(model, pairs_of(model, tokenizer))
     np.testing.assert_allclose(ours[0], stock[0], rtol=1e-5, atol=1e-4)
@@ -234,7 +234,7 @@ def test_the_default_model_reads_plain_english(smollm):
 @pytest.mark.parametrize(("right", "of", "low", "high"), [
     (8, 10, 0.4901625, 0.9433178), (0, 20, 0, 0.1611252), (20, 20, 0.8388748, 1), (50, 100, 0.4038315, 0.5961685)])
 def test_the_interval_is_wilsons(right, of, low, high):
-    """Values of Wilson (1927) computed by hand with z = 1.959964."""
+    """Compare with values of Wilson (1927) computed by hand with z = 1.959964."""
     z, p = 1.959964, right / of
     middle, half = (p + z * z / 2 / of) / (1 + z * z / of), z / (1 + z * z / of) * math.sqrt(
         p * (1 - p) / of + z * z / 4 / of ** 2)
@@ -250,7 +250,7 @@ def test_a_model_compared_with_itself_differs_by_nothing():
 
 
 def test_the_first_model_is_ahead_when_the_difference_is_positive():
-    """Ten items, the first right on all, the second on six: 4 against 0, so p = 2 / 2^4; a task counts once."""
+    """Compare ten correct items with six: 4 against 0, so p = 2 / 2^4; a task counts once."""
     ahead = {"a": quality.pack(np.ones(10, bool)), "b": quality.pack(np.ones(30, bool))}
     behind = {"a": quality.pack(np.arange(10) < 6), "b": quality.pack(np.ones(30, bool))}
     found = quality.paired(ahead, behind)

@@ -1,4 +1,4 @@
-"""A cue tells its class and no more, agrees as often as asked, and reliance shows a network that follows it."""
+"""A cue encodes its class and nothing else, agrees at the given rate, and reliance detects its use."""
 
 import numpy as np
 import pytest
@@ -39,7 +39,7 @@ def test_a_patch_is_where_its_class_says():
 
 
 def told(marked):
-    """The class that a patch on 8 x 8 black pixels tells."""
+    """Return the class encoded by a patch on 8 x 8 black pixels."""
     return torch.tensor([{0: 0, 7: 8}[r] + c for r, c in (m[0].nonzero()[0].tolist() for m in marked)])
 
 

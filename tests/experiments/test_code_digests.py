@@ -1,4 +1,4 @@
-"""What a notebook leads to in the package is followed by name; what the code does not do does not count."""
+"""Digests follow references of a notebook into the package; text that cannot change a result does not count."""
 
 import nbformat
 import pytest
@@ -54,7 +54,7 @@ def package(tmp_path):
 
 
 def followed(cells, package):
-    """Names of the definitions that cells lead to, without the cells themselves."""
+    """Return the names of the definitions used by cells, without the cells."""
     return [name for name in digests(cells, package) if name != NOTEBOOK]
 
 

@@ -1,4 +1,4 @@
-"""Rows on a real Dask cluster of two worker processes on this machine: sent once, survived, written by the client."""
+"""Execution on a real Dask cluster of two local workers: rows run once, survive, and are written by the client."""
 
 import os
 import signal
@@ -25,9 +25,9 @@ from pruning_lib.pruning import amp
 
 @pytest.fixture(scope="module")
 def address(tmp_path_factory):
-    """Of the scheduler of two workers, each in a process of its own, one row at a time, one (pretended) GPU.
+    """Yield the address of a scheduler with two worker processes, one row each, one simulated GPU.
 
-    A row may kill one worker and is given up at the second; Dask's own number is three.
+    A row may kill one worker and fails at the second; the default of Dask is three.
     """
     with pytest.MonkeyPatch.context() as patch, dask.config.set({"distributed.scheduler.allowed-failures": 1}):
         patch.setenv("PYTHONPATH", trees.HERE["PYTHONPATH"])
@@ -45,7 +45,7 @@ def run(tree, address, *names, **options):
 def test_rows_run_on_both_workers_and_the_client_writes_what_a_local_run_would_have_written(tmp_path, address):
     wants = {"resources": {"GPU": 1}}
     tree = trees.make(tmp_path, {"a": {"wait_for": "b.began0", **wants}, "b": {"wait_for": "a.began0", **wants}})
-    failed, said = run(tree, address, retries=3)  # kernels that start at once can take the same port and be lost
+    failed, said = run(tree, address, retries=3)  # kernels that start at once can take the same port and fail
     assert not failed, said
     assert said.splitlines()[0] == "3 row(s), 2 at a time on 2 worker(s)"
     assert said.splitlines()[-1].startswith("[3/3] look: done in ")
@@ -128,7 +128,7 @@ def test_on_a_full_disk_rows_are_reported_and_run_when_there_is_room_again(tmp_p
     with suppress(OSError), filler.open("wb", buffering=0) as file:
         while file.write(bytes(4096)):
             pass
-    failed, said = run(tree, address, "a")  # there is not even room for its lock
+    failed, said = run(tree, address, "a")  # no space even for its lock
     assert failed == ["a"] and "row a failed: [Errno 28] No space left on device" in said and not left_over(tree)
     filler.unlink()
     assert not run(tree, address, "a")[0] and published(tree) == ["a.ipynb", "a.json"] and not left_over(tree)
@@ -155,7 +155,7 @@ def test_after_the_client_is_killed_only_what_it_did_not_write_is_run_by_the_nex
 
 
 def job_for(tree, **changed):
-    """What the client would send for a reading that runs at once."""
+    """Return the job that the client sends for a reading."""
     return {"row": vars(Row("a", "look", {}, reading=True)), "notebook": (tree.notebooks / "look.ipynb").read_text(),
             "records": {}, "code": {}, "inputs": {}, "folder": "", **changed}
 
@@ -179,7 +179,7 @@ def test_a_worker_with_other_data_refuses_and_one_that_has_none_of_its_own_runs(
 @pytest.mark.parametrize("error", [ModuleNotFoundError("No module named 'pruning_lib'"),
                                    RuntimeError("Error during deserialization of the task graph.\nSee docs.")])
 def test_a_scheduler_or_worker_without_the_package_is_told_what_it_needs(error):
-    """As Dask says it, whose scheduler opens tasks too."""
+    """Cover the errors of Dask, whose scheduler deserialises tasks too."""
     assert dask_cluster._in_words(error).startswith("scheduler and workers need pruning_lib too, in the same version as ")
 
 

@@ -1,6 +1,6 @@
-"""A row runs for real, its page and record appear together or not at all, and what is out of date is known.
+"""Rows run for real, page and record appear together or not at all, and outdated pages are detected.
 
-Kernels start slowly, so each kind of run is executed once, in a small tree of its own, and looked at by several tests.
+Kernels start slowly, so each kind of run is executed once in its own small tree and shared by several tests.
 """
 
 import json
@@ -38,7 +38,7 @@ ROWS = {
 
 
 def notebook(path, *cells):
-    """Write a notebook of prose (starting with #) and code; a cell of the parameters is tagged as such."""
+    """Write a notebook of prose (starting with #) and code; the parameters cell is tagged."""
     made = [v4.new_markdown_cell(c) if c.startswith("# ") else
             v4.new_code_cell(c, metadata={"tags": ["parameters"]} if "# how many" in c else {}) for c in cells]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,14 +56,14 @@ def make_tree(root):
 
 
 def published(tree):
-    """Name -> bytes of everything under pages and records, half-written files too."""
+    """Return name -> bytes of all files under pages and records, including incomplete ones."""
     return {path.name: path.read_bytes() for folder in (tree.pages, tree.records) if folder.exists()
             for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
 def executed(tmp_path_factory):
-    """A tree in which ``small`` and then ``look`` ran for real, with the variables of a user set; nobody changes it."""
+    """Return a read-only tree after real runs of ``small`` and ``look``, with user variables set."""
     tree = make_tree(tmp_path_factory.mktemp("executed"))
     rows, said = runs.rows(tree), []
     with pytest.MonkeyPatch.context() as patch:
@@ -78,14 +78,14 @@ def executed(tmp_path_factory):
 
 @pytest.fixture
 def tree(executed, tmp_path):
-    """A copy of that tree."""
+    """Return a copy of that tree."""
     root = shutil.copytree(executed.notebooks.parent, tmp_path / "copy")
     return Tree.at(root)
 
 
 @pytest.fixture(scope="module")
 def failed(executed, tmp_path_factory):
-    """(tree, error): ``small`` ran again with a parameter that makes its last cell fail, after it wrote a record."""
+    """Return (tree, error) after a second run of ``small`` whose last cell fails, after it wrote a record."""
     tree = Tree.at(shutil.copytree(executed.notebooks.parent, tmp_path_factory.mktemp("failed") / "copy"))
     with pytest.raises(RowFailed) as error:
         execution.run(Row("small", "tiny", {"name": "bad"}), tree)
@@ -94,7 +94,7 @@ def failed(executed, tmp_path_factory):
 
 @pytest.fixture
 def no_kernel(monkeypatch):
-    """Rows are "executed" by writing a page and a record, without a kernel."""
+    """Replace execution by writing a page and a record, without a kernel."""
 
     def execute(row, tree, page):
         notebook(page, "# New page")
@@ -187,7 +187,7 @@ def test_a_run_that_writes_no_record_is_refused_with_the_way_out(tree):
 def test_kernels_talk_through_files_for_two_may_take_the_same_port():
     found = execution._reached_through("/tmp/kernel-abc")
     assert found.KernelManager.transport == "ipc" and found.KernelManager.ip.startswith("/tmp/kernel-abc/")
-    assert not execution._reached_through(60 * "/tmp")  # the system would refuse the file's name: ports, then
+    assert not execution._reached_through(60 * "/tmp")  # the path of the socket would be too long, so ports are used
 
 
 def test_a_kernel_that_dies_is_reported_and_publishes_nothing(tree):
@@ -358,7 +358,7 @@ CONTENTS = {"format": "jb-book", "root": "chapters/intro", "parts": [
 
 @pytest.fixture
 def builder(tree, monkeypatch):
-    """The calls of jupyter-book, which is not run; each returns the status ``builder.status``."""
+    """Return the intercepted calls of jupyter-book; each returns ``builder.status``."""
 
     class Builder(list):
         status = 0
@@ -392,7 +392,7 @@ def test_the_published_book_lists_each_run_that_has_a_page_in_order_of_the_rows(
     assert index == root / "build" / "report" / "book" / "_build" / "html" / "index.html"
     runs = [{"file": f"executed/{name}", "title": name} for name in ("small", "mute")]
     assert contents_of(index) == {**CONTENTS, "parts": [CONTENTS["parts"][0], {"caption": "Runs", "chapters": runs}]}
-    assert yaml.safe_load((root / "book" / "_toc.yml").read_text()) == CONTENTS  # the source stays as it was
+    assert yaml.safe_load((root / "book" / "_toc.yml").read_text()) == CONTENTS  # the source is unchanged
     copied = {str(path.relative_to(root / "build" / "report")) for path in (root / "build" / "report").rglob("*.*")}
     assert {"book/chapters/intro.md", "book/executed/small.ipynb", "pruning_lib/amp.py"} <= copied
     assert not left_over.exists()
@@ -439,7 +439,7 @@ def test_a_book_of_ones_own_pages_lists_them_under_their_notebooks_names(tree, b
 
 
 def test_a_page_of_ones_own_alone_makes_a_book_with_the_published_readings(tree, builder):
-    """Chapters quote readings, and link to them."""
+    """Require published readings, because chapters quote and link to them."""
     root = tree.notebooks.parent
     notebook(root / "build" / "own" / "executed" / "tiny.ipynb", "# Mine")
     executed = book.build_book(root, root / "build" / "own").parents[2] / "executed"
@@ -448,7 +448,7 @@ def test_a_page_of_ones_own_alone_makes_a_book_with_the_published_readings(tree,
 
 
 def test_a_published_run_that_chapters_may_link_to_is_listed_in_a_book_of_ones_own_too(tree, builder):
-    """A page that is there and in no list is not built, and a link to it breaks the strict build."""
+    """Require every page in the table of contents; a link to an unlisted page breaks the strict build."""
     root = tree.notebooks.parent
     table = {**ROWS, "silent": {"notebook": "silent"}}
     (tree.notebooks / "runs.yml").write_text(yaml.safe_dump(table, sort_keys=False))

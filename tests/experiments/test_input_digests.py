@@ -1,4 +1,4 @@
-"""What a row reads in files is found by what its parameters and cells name, and told apart by contents, cheaply."""
+"""Input files of a row are found through its parameters and cells and compared by content, cheaply."""
 
 import os
 import shutil
@@ -27,13 +27,13 @@ def tree(tmp_path):
 
 
 def named(text):
-    """A row with a parameter of this value."""
+    """Return a row with a parameter of this value."""
     return Row("small", "tiny", {"name": text})
 
 
 @pytest.fixture
 def lent(tmp_path, monkeypatch):
-    """Folders of data sets and of models as a user lends them."""
+    """Return local folders of data sets and models, as set by a user."""
     monkeypatch.setenv("PRUNING_DATA", str(tmp_path / "lent"))
     monkeypatch.setenv("PRUNING_MODELS", str(tmp_path / "models"))
     (tmp_path / "models").mkdir()
@@ -80,7 +80,7 @@ def test_a_model_counts_with_every_file_of_its_folder(tree, tmp_path, lent, plac
 
 
 def test_a_data_set_that_is_lent_counts_and_one_that_is_not_at_hand_says_nothing(tree, lent, monkeypatch):
-    assert input_digests.digests_of(named("c4"), tree) == {}  # nothing there: it would come from the hub
+    assert input_digests.digests_of(named("c4"), tree) == {}  # no folder: it would come from the hub
     write_c4(lent)
     before = input_digests.digests_of(named("c4"), tree)
     assert set(before) == {"c4 in PRUNING_DATA"} and data.texts("c4") == ["some words"]
@@ -97,7 +97,7 @@ def test_every_set_that_can_be_lent_is_looked_for_where_it_is_read(tree, lent):
         (lent / folder / "data").mkdir(parents=True)
         assert set(input_digests.digests_of(named(name), tree)) == {f"{name} in PRUNING_DATA"}
         read = images.load if name in images.IMAGES else data.texts
-        with pytest.raises(ValueError, match=f"{folder}.data has no "):  # it is that very folder that is read
+        with pytest.raises(ValueError, match=f"{folder}.data has no "):  # this folder is read
             read(name, "test") if read is images.load else read(name)
 
 
@@ -130,7 +130,7 @@ def test_a_damaged_memory_of_digests_and_a_cache_that_cannot_be_written_do_not_m
 
 
 def test_stale_runs_again_what_read_data_that_changed_and_nothing_else(tree, lent, capsys):
-    """For real: a row that counts the texts of a set, and one that reads none."""
+    """Run a row that counts the texts of a set, and one that reads none."""
     counts = f"""from pathlib import Path
 n = len(list(Path({str(lent)!r}).rglob("*.parquet")))
 import os, json

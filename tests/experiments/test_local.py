@@ -1,4 +1,4 @@
-"""Rows side by side, for real: what they may take together, what waits for what, and what survives which death."""
+"""Parallel rows for real: shared resources, order, and recovery after the death of a process."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ PAIR = Machine(jobs=2, threads=1, memory_gb=100)
 
 
 def run(tree, *names, machine=PAIR, **options):
-    """(names that failed, what was said)."""
+    """Return (names of failed rows, log)."""
     table, said = runs.rows(tree), []
     failed = local.run([table[name] for name in names or table], tree, machine, log=said.append, **options)
     return failed, "\n".join(said)
@@ -29,7 +29,7 @@ def run(tree, *names, machine=PAIR, **options):
 
 def test_rows_run_side_by_side_with_their_share_of_cores_and_a_reading_after_the_runs_it_reads(tmp_path):
     tree = trees.make(tmp_path, {"a": {"wait_for": "b.began0"}, "b": {"wait_for": "a.began0"}})
-    failed, said = run(tree, machine=Machine(jobs=3, threads=3, memory_gb=100))  # there is room for all three
+    failed, said = run(tree, machine=Machine(jobs=3, threads=3, memory_gb=100))  # all three fit
     assert not failed and [line.split()[0] for line in said.splitlines()] == ["[1/3]", "[2/3]", "[3/3]"]
     assert "min left" in said.splitlines()[1] and "min left" not in said.splitlines()[2]
     assert began(tmp_path, "a")[0]["threads"] == "3"
@@ -69,7 +69,7 @@ def test_without_retries_a_killed_row_is_reported_and_leaves_nothing(tmp_path):
     failed, said = run(tree, "a", retries=0)
     assert failed == ["a"] and "row a: its process was killed by signal 9" in said
     assert not published(tree) and not left_over(tree)
-    until(lambda: not alive(began(tmp_path, "a")[0]["kernel"]), 10)  # the kernel does not stay behind
+    until(lambda: not alive(began(tmp_path, "a")[0]["kernel"]), 10)  # the kernel ended too
 
 
 def test_rows_that_raise_or_take_too_much_are_reported_as_such_once_and_the_others_stay(tmp_path):
@@ -89,7 +89,7 @@ def test_two_runners_share_the_rows_of_a_tree_and_none_is_run_twice(tmp_path):
     alone = Machine(jobs=1, threads=1, memory_gb=100)
     runners = [threading.Thread(target=lambda: outcomes.append(run(tree, "a", "b", machine=alone))) for _ in range(2)]
     runners[0].start()
-    until(lambda: began(tmp_path, "a"))  # one runner is in the middle of a and will only go on when the other runs b
+    until(lambda: began(tmp_path, "a"))  # one process is running a and continues only when the other runs b
     runners[1].start()
     for thread in runners:
         thread.join(60)
@@ -114,7 +114,7 @@ def test_a_row_asked_for_alone_waits_for_whoever_runs_it(tmp_path, capsys):
 
 @pytest.fixture
 def client(tmp_path):
-    """``pruning-lib run --all -j 2`` killed when row ``a`` was finished and ``b`` in the middle; the tree."""
+    """Return the tree after ``pruning-lib run --all -j 2`` was killed with ``a`` finished and ``b`` running."""
     tree = trees.make(tmp_path, {"a": {}, "b": {"wait_for": "go"}})
     command = [sys.executable, "-m", "pruning_lib.cli", "run", "--all", "-j", "2", "--root", str(tmp_path)]
     code = "import sys; from pruning_lib.cli import main; sys.exit(main.main(sys.argv[1:]))"
@@ -122,7 +122,7 @@ def client(tmp_path):
                                env=trees.HERE)
     assert "a: done" in process.stdout.readline()
     until(lambda: began(tmp_path, "b"))
-    assert process.poll() is None  # what it said came while it was running
+    assert process.poll() is None  # messages appeared during the run
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     return tree
@@ -130,7 +130,7 @@ def client(tmp_path):
 
 def test_after_the_client_is_killed_nothing_half_done_is_seen_and_only_the_rest_is_run_again(client, tmp_path, capsys):
     was = began(tmp_path, "b")[0]
-    until(lambda: not alive(was["runner"]) and not alive(was["kernel"]), 10)  # nobody goes on behind our back
+    until(lambda: not alive(was["runner"]) and not alive(was["kernel"]), 10)  # no process continues
     assert published(client) == ["a.ipynb", "a.json"]
     before = trees.files(client.pages)
     (tmp_path / "marks" / "go").touch()
@@ -163,7 +163,7 @@ def test_a_machine_offers_what_it_has_and_never_more_threads_than_cores(monkeypa
         assert jobs == 1 or Machine.here(jobs).threads * jobs <= max(jobs, cores)
     assert Machine.here(1).threads == cores and Machine.here(1, 7.5).memory_gb == 7.5
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    assert Machine.here(1).threads == 1  # who asked for fewer gets fewer
+    assert Machine.here(1).threads == 1  # a smaller request is respected
 
 
 def test_the_memory_of_a_container_is_what_its_limit_leaves(tmp_path):
@@ -208,4 +208,4 @@ def test_the_time_left_is_that_of_the_earlier_records(tmp_path):
     said = []
     progress = local.Progress([runs.rows(tree)[name] for name in "abc"], tree, 2, said.append)
     progress.finished(runs.rows(tree)["a"], local.Outcome("done"), 10)
-    assert said == ["[1/3] a: done in 10.0 min; about 20 min left"]  # (30 + the mean of those finished, 10) / 2
+    assert said == ["[1/3] a: done in 10.0 min; about 20 min left"]  # (30 + 10, the mean of finished rows) / 2

@@ -1,4 +1,4 @@
-"""What was made once is read again, bit for bit; what was interrupted or damaged is made again or named."""
+"""Cached networks are read again bit for bit; interrupted or corrupt entries are rebuilt or reported."""
 
 import json
 import multiprocessing
@@ -13,6 +13,7 @@ from conftest import image_network, pixels
 
 from pruning_lib.evaluation import cost
 from pruning_lib.experiments import network_cache
+from pruning_lib.models import families
 
 
 @pytest.fixture(autouse=True)
@@ -115,7 +116,7 @@ def test_a_digest_tells_weights_apart_and_nothing_else():
 
 
 def wants(folder, name):
-    """In a process of its own: want a network, and wait inside ``make`` while the file ``slow`` is there."""
+    """Request a network in a separate process, and wait inside ``make`` while the file ``slow`` exists."""
     def slowly():
         (folder / f"begun-{name}").touch()
         until(lambda: not (folder / "slow").exists())
@@ -141,7 +142,7 @@ def test_of_two_processes_that_want_it_the_second_waits_and_makes_it_only_if_the
     until((tmp_path / "begun-first").exists)
     second.start()
     said = tmp_path / "said-second"
-    until(lambda: said.exists() and f"process {first.pid}" in said.read_text())  # it waits, and says for whom
+    until(lambda: said.exists() and f"process {first.pid}" in said.read_text())  # it waits and names the other process
     assert not (tmp_path / "begun-second").exists()
     if first_dies:
         first.kill()
@@ -181,4 +182,4 @@ def test_networks_that_come_with_the_book_are_of_the_size_their_records_say(key,
     named = [row for path in (ROOT / "data" / "results").glob("consensus-*.json")
              for row in json.loads(path.read_text())["rows"] if row.get("key") == key]
     assert {(row["macs"], row["parameters"]) for row in named} == {
-        (cost.macs(network, torch.zeros(1, 3, 32, 32)), cost.parameters(network))}
+        (cost.macs(network, torch.zeros(1, 3, 32, 32)), families.parameter_count(network))}

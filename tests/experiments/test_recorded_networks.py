@@ -1,4 +1,4 @@
-"""Networks of recorded runs are the ones recorded; small ones are made as the runs make theirs."""
+"""Networks of recorded runs equal the recorded ones; small networks follow the procedure of the runs."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def pair(cache):
 
 @pytest.fixture
 def recorded(pair, tmp_path, monkeypatch):
-    """Records of the two as ``consensus_prune`` writes them; returns a function that writes one with changes."""
+    """Write the records of both networks and return a function that writes a changed record."""
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path))
     monkeypatch.delenv("PRUNING_RECORDS", raising=False)
     test = images.load("digits", "test")

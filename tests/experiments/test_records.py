@@ -1,4 +1,4 @@
-"""A record comes back as it was written, appears whole or not at all, and holds numbers only."""
+"""A record is read as it was written, is written atomically, and contains finite numbers only."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from pruning_lib.experiments import records as results
 
 @pytest.fixture(autouse=True)
 def records(tmp_path, monkeypatch):
-    """The folder of the records; it is made by the first one."""
+    """Return the folder of the records; the first record creates it."""
     monkeypatch.setenv("PRUNING_RESULTS", str(tmp_path / "records"))
     monkeypatch.delenv("PRUNING_RUN", raising=False)
     monkeypatch.delenv("PRUNING_RECORDS", raising=False)
@@ -91,7 +91,7 @@ def test_what_is_no_number_is_refused_wherever_it_stands(records, place, number)
 
 @pytest.mark.parametrize("number", [np.float64("nan"), np.float32("inf"), torch.tensor(math.nan)])
 def test_a_refused_value_is_named_and_the_way_out_too(number):
-    with pytest.raises(ValueError, match="loss is (nan|inf): .*store None and say why"):
+    with pytest.raises(ValueError, match="loss is (nan|inf): .*store None and a reason"):
         write(values={"loss": number})
     with pytest.raises(ValueError, match="scores is a list"):
         write(values={"scores": [1, 2]})

@@ -1,4 +1,4 @@
-"""A row has to run again when what it was made from changed, and says why; older pages are left in peace."""
+"""A changed provenance makes a row stale, with a reason; pages without provenance stay valid."""
 
 import json
 import shutil
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def tree(executed, tmp_path):  # noqa: F811
-    """A copy of a tree in which ``small`` and ``look`` ran for real."""
+    """Return a copy of a tree after real runs of ``small`` and ``look``."""
     return Tree.at(shutil.copytree(executed.notebooks.parent, tmp_path / "copy"))
 
 
@@ -53,7 +53,7 @@ def test_other_code_beneath_makes_a_row_stale_and_is_named(tree, monkeypatch):
 
 def test_how_results_are_drawn_stored_and_waited_for_makes_readings_stale_and_no_run(tree):
     assert not [name for name in page_of(tree)["code"] if name.startswith(staleness.NO_NUMBERS)]
-    stamp(tree, "small", code={**page_of(tree)["code"], "_locks.lock": "0" * 8})  # a page of before says more
+    stamp(tree, "small", code={**page_of(tree)["code"], "_locks.lock": "0" * 8})  # an older page has more entries
     assert not why(tree)
     stamp(tree, "look", code={"experiments.records.read": "0" * 8})
     assert why(tree, "look") == "code changed: experiments.records.read"

@@ -6,16 +6,16 @@ import torch
 from pruning_lib import data
 from pruning_lib.models import checkpoints, surgery
 from pruning_lib.models.llama_as_phi3 import as_phi3
-from pruning_lib.pruning import amp
+from pruning_lib.pruning import amp, selection
 
 
 def assert_agree(llama, batches, *, heads_removed, cut, folder):
     phi3, ids = as_phi3(llama), batches[0]["input_ids"]
     scores = [amp.importance(m, batches, progress=False) for m in (llama, phi3)]
     torch.testing.assert_close(scores[1].neurons, scores[0].neurons, rtol=1e-4, atol=1e-6)
-    plans = [amp.choose(scores[0], m, removed_fraction=0.2, heads_removed=heads_removed, grouped_query=cut)
+    plans = [selection.choose(scores[0], m, removed_fraction=0.2, heads_removed=heads_removed, grouped_query=cut)
              for m in (llama, phi3)]
-    own = amp.choose(scores[1], phi3, removed_fraction=0.2, heads_removed=heads_removed, grouped_query=cut)
+    own = selection.choose(scores[1], phi3, removed_fraction=0.2, heads_removed=heads_removed, grouped_query=cut)
     assert torch.equal(own.heads, plans[0].heads) and torch.equal(own.neurons, plans[0].neurons)
     assert plans[0].removed_parameters == own.removed_parameters
     pruned = [surgery.remove(m, plan) for m, plan in zip((llama, phi3), plans, strict=True)]
@@ -37,7 +37,7 @@ def test_a_toy_llama_and_its_phi3_lose_the_same(tiny, tmp_path, cut, heads_remov
 @pytest.mark.model
 def test_the_default_model_and_its_phi3_lose_the_same(smollm, tmp_path):
     llama, tokenizer = smollm
-    batches = amp.batches(data.texts("mini_prompts", 4), tokenizer)
+    batches = data.batches(data.texts("mini_prompts", 4), tokenizer)
     assert_agree(llama, batches, heads_removed=3, cut="whole_groups", folder=tmp_path / "stored")
 
 

@@ -15,6 +15,7 @@ import torchvision
 from conftest import hooks_of, image_network, pixels
 from safetensors.torch import save_file
 
+from pruning_lib import data
 from pruning_lib.models import checkpoints, families, image_networks, loading
 from pruning_lib.pruning import amp
 
@@ -308,7 +309,7 @@ def test_the_default_model_is_the_network_it_is_said_to_be(smollm):
     model, tokenizer = smollm
     s = families.sizes(model)
     assert (s.blocks, s.heads, s.groups, s.width, s.neurons, s.parameters) == (30, 9, 3, 576, 1536, 134_515_008)
-    importance = amp.importance(model, amp.batches(["The capital of France is"], tokenizer), progress=False)
+    importance = amp.importance(model, data.batches(["The capital of France is"], tokenizer), progress=False)
     assert importance.heads.shape == (30, 9) and (importance.heads > 0).all()
     ids = tokenizer("The capital of France is", return_tensors="pt")
     with torch.no_grad():

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 from pruning_lib.models import checkpoints, families, offload, published_configs, surgery
 from pruning_lib.models.block_plan import BlockPlan
-from pruning_lib.pruning import amp
+from pruning_lib.pruning import amp, selection
 
 WAITS = {"model.embed_tokens": "cpu", "model.layers.0": "cpu", "model.layers.1": "disk", "model.layers.2": "disk",
          "model.norm": "cpu", "model.final_layernorm": "cpu", "model.rotary_emb": "cpu", "lm_head": "disk"}
@@ -40,7 +40,7 @@ def test_scores_cut_and_checkpoint_are_those_of_the_model_in_memory_bit_for_bit(
     model, waiting = pair
     scores, same = (amp.importance(m, [padded(prompts)], progress=False) for m in pair)
     assert torch.equal(scores.heads, same.heads) and torch.equal(scores.neurons, same.neurons)
-    plan = amp.choose(scores, model, removed_fraction=0.15, heads_removed=1)
+    plan = selection.choose(scores, model, removed_fraction=0.15, heads_removed=1)
     smaller, cut = surgery.remove(model, plan), surgery.remove(waiting, plan, inplace=True)
     ids = torch.tensor([prompts[0]])
     with torch.no_grad():
@@ -66,7 +66,7 @@ def test_blocks_that_wait_can_go(pair, prompts):
 
 
 def test_a_copy_of_what_waits_is_refused_with_the_way_out(pair, random_importance):
-    plan = amp.choose(random_importance(pair[0]), pair[0], removed_fraction=0.15, heads_removed=1)
+    plan = selection.choose(random_importance(pair[0]), pair[0], removed_fraction=0.15, heads_removed=1)
     with pytest.raises(ValueError, match="offloaded to disk .*give inplace=True"):
         surgery.remove(pair[1], plan)
 
@@ -158,7 +158,7 @@ def prune(model, out, removed_fraction):
     ids = torch.randint(3, 2000, (2, 12), generator=torch.Generator().manual_seed(0))
     batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     scores = amp.importance(model, [batch], progress=False)
-    plan = amp.choose(scores, model, removed_fraction=removed_fraction, heads_removed=1)
+    plan = selection.choose(scores, model, removed_fraction=removed_fraction, heads_removed=1)
     checkpoints.save(surgery.remove(model, plan, inplace=True), None, out)
     return scores
 

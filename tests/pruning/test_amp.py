@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import hooks_of
 
+from pruning_lib import data
 from pruning_lib.models import families
 from pruning_lib.pruning import amp
 
@@ -128,21 +129,21 @@ def test_the_model_is_afterwards_as_it_was(family, tiny, prompts):
 
 def test_batches_hold_every_prompt_once_within_the_budget(tokenizer):
     texts = ["a" * n for n in (3, 40, 8, 8, 25, 1, 13, 100)]
-    batches = amp.batches(texts, tokenizer, tokens_per_batch=50, max_length=45)
+    batches = data.batches(texts, tokenizer, tokens_per_batch=50, max_length=45)
     lengths = [n for b in batches for n in b["attention_mask"].sum(1).tolist()]
     assert lengths == [45, 40, 25, 13, 8, 8, 3, 1]  # the prompt of a hundred tokens was truncated
     assert all(b["input_ids"].numel() <= 50 and b["input_ids"].shape == b["attention_mask"].shape for b in batches)
     a = tokenizer.convert_tokens_to_ids("a")
     assert all(((b["input_ids"] == a) == b["attention_mask"].bool()).all() for b in batches)
-    assert len(amp.batches(texts, tokenizer, tokens_per_batch=1)) == len(texts)
+    assert len(data.batches(texts, tokenizer, tokens_per_batch=1)) == len(texts)
 
 
 @pytest.mark.parametrize(("texts", "message"), [([], "no prompts"), (["a", ""], "no tokens")])
 def test_texts_without_tokens_are_refused(tokenizer, texts, message):
     with pytest.raises(ValueError, match=message):
-        amp.batches(texts, tokenizer)
+        data.batches(texts, tokenizer)
 
 
 def test_an_image_network_has_no_tokenizer_and_is_sent_to_consensus():
-    with pytest.raises(ValueError, match="no tokenizer.*see consensus.prune"):
-        amp.batches(["a"], None)
+    with pytest.raises(ValueError, match="no tokenizer.*removed by consensus.prune"):
+        data.batches(["a"], None)

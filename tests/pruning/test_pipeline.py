@@ -5,7 +5,7 @@ import torch
 
 from pruning_lib.models import checkpoints, families, surgery
 from pruning_lib.models.block_plan import BlockPlan
-from pruning_lib.pruning import amp, block_ranking, importance, pipeline, reconstruction
+from pruning_lib.pruning import amp, block_ranking, importance, pipeline, reconstruction, selection
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def test_width_alone_is_the_plan_of_the_method_carried_out(family, tiny, batches
     before = logits(model)
     found = pipeline.prune(model, batches, method="wanda", removed_fraction=0.2, heads_removed=2)
     scores = importance.wanda(model, batches)
-    plan = amp.choose(scores, model, removed_fraction=0.2, heads_removed=2)
+    plan = selection.choose(scores, model, removed_fraction=0.2, heads_removed=2)
     assert torch.equal(logits(found.model), logits(surgery.remove(model, plan)))
     assert found.reached_fraction == pytest.approx(plan.removed_fraction, abs=1e-12)
     assert found.steps == (f"wanda: {plan}",) and not found.reconstructions
@@ -48,7 +48,7 @@ def test_reconstruction_is_solved_on_the_text_that_is_given(tiny, batches, mode)
     model = tiny("llama", heads=6, groups=3, neurons=60)
     prompts, text = batches[:2], batches[1:]
     found = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, reconstruction=mode, text=text)
-    plan = amp.choose(amp.importance(model, prompts), model, removed_fraction=0.2, heads_removed=2)
+    plan = selection.choose(amp.importance(model, prompts), model, removed_fraction=0.2, heads_removed=2)
     expected, reconstructions = reconstruction.reconstruct(model, plan, text, ridge=reconstruction.RIDGES, mode=mode)
     assert torch.equal(logits(found.model), logits(expected)) and found.reconstructions == tuple(reconstructions)
     without = pipeline.prune(model, prompts, removed_fraction=0.2, heads_removed=2, reconstruction=mode)
@@ -56,7 +56,7 @@ def test_reconstruction_is_solved_on_the_text_that_is_given(tiny, batches, mode)
     assert set(found.seconds) == {"scores_s", "reconstruction_s"}
     chosen = pipeline.prune(model, prompts, method="reconstruction_error", removed_fraction=0.2, heads_removed=2,
                             text=text)
-    plan = amp.choose(reconstruction.reconstruction_error(model, text), model, removed_fraction=0.2, heads_removed=2)
+    plan = selection.choose(reconstruction.reconstruction_error(model, text), model, removed_fraction=0.2, heads_removed=2)
     assert chosen.steps == (f"reconstruction_error: {plan}",)
     assert torch.equal(logits(chosen.model), logits(surgery.remove(model, plan)))
 
@@ -93,7 +93,7 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"method": "largest"}, "unknown method 'largest'"), ({"criterion": "size"}, "unknown criterion 'size'"),
     ({"method": "none"}, "both 'none'"), ({"reconstruction": "yes"}, "allowed: none, one_pass, sequential, asymmetric"),
-    ({"method": "none", "criterion": "cka", "reconstruction": "one_pass"}, "re-solves what a width method cut"),
+    ({"method": "none", "criterion": "cka", "reconstruction": "one_pass"}, "reconstruction is for width pruning"),
     ({"criterion": "cka"}, "give both"), ({"blocks_removed": 1}, "give both"),
     ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "give at most 0"),
     ({"criterion": "cka", "blocks_removed": 5}, "allowed: 0 to 4"), ({"removed_fraction": 0.99}, "cannot be reached"),

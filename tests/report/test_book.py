@@ -1,4 +1,4 @@
-"""What the builder does not notice: a page that is missing, failed, old, or quotes what is not there."""
+"""Faults that the builder does not report: missing, failed or outdated pages, and broken quotes."""
 
 import ast
 import json
@@ -34,7 +34,7 @@ VERDICTS = {"reproduced", "partly", "not at this scale", "contradicted", "not ru
 PARTS = {"robustness": ("test",), "shortcut": ("tuned", "test"), "emissions": ("test",)}
 NO_DATA = {"block_costs", "by_hand", "inference_speed", "metrics_forgive", "scoring_cost"}  # random weights, numbers
 OF_A_MACHINE = r"(?<![\w.~)/-])/(?:work|tmp|home|root|Users|mnt|scratch|opt|usr|var|data)(?:/|\b)|[A-Z]:\\\\?Users|file://"
-HOSTS = {"arxiv.org", "doi.org", "github.com", "huggingface.co", "www.w3.org"}  # where a reader may be sent
+HOSTS = {"arxiv.org", "doi.org", "github.com", "huggingface.co", "www.w3.org"}  # allowed targets of links
 
 
 def read_page(name):
@@ -58,13 +58,13 @@ def code(page):
 
 
 def parameters(name):
-    """All parameters a row runs with: the defaults of its notebook, and its own."""
+    """Return all parameters of a row: the defaults of its notebook, and its own."""
     row = ROWS[name]
     return {**runs.parameters_of(runs.source(row, TREE)), **row.parameters}
 
 
 def prose(path):
-    """Chapter, or the prose of a notebook, without code blocks."""
+    """Return the prose of a chapter or a notebook without code blocks."""
     if path.suffix == ".ipynb":
         return "\n".join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "markdown")
     return re.sub(r"^```(?:python|text|json|yaml)\n.*?^```", "", path.read_text(), flags=re.M | re.S)
@@ -141,7 +141,7 @@ def test_the_record_holds_a_fingerprint_of_every_data_set_the_run_read(name):
     if parameters(name).get("reconstruction", "none") != "none" or parameters(name).get("method") == "reconstruction_error":
         keys.add("reconstruction_text")
     read = {v for k, v in parameters(name).items() if k in keys and v in data.DATASETS}
-    if "image_set" in parameters(name):  # what examines networks of other runs scores nothing
+    if "image_set" in parameters(name):  # analyses of networks of other runs compute no scores
         parts = PARTS.get(ROWS[name].notebook, ("scored", "test"))
         read |= {f"{parameters(name)['image_set']}-{part}" for part in parts}
     if parameters(name).get("recovery_pairs"):
@@ -152,7 +152,7 @@ def test_the_record_holds_a_fingerprint_of_every_data_set_the_run_read(name):
 
 
 def test_records_of_the_same_samples_have_the_same_fingerprint():
-    """Two rows are compared only where they saw the same data."""
+    """Require equal data for rows that are compared."""
     seen = {}
     for name in RUNS:
         if (TREE.records / f"{name}.json").is_file():
@@ -183,17 +183,17 @@ def test_every_file_of_the_contents_exists_and_every_chapter_and_reading_is_in_i
     in_every_build = {f"executed/{name}" for name, row in ROWS.items() if row.notebook == name}
     assert chapters | readings <= set(names) <= chapters | in_every_build
     contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    assert contents["parts"][-1] == {"caption": "Runs", "chapters": []}  # the runner fills this part
+    assert contents["parts"][-1] == {"caption": "Runs", "chapters": []}  # ``execution`` fills this part
 
 
 def glued(page):
-    """Name -> what the page shows under it, as text."""
+    """Return name -> glued text of a page."""
     return {out.metadata["scrapbook"]["name"]: str(next(iter(out.data.values()))) for cell in code(page)
             for out in cell.outputs if "scrapbook" in out.get("metadata", {})}
 
 
 def quotes():
-    """(file, page, key) of every glued value that a chapter or a reading quotes."""
+    """Yield (file, page, key) of every glued value quoted by a chapter or a reading."""
     for path in PROSE:
         found = re.findall(r"\{glue:\w*\}`([^`]+)`|\{glue\}`([^`]+)`", prose(path))
         blocks = re.findall(r"[`:]{3,}\{glue:?\w*\}\s+(\S+)(?:\n:doc:\s*(\S+))?", prose(path))
@@ -226,7 +226,7 @@ def test_what_is_cited_is_in_the_bibliography_once():
 
 @pytest.mark.parametrize("path", PROSE, ids=stem)
 def test_every_link_leads_to_a_page_that_every_build_of_the_book_has(path):
-    """`make reproduce` and a book of one's own have no pages of the report's rows."""
+    """Allow links only to pages of every build; `make reproduce` has no pages of the report's rows."""
     folder = BOOK / "executed" if path.suffix == ".ipynb" else path.parent
     names = set(listed()) | {f"executed/{name}" for name in RUNS if ROWS[name].notebook == name}
     for target in re.findall(r"(?<!\!)\[[^\]]*\]\(([^)\s]+)\)", prose(path)):
@@ -257,7 +257,7 @@ def test_code_that_a_chapter_prints_from_the_library_is_there(path):
 
 
 def public_text(path):
-    """What a reader of the file sees, without the bytes of pictures."""
+    """Return the visible text of a file, without the bytes of images."""
     if path.suffix != ".ipynb":
         return path.read_text()
     page = nbformat.read(path, as_version=4)

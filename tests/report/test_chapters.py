@@ -1,4 +1,4 @@
-"""What readers and teachers are promised: goals, honest minutes, words explained, verdicts that are the records'."""
+"""Promises to readers and teachers: goals, reading times, explained terms, verdicts from records."""
 
 import ast
 import math
@@ -19,7 +19,7 @@ WORDS_PER_MINUTE, LINES_PER_MINUTE, FORMULAS_PER_MINUTE = 200, 20, 2
 
 
 def printed_lines(path):
-    """Lines of code that a chapter shows, its own and those it quotes from the library."""
+    """Return the number of code lines of a chapter, including quoted code of the library."""
     own = re.findall(r"^```(?:python|yaml|text)\n(.*?)^```", path.read_text(), re.M | re.S)
     count = sum(len(block.splitlines()) for block in own)
     for file, name in re.findall(r"\{literalinclude\} (\S+)\n(?::\w+:.*\n)*?:pyobject: (\w+)", path.read_text()):
@@ -30,7 +30,7 @@ def printed_lines(path):
 
 
 def minutes(path):
-    """How long a chapter takes to read, without its exercises."""
+    """Return the reading time of a chapter in minutes, without its exercises."""
     text = path.read_text()
     solutions = re.sub(r"^````\{admonition\} Solution.*?^````$", "", text, flags=re.M | re.S)
     read = re.sub(r"^```\{admonition\} Exercise.*?^```$", "", solutions, flags=re.M | re.S)
@@ -52,7 +52,7 @@ def test_a_chapter_begins_with_goals_what_is_needed_and_honest_minutes(path):
 
 
 def terms():
-    """Every term of the glossary, in small letters."""
+    """Return every term of the glossary in lower case."""
     text = (BOOK / "chapters" / "glossary.md").read_text()
     lines = re.search(r"```\{glossary\}\n(.*?)^```", text, re.M | re.S)[1].splitlines()
     return [line for line in lines if line and not line.startswith(" ")]
@@ -78,7 +78,7 @@ def test_chapters_lead_to_the_glossary_where_a_word_comes_first(name):
 
 
 def verdicts():
-    """Claim -> verdict, as the claims page shows it: from the pages that computed it."""
+    """Return claim -> verdict of the claims page, from the pages that computed it."""
     lines = re.findall(r"^\| ([^|]+) \| [^|]+ \| \{glue:text\}`\.\./executed/(\w+)\.ipynb::(\w+_verdict):s` \|$",
                        (BOOK / "chapters" / "claims.md").read_text(), re.M)
     return {claim: glued(read_page(page))[key].strip("'") for claim, page, key in lines}
@@ -100,7 +100,7 @@ SLIDES = yaml.safe_load((BOOK / "slides.yml").read_text())
 
 @pytest.mark.parametrize("entry", [e for e in SLIDES if "page" in e], ids=lambda e: f"{e['page']}: {e['heading']}")
 def test_a_slide_names_a_heading_that_its_page_has(entry):
-    """The builder says so too, but only after a minute."""
+    """Check headings quickly; the builder reports them only after a minute."""
     assert set(entry) <= {"page", "heading", "title", "show", "ask"}
     path = next(p for p in (BOOK / f"{entry['page']}.md", ROOT / f"notebooks/{entry['page'][9:]}.ipynb") if p.is_file())
     assert entry["heading"] in re.findall(r"^#{1,3} (.+)$", prose(path), re.M)
@@ -115,7 +115,7 @@ PAGE = """<html><body><section id="amp"><h1>AMP<a class="headerlink" href="#amp"
 
 @pytest.fixture
 def built(tmp_path):
-    """A book of one page, and the slides of a list of entries."""
+    """Return a book of one page, and a function that builds slides from entries."""
     (tmp_path / "chapters").mkdir()
     (tmp_path / "chapters" / "amp.html").write_text(PAGE)
 

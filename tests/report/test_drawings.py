@@ -1,4 +1,4 @@
-"""Drawings of the book are what their scripts draw, and agree with records and plots; links follow one setting."""
+"""Drawings of the book equal the output of their scripts and agree with records; links follow one setting."""
 
 import importlib.util
 import json
@@ -111,7 +111,7 @@ def test_a_page_names_its_repository_only_where_there_is_one():
 
 def test_the_address_of_the_repository_stands_in_one_place():
     url = yaml.safe_load((BOOK / "_config.yml").read_text())["repository"]["url"]
-    asked = ["git", "grep", "-l", "-F", url or REPOSITORY]  # while there is none, nobody may write down another
+    asked = ["git", "grep", "-l", "-F", url or REPOSITORY]  # while the address is empty, no file may contain one
     files = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     if files.returncode > 1:
         pytest.skip("not a git checkout; a clone has this test")
@@ -119,7 +119,7 @@ def test_the_address_of_the_repository_stands_in_one_place():
 
 
 def test_a_book_with_a_repository_has_edit_source_and_launch_links_and_an_absolute_card(tmp_path):
-    """Two pages, built as all are; that the published book has none of them while its address is empty, see below."""
+    """Build two pages with an address; another test covers the empty address of the published book."""
     shutil.copytree(BOOK, tmp_path / "book", ignore=shutil.ignore_patterns("executed", "chapters", "_build"))
     for name in ("chapters/references.md", "executed/by_hand.ipynb"):
         (tmp_path / "book" / name).parent.mkdir()

@@ -1,4 +1,4 @@
-"""Every exercise has a folded solution, and the code of every solution runs and checks what it says."""
+"""Every exercise has a folded solution, and the code of every solution runs and checks its claims."""
 
 import re
 from pathlib import Path
@@ -12,12 +12,12 @@ WANTED = {"amp": 3, "beyond_amp": 2, "consensus": 3, "robustness": 3, "your_mode
 
 
 def exercises(text):
-    """(number, minutes) of each exercise."""
+    """Return (number, minutes) of each exercise."""
     return [(int(number), int(minutes)) for number, minutes in re.findall(EXERCISE, text, re.M | re.S)]
 
 
 def solutions(text):
-    """Number -> (everything, the code in it)."""
+    """Return number -> (text, code) of each solution."""
     return {int(number): (body, re.findall(r"^```python\n(.*?)^```$", body, re.M | re.S))
             for number, body in re.findall(SOLUTION, text, re.M | re.S)}
 
@@ -38,7 +38,7 @@ def test_every_exercise_is_followed_by_its_solution(chapter):
 
 @pytest.mark.parametrize(("chapter", "number"), SOLVED, ids=lambda part: str(part))
 def test_the_code_of_a_solution_runs_and_checks_its_claim(chapter, number, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)  # what a solution saves
+    monkeypatch.chdir(tmp_path)  # files saved by a solution
     body, blocks = solutions(TEXTS[chapter])[number]
     assert body.split("```python")[0].strip(), "an answer in words comes first"
     code = "\n".join(blocks)

@@ -1,4 +1,4 @@
-"""The rules of notebooks: stored clean, prose before code, parameters flat and explained, one record or none."""
+"""Rules of notebooks: stored without output, prose before code, flat explained parameters, one record or none."""
 
 import ast
 import json
@@ -19,10 +19,10 @@ from pruning_lib.pruning import block_ranking, importance, pipeline
 
 
 def rows_of(tree):
-    """The rows of runs.yml; unknown notebooks, unknown parameters and values of another type are refused."""
+    """Return the rows of runs.yml; unknown notebooks, unknown parameters and values of another type are refused."""
     try:
         return runs.rows(tree)
-    except SystemExit as refusal:  # which would end pytest without a word on the other tests
+    except SystemExit as refusal:  # which would end pytest without a report of the other tests
         pytest.fail(f"notebooks/runs.yml: {refusal}", pytrace=False)
 
 
@@ -33,7 +33,7 @@ READINGS = {row.notebook for row in ROWS.values() if row.reading}
 PATHS = sorted(TREE.notebooks.glob("*.ipynb"))
 RUNS = [path for path in PATHS if path.stem not in READINGS]
 DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib.results", "pruning_lib.plots",
-                  "pruning_lib.data",  # for figures of others, in data/inputs
+                  "pruning_lib.data",  # for published figures, in data/inputs
                   "pruning_lib.evaluate"}  # for statistics over recorded items only
 STATISTICS = {"questions", "mean_interval", "paired"}
 
@@ -51,7 +51,7 @@ def tree_of(cell):
 
 
 def code_of(path):
-    """The syntax trees of all code cells, as one."""
+    """Return one syntax tree of all code cells."""
     return ast.Module([node for cell in cells(path, "code") for node in tree_of(cell).body], [])
 
 
@@ -68,7 +68,7 @@ def parameters_cells(path):
 
 
 def records_written(path):
-    """Calls of results.write."""
+    """Return the calls of ``records.write``."""
     return [node for node in ast.walk(code_of(path))
             if isinstance(node, ast.Call) and ast.unparse(node.func) == "results.write"]
 
@@ -80,7 +80,7 @@ def test_there_are_runs_and_readings_and_each_has_a_row():
 
 def test_a_row_has_a_name_that_a_record_can_have_and_that_is_given_once():
     names = re.findall(r"^([^\s#][^:]*):", (TREE.notebooks / "runs.yml").read_text(), re.M)
-    assert names == list(ROWS)  # YAML would let the second of two rows win without a word
+    assert names == list(ROWS)  # YAML would silently keep the second of two equal names
     assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) for name in names)
 
 
@@ -114,7 +114,7 @@ def test_a_page_starts_with_its_one_title_and_says_something(path):
 
 @every(PATHS)
 def test_prose_stands_before_code(path):
-    """Only the imports, and the last cell of a run, which writes the record, may follow other code."""
+    """Allow code after code only for imports and for the last cell of a run, which writes the record."""
     everything = cells(path)
     for before, cell in zip(everything, everything[1:], strict=False):
         only_imports = all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree_of(cell).body) \
@@ -125,7 +125,7 @@ def test_prose_stands_before_code(path):
 
 @every(PATHS)
 def test_a_code_cell_is_short_and_shows_one_thing(path):
-    listed = parameters_cells(path)  # a line each, however many
+    listed = parameters_cells(path)  # one line each
     long = [cell.source for cell in cells(path, "code") if len(cell.source.splitlines()) > 20 and cell not in listed]
     assert not long, f"{len(long)} cell(s) of more than 20 lines: {[source.splitlines()[0] for source in long]}"
 
@@ -163,7 +163,7 @@ def test_the_parameters_of_a_run_are_flat_literals_each_with_a_word_on_it(path):
 
 @every(RUNS)
 def test_every_parameter_is_used(path):
-    """Once for something and once for the record."""
+    """Require two uses: one in the computation and one in the record."""
     used = [n.id for n in ast.walk(code_of(path)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
     assert not [name for name in runs.parameters_of(path) if used.count(name) < 2]
 
@@ -183,7 +183,7 @@ LISTS = {"methods": importance.METHODS, "attacks": {"none", *attacks.ATTACKS}, "
 def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
     row = ROWS.get(name) or runs.defaults(TREE)[name]
     values = {**runs.parameters_of(runs.source(row, TREE)), **row.parameters}
-    if row.not_run.startswith("needs") or values.get("random_weights"):  # see tests/test_shapes.py
+    if row.not_run.startswith("needs") or values.get("random_weights"):  # see tests/models/test_published_configs.py
         assert values.pop("model") in published_configs.PUBLISHED_CONFIGS
     assert not {key: values[key] for key, table in KEYS.items() if key in values and values[key] not in table}
     assert all(word in table for key, table in LISTS.items() for word in values.get(key, "").split())
@@ -209,12 +209,12 @@ def test_a_run_writes_one_record_of_all_its_parameters_under_its_own_name_and_sh
     pairs = {k.arg: ast.unparse(k.value) for k in given.keywords}
     assert pairs == {name: name for name in runs.parameters_of(path)}
     assert any(k.arg == "data" for k in call.keywords)
-    assert cells(path, "code")[-1].source.rstrip().endswith(";")  # else the page shows where the record lies
+    assert cells(path, "code")[-1].source.rstrip().endswith(";")  # else the page shows the path of the record
 
 
 @every(RUNS)
 def test_a_run_carries_no_labels(path):
-    """A run has many pages; the same label on two of them breaks the strict build."""
+    """Forbid labels, because equal labels on several pages of a run break the strict build."""
     labels = r"^\([\w-]+\)=|:label:|:name:|\{#[\w-]+\}|\\label"
     assert not [cell.source for cell in cells(path, "markdown") if re.search(labels, cell.source, re.M)]
 

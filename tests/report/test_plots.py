@@ -1,4 +1,4 @@
-"""A plot draws what its table says on the axis it is given, one colour per method, with units and without a title."""
+"""A plot draws its table on the given axis, one colour per method, with units and without a title."""
 
 import os
 import subprocess
@@ -46,12 +46,12 @@ def ax():
 
 
 def lines(ax):
-    """label -> (points, colour) of the lines of an axis."""
+    """Return label -> (points, colour) of the lines of an axis."""
     return {line.get_label(): (line.get_xydata().tolist(), to_hex(line.get_color())) for line in ax.get_lines()}
 
 
 def segments(ax):
-    """End points of every interval drawn, in the order of drawing."""
+    """Return the end points of every interval in the order of drawing."""
     return [[s.tolist() for s in bars[0].get_segments()] for _, _, bars in ax.containers]
 
 
@@ -202,7 +202,7 @@ def test_heads_stay_in_place_each_as_a_share_of_its_blocks_mean(ax):
     plots.importance_map(torch.tensor([[1.0, 3.0, 2.0], [30.0, 20.0, 10.0]]), ax, parts="head")
     (image,) = ax.get_images()
     np.testing.assert_allclose(image.get_array(), [[0.5, 1.5, 1.0], [1.5, 1.0, 0.5]])
-    assert image.origin == "lower"  # the first block at the bottom, as the pages say
+    assert image.origin == "lower"  # the first block is at the bottom, as on the pages
     assert (ax.get_xlabel(), ax.get_ylabel()) == ("head", "block")
     assert [other.get_ylabel() for other in ax.figure.axes if other is not ax] == ["share of the block's mean"]
 
@@ -238,7 +238,7 @@ def test_a_notebooks_first_figure_inside_the_style_leaves_interactive_drawing_on
 
 def test_importing_and_drawing_need_no_display(tmp_path):
     code = ("import sys; import pandas as pd; from pruning_lib.report import plots; from matplotlib.figure import Figure\n"
-            "assert 'matplotlib.pyplot' not in sys.modules\n"  # pyplot would choose a window system for everybody
+            "assert 'matplotlib.pyplot' not in sys.modules\n"  # pyplot would choose a window system
             "table = pd.DataFrame({'label': ['amp'], 'method': ['amp'], 'energy_j': [3.0]})\n"
             "plots.bars(table, Figure().add_subplot(), quality='energy_j').figure.savefig('figure.png')\n")
     plain = {k: v for k, v in os.environ.items() if k not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")}

@@ -1,4 +1,4 @@
-"""The built book as a reader meets it: in a browser, on a laptop and on a phone, with keyboard and screen reader."""
+"""The built book in a browser, on a laptop and on a phone, with keyboard and screen reader."""
 
 import base64
 import functools
@@ -27,17 +27,17 @@ NO_BROWSER = "no chromium here to read the book in; on Debian: apt-get install -
 SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
-# what each kind of page looks like; contrast, which is slow to measure, is measured on these, by day and by night
+# one page of each kind; contrast is slow to measure, so it is measured on these in light and dark mode
 KINDS = ["chapters/intro", "chapters/amp", "chapters/claims", "executed/amp_against_size", "executed/amp-20"]
 SERIOUS = {"serious", "critical"}
-THEMES_OWN: dict[str, str] = {}  # rule of axe -> why the theme breaks it and nothing of ours can mend it
+THEMES_OWN: dict[str, str] = {}  # rule of axe -> reason for a violation by the theme that we cannot fix
 
 
 # --- the book, a server, a browser ------------------------------------------------------------------------------------
 
 
 def changed():
-    """When the newest source of the book was changed."""
+    """Return the time of the latest change of the book's sources."""
     files = [path for path in (ROOT / "book").rglob("*") if path.is_file() and path.suffix != ".pyc"]
     files += [*(ROOT / "pruning_lib").glob("*.py"), ROOT / "notebooks" / "runs.yml"]
     return max(path.stat().st_mtime for path in files)
@@ -45,7 +45,7 @@ def changed():
 
 @pytest.fixture(scope="session")
 def html():
-    """Folder of the published report, built anew where a source is newer; every warning is an error."""
+    """Return the folder of the published report, rebuilt if a source is newer; every warning is an error."""
     if CHROMIUM is None:
         if os.environ.get("CI"):
             pytest.fail(NO_BROWSER)
@@ -78,7 +78,7 @@ def browser(html):
 
 @pytest.fixture
 def sheet(browser, request):
-    """An empty page of the browser; parameters are those of a browser context."""
+    """Return an empty page of the browser; parameters are those of a browser context."""
     context = browser.new_context(**{"viewport": LAPTOP, **getattr(request, "param", {})})
     yield context.new_page()
     context.close()
@@ -86,7 +86,7 @@ def sheet(browser, request):
 
 @pytest.fixture(scope="session")
 def names(html):
-    """Every page of the site, as a path; the first one only leads on."""
+    """Return the path of every page of the site; the first one is a redirect."""
     found = sorted(str(path.relative_to(html)) for path in html.rglob("*.html") if "_static" not in path.parts)
     found.remove("index.html")
     assert len(found) > 30 and "chapters/amp.html" in found
@@ -109,7 +109,7 @@ LOOK = """() => ({
 
 @pytest.fixture(scope="session")
 def seen(browser, address, names):
-    """name -> what a reader with a phone finds on the page; the laptop's width hides what does not fit."""
+    """Return name -> findings on a page at phone width; a laptop's width hides overflow."""
     context = browser.new_context(viewport=PHONE)
     page, found = context.new_page(), {}
     trouble: list[str] = []
@@ -129,12 +129,12 @@ def seen(browser, address, names):
 
 
 def settled(page):
-    """The formulas of the page are set."""
+    """Wait until the formulas of the page are rendered."""
     page.evaluate("() => window.MathJax && MathJax.startup && MathJax.startup.promise")
 
 
 def those(seen, wrong):
-    """Pages on which ``wrong`` finds something, with what it finds."""
+    """Return the pages with findings of ``wrong``, and the findings."""
     return {name: found for name, page in seen.items() if (found := wrong(page))}
 
 
@@ -200,7 +200,7 @@ def test_a_notebook_can_be_downloaded_from_the_page_made_of_it(sheet, address):
 
 
 def without_figures(notebook):
-    """A notebook without its figures, and the figures' pixels (height, width, 3)."""
+    """Return a notebook without its figures, and the figures' pixels (height, width, 3)."""
     shown = [output["data"] for cell in notebook["cells"] for output in cell.get("outputs", [])
              if "image/png" in output.get("data", {})]
     files = [io.BytesIO(base64.b64decode("".join(found.pop("image/png")))) for found in shown]
@@ -270,7 +270,7 @@ def test_the_page_has_a_card_and_a_sign(sheet, address):
 
 
 def violations(page, rules):
-    """Rules of axe-core that the page breaks seriously, with the first places."""
+    """Return serious violations of axe-core rules, with their first locations."""
     page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
     found = page.evaluate("options => axe.run({exclude: [['mjx-container']]}, options)",
                           {"resultTypes": ["violations"], "preload": False, "rules": rules})["violations"]
@@ -279,7 +279,7 @@ def violations(page, rules):
 
 
 def one_of_a_kind(names):
-    """Every page, but of the pages made from one notebook the first only."""
+    """Return every page, but only the first page of each notebook."""
     made_from = {f"executed/{row.name}.html": row.notebook for row in runs.rows(Tree.at(ROOT)).values()}
     return list({made_from.get(name, name): name for name in reversed(names)}.values())
 
@@ -304,7 +304,7 @@ def test_text_stands_out_by_day_and_by_night(sheet, address, name, request):
 
 
 def test_the_browser_would_tell_of_a_missing_file(sheet, address):
-    """Else the tests above would find nothing wrong anywhere."""
+    """Require a report for a missing file; otherwise the tests above could not fail."""
     sheet.set_content("<main><img src='x.png'><input></main>")
     assert {"image-alt", "label"} <= set(violations(sheet, {}))
     assert sheet.goto(address + "chapters/none.html").status == 404
