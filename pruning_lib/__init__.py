@@ -18,7 +18,7 @@ Remove residual blocks of an image network (Consensus [2]_ or another criterion)
 Step by step, a language model goes through ``importance``, ``choose``, and ``remove`` or ``reconstruct``; ``tune``
 recovers quality, ``perplexity``, ``zero_shot`` and ``accuracy`` measure it, ``compare`` says what a difference is
 worth.  The folders of the package follow the same order: models, data, pruning, training, evaluation, experiments
-(re-running the book's notebooks), report and cli.
+(re-running the book's notebooks), report (``plots``) and cli.
 
 Letters for shapes, in the code and in the book: ``B`` batch, ``T`` tokens, ``C`` width of the residual stream, ``H``
 query heads of a block, ``G`` key/value groups of a block, ``D`` width of a head, ``M`` MLP neurons of a block, ``L``
@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pruning_lib.data.batching import batches as batches
+    from pruning_lib.data.text import fingerprint as fingerprint
     from pruning_lib.data.text import texts as texts
     from pruning_lib.evaluation.quality import accuracy as accuracy
     from pruning_lib.evaluation.quality import paired as compare
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from pruning_lib.experiments.records import to_dataframe as records
     from pruning_lib.experiments.records import write as record
     from pruning_lib.models.checkpoints import save as save
+    from pruning_lib.models.families import sizes as sizes
     from pruning_lib.models.loading import load_model as load_model
     from pruning_lib.models.surgery import remove as remove
     from pruning_lib.pruning.block_ranking import prune_blocks as prune_blocks
@@ -54,6 +56,7 @@ if TYPE_CHECKING:
     from pruning_lib.pruning.pipeline import prune as prune
     from pruning_lib.pruning.reconstruction import reconstruct as reconstruct
     from pruning_lib.pruning.selection import choose as choose
+    from pruning_lib.report import plots as plots
     from pruning_lib.training.lora import tune as tune
 
 __version__ = "0.2.0"
@@ -62,7 +65,9 @@ __version__ = "0.2.0"
 _PUBLIC = {
     "load_model": "models.loading.load_model",
     "texts": "data.text.texts",
+    "fingerprint": "data.text.fingerprint",
     "batches": "data.batching.batches",
+    "sizes": "models.families.sizes",
     "importance": "pruning.importance.importance",
     "choose": "pruning.selection.choose",
     "remove": "models.surgery.remove",
@@ -79,6 +84,7 @@ _PUBLIC = {
     "record": "experiments.records.write",
     "read_record": "experiments.records.read",
     "records": "experiments.records.to_dataframe",
+    "plots": "report.plots",
 }
 __all__ = ["__version__", *_PUBLIC]
 
@@ -87,9 +93,9 @@ def __getattr__(name: str) -> Any:
     """Load a public name, or a module under the name it had in version 0.1."""
     if name in _PUBLIC:
         module, _, attribute = _PUBLIC[name].rpartition(".")
-        found = getattr(import_module(f"pruning_lib.{module}"), attribute)
-        globals()[name] = found
-        return found
+        found = getattr(import_module(f"pruning_lib.{module}"), attribute, None)
+        globals()[name] = import_module(f"pruning_lib.{_PUBLIC[name]}") if found is None else found
+        return globals()[name]
     if not name.startswith("_"):
         from pruning_lib._renamed import old_module
 

@@ -8,6 +8,7 @@ running the same row.  Parallel execution is in ``local`` and ``dask_cluster``, 
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
@@ -26,7 +27,7 @@ from traitlets.config import Config
 from pruning_lib import _locks
 from pruning_lib._files import replacing
 from pruning_lib.experiments import records as results
-from pruning_lib.experiments.runs import Row, Tree, checked, source
+from pruning_lib.experiments.runs import Row, Tree, checked, parameters_of, source
 from pruning_lib.experiments.staleness import provenance
 
 
@@ -106,8 +107,9 @@ def _make(row: Row, tree: Tree, work: Path) -> None:
     made = provenance(row, tree)
     page = work / f"{row.name}.ipynb"
     records = tree.records if row.reading else work / "results"
-    with _environment(PRUNING_RUN=row.name, PRUNING_RESULTS=str(records.resolve()),
-                      PRUNING_RECORDS=str(tree.records.resolve())):
+    parameters = {**parameters_of(source(row, tree)), **row.parameters}
+    with _environment(PRUNING_RUN=row.name, PRUNING_PARAMETERS=json.dumps(parameters),
+                      PRUNING_RESULTS=str(records.resolve()), PRUNING_RECORDS=str(tree.records.resolve())):
         _execute(row, tree, page)
     record = work / "results" / f"{row.name}.json"
     if not row.reading and not record.is_file():

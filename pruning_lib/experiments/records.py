@@ -29,15 +29,14 @@ VERSIONS = ("torch", "transformers", "lm-eval")
 _started = time.monotonic()
 
 
-
 def folder() -> Path:
     """Return the folder for writing and reading records."""
     return Path(os.environ.get("PRUNING_RESULTS") or "results")
 
 
-def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, Any],
-          rows: Sequence[Mapping[str, Any]] = (), data: Mapping[str, str] | None = None,
-          items: Mapping[str, str] | None = None) -> Path:
+def write(notebook: str, *, values: Mapping[str, Any], rows: Sequence[Mapping[str, Any]] = (),
+          data: Mapping[str, str] | None = None, items: Mapping[str, str] | None = None,
+          parameters: Mapping[str, Any] | None = None) -> Path:
     """Write the record of a run atomically.
 
     Parameters
@@ -47,6 +46,7 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
     rows : small table of a run that measures several models: one mapping per line
     data : data set -> fingerprint of the samples used
     items : task -> packed correctness of items, for paired comparisons
+    parameters : parameters of the run; by default those that the runner executes the notebook with
 
     Raises
     ------
@@ -54,7 +54,8 @@ def write(notebook: str, *, parameters: Mapping[str, Any], values: Mapping[str, 
         for a value that JSON cannot represent (NaN, infinity).
     """
     run = os.environ.get("PRUNING_RUN") or notebook
-    record = {"run": run, "notebook": notebook, "parameters": dict(parameters), "values": _plain(values),
+    given = json.loads(os.environ.get("PRUNING_PARAMETERS") or "{}") if parameters is None else dict(parameters)
+    record = {"run": run, "notebook": notebook, "parameters": given, "values": _plain(values),
               "rows": [_plain(row) for row in rows], "items": dict(items or {}), "made_with": made_with(data or {})}
     path = folder() / f"{_checked(run)}.json"
     record["checksum"] = checksum(record)

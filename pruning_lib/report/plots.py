@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,18 +14,40 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
 
+
+class _Looks(dict):
+    """Colour or marker (or both) of names; a name without an entry gets one of the spare looks, always the same."""
+
+    def __init__(self, spare: Sequence[Any], looks: dict[str, Any]) -> None:
+        super().__init__(looks)
+        self.spare = spare
+
+    def __missing__(self, name: str) -> Any:
+        return self.spare[zlib.crc32(name.encode()) % len(self.spare)]
+
+    def ordered(self, names: Iterable[str]) -> list[str]:
+        """Return the names in the order of the entries, names without an entry last."""
+        places = {name: place for place, name in enumerate(self)}
+        return sorted(set(names), key=lambda name: (places.get(name, len(places)), name))
+
+
+SPARE_COLOURS = ("#44AA99", "#AA4499", "#999933", "#6699CC", "#661100", "#DDCC77", "#88CCEE")
+SPARE_MARKERS = ("<", ">", "h", "8", "H")
 # Okabe and Ito's colours, safe for colour-blind readers; one per method, the same in every figure
-COLOUR = {"dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
-          "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442", "reconstruction_error": "#882255"}
-MARKER = {"dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v",
-          "wanda": "P", "flap": "X", "taylor": "d", "reconstruction_error": "p"}
+COLOUR = _Looks(SPARE_COLOURS, {
+    "dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
+    "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442",
+    "reconstruction_error": "#882255"})
+MARKER = _Looks(SPARE_MARKERS, {
+    "dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v", "wanda": "P",
+    "flap": "X", "taylor": "d", "reconstruction_error": "p"})
 # colour and marker of criteria that rank blocks; variants of one metric share a colour and differ in LINE
-CRITERION = {"none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
-             "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"),
-             "block_influence": ("#117733", "p"), "cka": ("#009E73", "v"),
-             "gaussian_0": ("#CC79A7", "<"), "gaussian_1": ("#CC79A7", ">"), "gaussian_2": ("#CC79A7", "x"),
-             "linear_shape_0": ("#E69F00", "d"), "linear_shape_1": ("#E69F00", "D"), "permutation": ("#56B4E9", "P"),
-             "wasserstein": ("#882255", "X")}
+CRITERION = _Looks([(colour, marker) for colour in SPARE_COLOURS for marker in SPARE_MARKERS], {
+    "none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
+    "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"), "block_influence": ("#117733", "p"),
+    "cka": ("#009E73", "v"), "gaussian_0": ("#CC79A7", "<"), "gaussian_1": ("#CC79A7", ">"),
+    "gaussian_2": ("#CC79A7", "x"), "linear_shape_0": ("#E69F00", "d"), "linear_shape_1": ("#E69F00", "D"),
+    "permutation": ("#56B4E9", "P"), "wasserstein": ("#882255", "X")})
 LINE = {"gaussian_1": "--", "gaussian_2": ":", "linear_shape_1": "--"}  # of criteria; solid elsewhere
 
 
@@ -71,11 +95,8 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
 
     ``table`` has columns ``method``, ``removed_fraction``, ``quality`` and, for bars, ``low`` and ``high``.
     """
-    unknown = set(table.method) - set(COLOUR)
-    if unknown:
-        raise ValueError(f"no colour for {', '.join(sorted(unknown))}; enter one in plots.COLOUR and plots.MARKER")
     dense = table[table.method == "dense"]
-    for method in [m for m in COLOUR if m != "dense" and m in set(table.method)]:
+    for method in COLOUR.ordered(set(table.method) - {"dense"}):
         rows = pd.concat([dense.head(1), table[table.method == method]])
         by_size = rows.groupby("removed_fraction")[quality]
         mean = by_size.mean()
@@ -141,10 +162,7 @@ def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axe
 
     ``table`` has columns ``criterion``, ``removed`` and ``quality``.
     """
-    unknown = set(table.criterion) - set(CRITERION)
-    if unknown:
-        raise ValueError(f"no colour for {', '.join(sorted(unknown))}; enter one in plots.CRITERION")
-    for criterion in [c for c in CRITERION if c in set(table.criterion)]:
+    for criterion in CRITERION.ordered(table.criterion):
         colour, marker = CRITERION[criterion]
         seeds = table[table.criterion == criterion].groupby("removed")[quality]
         mean = seeds.mean()

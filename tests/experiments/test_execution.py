@@ -25,8 +25,7 @@ RECORDS = '''import sys
 from pruning_lib.experiments import records
 print("count is", count)
 print("noise", records.__file__, file=sys.stderr)
-records.write("tiny", parameters=dict(fraction=fraction, count=count, name=name, flag=flag),
-              values={"twice": 2 * fraction});'''
+records.write("tiny", values={"twice": 2 * fraction});'''
 READS = 'from pruning_lib.experiments import records\nrecords.read("small")["run"]'
 FAILS = 'if name == "bad":\n    raise ValueError("boom")'
 ROWS = {

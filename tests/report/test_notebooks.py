@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+import statistics
 from pathlib import Path
 
 import nbformat
@@ -32,10 +33,12 @@ ROWS = rows_of(TREE)
 READINGS = {row.notebook for row in ROWS.values() if row.reading}
 PATHS = sorted(TREE.notebooks.glob("*.ipynb"))
 RUNS = [path for path in PATHS if path.stem not in READINGS]
-DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib.results", "pruning_lib.plots",
+DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib", "pruning_lib.experiments.records",
                   "pruning_lib.data",  # for published figures, in data/inputs
-                  "pruning_lib.evaluate"}  # for statistics over recorded items only
+                  "pruning_lib.evaluation.quality"}  # for statistics over recorded items only
+OF_THE_PACKAGE = {"plots", "records", "read_record", "compare"}
 STATISTICS = {"questions", "mean_interval", "paired"}
+MODULES_OF_A_NOTEBOOK = 3  # the median, at most
 
 
 def every(paths):
@@ -60,7 +63,8 @@ def imported(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            yield from (f"{node.module}.{a.name}" if node.module == "pruning_lib" else node.module for a in node.names)
+            ours = node.module.split(".")[0] == "pruning_lib"
+            yield from (f"{node.module}.{a.name}" if ours else node.module for a in node.names)
 
 
 def parameters_cells(path):
@@ -68,9 +72,9 @@ def parameters_cells(path):
 
 
 def records_written(path):
-    """Return the calls of ``records.write``."""
+    """Return the calls of ``pl.record``."""
     return [node for node in ast.walk(code_of(path))
-            if isinstance(node, ast.Call) and ast.unparse(node.func) == "results.write"]
+            if isinstance(node, ast.Call) and ast.unparse(node.func) == "pl.record"]
 
 
 def test_there_are_runs_and_readings_and_each_has_a_row():
@@ -119,7 +123,7 @@ def test_prose_stands_before_code(path):
     for before, cell in zip(everything, everything[1:], strict=False):
         only_imports = all(isinstance(node, (ast.Import, ast.ImportFrom)) for node in tree_of(cell).body) \
             if cell.cell_type == "code" else False
-        closing = cell is everything[-1] and "results.write" in cell.source
+        closing = cell is everything[-1] and "pl.record" in cell.source
         assert before.cell_type == "markdown" or cell.cell_type == "markdown" or only_imports or closing, cell.source
 
 
@@ -163,9 +167,8 @@ def test_the_parameters_of_a_run_are_flat_literals_each_with_a_word_on_it(path):
 
 @every(RUNS)
 def test_every_parameter_is_used(path):
-    """Require two uses: one in the computation and one in the record."""
     used = [n.id for n in ast.walk(code_of(path)) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
-    assert not [name for name in runs.parameters_of(path) if used.count(name) < 2]
+    assert not [name for name in runs.parameters_of(path) if name not in used]
 
 
 KEYS = {"model": {"fresh", "toy", *loading.MODELS}, "image_set": images.IMAGES,
@@ -199,16 +202,11 @@ def test_the_defaults_pass_the_runners_checks(path):
 
 
 @every(RUNS)
-def test_a_run_writes_one_record_of_all_its_parameters_under_its_own_name_and_shows_no_path(path):
+def test_a_run_writes_one_record_under_its_own_name_and_shows_no_path(path):
     (call,) = records_written(path)
     assert ast.literal_eval(call.args[0]) == path.stem
-    given = next(k.value for k in call.keywords if k.arg == "parameters")
-    if isinstance(given, ast.Name):
-        given = next(node.value for node in code_of(path).body if isinstance(node, ast.Assign)
-                     and ast.unparse(node.targets[0]) == given.id)
-    pairs = {k.arg: ast.unparse(k.value) for k in given.keywords}
-    assert pairs == {name: name for name in runs.parameters_of(path)}
-    assert any(k.arg == "data" for k in call.keywords)
+    keywords = {k.arg for k in call.keywords}
+    assert "data" in keywords and "parameters" not in keywords  # the runner records the parameters
     assert cells(path, "code")[-1].source.rstrip().endswith(";")  # else the page shows the path of the record
 
 
@@ -225,7 +223,15 @@ def test_a_reading_has_no_parameters_writes_no_record_and_computes_no_model(path
     assert not {name for name in imported(path) if name not in DRAWS_OR_READS
                 and name.split(".")[0] not in DRAWS_OR_READS}
     used = {node.attr for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)
-            and ast.unparse(node.value) == "evaluate"}
+            and ast.unparse(node.value) == "quality"}
     assert used <= STATISTICS
-    named = {ast.unparse(node.value) for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)}
-    assert named & {"results", "data"}
+    public = {node.attr for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)
+              and ast.unparse(node.value) == "pl"}
+    assert public <= OF_THE_PACKAGE
+    assert public & {"records", "read_record"} or {"records", "data"} & {
+        ast.unparse(node.value) for node in ast.walk(code_of(path)) if isinstance(node, ast.Attribute)}
+
+
+def test_a_notebook_imports_few_modules_of_the_package():
+    ours = [[name for name in imported(path) if name.split(".")[0] == "pruning_lib"] for path in PATHS]
+    assert statistics.median(map(len, ours)) <= MODULES_OF_A_NOTEBOOK
