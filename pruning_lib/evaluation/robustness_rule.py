@@ -34,6 +34,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
+from pruning_lib.evaluation import quality
+
 SMALLEST = 0.01  # the smallest difference in accuracy that matters, a fraction
 CLAIMED = 0.04  # the paper's "up to 4 points"
 ANSWERED = 0.05  # share of images that the whole network has to answer under attack
@@ -86,6 +88,16 @@ def summary(differences: Sequence[float], p_values: Sequence[float]) -> dict[str
         found.update(sure_gains=int((sure > 0).sum()), sure_losses=int((sure < 0).sum()), best_fraction=float(d.max()),
                      worst_fraction=float(d.min()), mean_fraction=float(d.mean()))
     return {**found, "verdict": verdict(differences, p_values)}
+
+
+def share_correct(packed: Sequence[str]) -> np.ndarray:
+    """Return the share of conditions, such as corruptions, under which each image is answered rightly, (N,).
+
+    Parameters
+    ----------
+    packed : answers to the same N images under each condition, as ``quality.pack`` writes them
+    """
+    return np.mean([quality.unpack(text) for text in packed], axis=0)
 
 
 def mean_difference(first: np.ndarray, second: np.ndarray) -> dict[str, float]:
