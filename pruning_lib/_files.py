@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yield an empty folder to fill; it becomes ``path`` when the block ends well, unless another process was faster."""
+    """Yield an empty folder to fill; it becomes ``path`` when the block ends well, unless another process won."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".new-") as work:
         done = Path(work) / "done"

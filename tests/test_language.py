@@ -17,17 +17,16 @@ VERBS = set("""
     accept accumulate add adjust align allocate answer append apply approximate assert assign attach attack average
     begin bind block blur bound bring build cache calibrate call cancel capture change check choose classify clean clear
     clip clone close collect combine compare compute concatenate connect construct continue convert copy correct count
-    create crop cut deactivate decide decode decorate decrease defer delete describe detach detect determine disable discard
-    display distribute divide download draw drop dump embed enable encode end enforce ensure enter erase estimate
-    evaluate exclude execute exit expand export extend extract fail fetch fill filter find fine-tune finish fit fix
-    flatten flip flush fold follow force format forward free freeze fuse gather generate get give group guess handle
-    hash hide hold identify ignore import improve include
-    increase indent infer initialise inject insert install interpolate
-    interrupt invert iterate join keep kill label launch leave let limit link list load locate lock log look lower make
-    map mark mask match materialise maximise mean measure merge minimise mix modify move multiply name normalise
-    notify offload omit open order overwrite pack pad parse partition pass patch paste permute pick pin place plan plot
-    point poll pop postpone predict prepare prevent print process produce project propagate prune publish pull push put
-    quantise query queue quote raise random-restart rank re-solve read rebuild recalibrate receive recompute
+    create crop cut deactivate decide decode decorate decrease defer delete describe detach detect determine disable
+    discard display distribute divide download draw drop dump embed enable encode end enforce ensure enter erase
+    estimate evaluate exclude execute exit expand export extend extract fail fetch fill filter find fine-tune finish fit
+    fix flatten flip flush fold follow force format forward free freeze fuse gather generate get give group guess handle
+    hash hide hold identify ignore import improve include increase indent infer initialise inject insert install
+    interpolate interrupt invert iterate join keep kill label launch leave let limit link list load locate lock log look
+    lower make map mark mask match materialise maximise mean measure merge minimise mix modify move multiply name
+    normalise notify offload omit open order overwrite pack pad parse partition pass patch paste permute pick pin place
+    plan plot point poll pop postpone predict prepare prevent print process produce project propagate prune publish pull
+    push put quantise query queue quote raise random-restart rank re-solve read rebuild recalibrate receive recompute
     reconstruct record recover redirect reduce refer refresh refuse register reject release reload remove rename render
     reorder repeat replace report represent request require rerun reschedule reserve reset reshape resolve restart
     restore restrict resume retry return reverse rewrite rotate round run sample save scale scan schedule score search

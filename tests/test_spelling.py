@@ -45,7 +45,7 @@ def test_prose_is_spelt_right(tmp_path):
 
 
 def test_docstrings_and_comments_are_spelt_right(tmp_path):
-    assert not misspelt({path.name: path.read_text() for path in (ROOT / "pruning_lib").glob("*.py")}, tmp_path)
+    assert not misspelt({path.name: path.read_text() for path in (ROOT / "pruning_lib").rglob("*.py")}, tmp_path)
 
 
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.stem)

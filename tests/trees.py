@@ -57,7 +57,7 @@ sorted(path.stem for path in pathlib.Path(os.environ["PRUNING_RESULTS"]).glob("*
 
 
 def make(root, rows):
-    """Return a tree with these rows (name -> parameters, resources, memory_gb) of ``step``, and the reading ``look``."""
+    """Return a tree with these rows (name -> parameters, resources, memory_gb) of ``step`` and the reading ``look``."""
     (root / "marks").mkdir(parents=True, exist_ok=True)
     notebook(root / "notebooks" / "step.ipynb", "# Step", PARAMETERS, RUNS, ACTS, RECORDS)
     notebook(root / "notebooks" / "look.ipynb", "# Look", READS)

@@ -223,7 +223,8 @@ def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         used[f"{a.recover} (recovery)"] = data.fingerprint(prompt + answer for prompt, answer in pairs)
     checkpoints.save(found.model, tokenizer, a.out)
     facts = {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-             "parameters": families.parameter_count(found.model), "steps": steps, "measured": measured, "losses": losses,
+             "parameters": families.parameter_count(found.model), "steps": steps, "measured": measured,
+             "losses": losses,
              "arguments": {key: str(value) if isinstance(value, Path) else value for key, value in vars(a).items()
                            if key not in {"json", "out", "resume"} and not callable(value)},
              "removed": _removed(found), "made_with": records.made_with(used)}

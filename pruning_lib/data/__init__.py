@@ -12,4 +12,5 @@ from pruning_lib.data.text import (
     texts,
 )
 
-__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "batches", "fingerprint", "instruction_prompt", "pairs", "texts"]
+__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "batches", "fingerprint", "instruction_prompt", "pairs",
+           "texts"]

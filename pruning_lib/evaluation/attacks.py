@@ -26,17 +26,18 @@ ATTACKS: Table = Table("attack")
 BLOCK = 128  # images attacked together, in order; some attacks draw random numbers or stop for a whole batch
 
 
-def register_attack(name: str, *, norm: str, sees: str, steps: int, about: str, smallest: bool = False,
-                    fixed: bool = False) -> Callable:
+def register_attack(name: str, *, norm: str, access: str, steps: int, about: str, minimal_norm: bool = False,
+                    fixed: bool = False, deterministic: bool = False) -> Callable:
     """Return a decorator that registers ``f(model, images, labels, epsilon, seed, steps)`` in ``ATTACKS``.
 
     Parameters
     ----------
     norm : norm of the budget, "Linf" or "L2"
-    sees : access to the network: "gradients" (white box) or "scores" (black box)
+    access : access to the network: "gradients" (white box) or "scores" (black box)
     steps : default number of gradient steps, or of queries
-    smallest : True for attacks that minimise the change; changes beyond the budget are undone
+    minimal_norm : True for attacks that minimise the change; changes beyond the budget are undone
     fixed : True where the number of steps cannot be changed
+    deterministic : True where the seed changes nothing
     """
     def enter(f: Callable) -> Callable:
         @wraps(f)
@@ -48,7 +49,8 @@ def register_attack(name: str, *, norm: str, sees: str, steps: int, about: str, 
             return _in_blocks(f, model, images, labels, epsilon, seed, steps or usual, norm)
 
         del attack.__wrapped__  # its signature is the one above
-        return ATTACKS.register(name, norm=norm, sees=sees, steps=usual, about=about, smallest=smallest)(attack)
+        return ATTACKS.register(name, norm=norm, access=access, steps=usual, about=about,
+                                minimal_norm=minimal_norm, deterministic=deterministic)(attack)
 
     usual = steps
     return enter
@@ -116,14 +118,14 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
         yield
 
 
-@register_attack("fgsm", norm="Linf", sees="gradients", steps=1, fixed=True,
+@register_attack("fgsm", norm="Linf", access="gradients", steps=1, fixed=True, deterministic=True,
                  about="one step along the sign of the gradient")
 def fgsm(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Return images after one step along the sign of the gradient (Goodfellow et al. 2015, arXiv:1412.6572)."""
     return torchattacks.FGSM(model, eps=epsilon)(x, y)
 
 
-@register_attack("pgd", norm="Linf", sees="gradients", steps=20, about="many small steps from a random start")
+@register_attack("pgd", norm="Linf", access="gradients", steps=20, about="many small steps from a random start")
 def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Return images after projected gradient descent (Madry et al. 2018, arXiv:1706.06083).
 
@@ -132,7 +134,7 @@ def pgd(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps
     return torchattacks.PGD(model, eps=epsilon, alpha=2.5 * epsilon / steps, steps=steps, random_start=True)(x, y)
 
 
-@register_attack("pgd_l2", norm="L2", sees="gradients", steps=20,
+@register_attack("pgd_l2", norm="L2", access="gradients", steps=20,
                  about="many small steps of one length from a random start")
 def pgd_l2(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Return images after ``pgd`` in the L2 ball, with steps along the normalised gradient."""
@@ -142,7 +144,7 @@ def pgd_l2(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, st
     return attack(x.contiguous(), y)
 
 
-@register_attack("cw", norm="L2", sees="gradients", steps=50, smallest=True,
+@register_attack("cw", norm="L2", access="gradients", steps=50, minimal_norm=True, deterministic=True,
                  about="a change that fools, made smaller from there")
 def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Return the smaller successful change of Carlini and Wagner's attack for two values of c (2017, arXiv:1608.04644).
@@ -169,13 +171,14 @@ def cw(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps:
     return best
 
 
-@register_attack("square", norm="Linf", sees="scores", steps=200, about="random squares, kept where the margin shrinks")
+@register_attack("square", norm="Linf", access="scores", steps=200,
+                 about="random squares, kept where the margin shrinks")
 def square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Return images after Square with ``steps`` queries (Andriushchenko et al. 2020, arXiv:1912.00049)."""
     return torchattacks.Square(model, norm="Linf", eps=epsilon, n_queries=steps, seed=_block_seed())(x, y)
 
 
-@register_attack("apgd_square", norm="Linf", sees="gradients", steps=10,
+@register_attack("apgd_square", norm="Linf", access="gradients", steps=10,
        about="two of AutoAttack's four: APGD on cross-entropy and on every other class, then a short Square")
 def apgd_square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Return images after the part of AutoAttack that is feasible on a CPU.
@@ -195,7 +198,7 @@ def apgd_square(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: in
         torchattacks.Square(model, n_queries=10 * steps, **shared)])(x, y)
 
 
-@register_attack("autoattack", norm="Linf", sees="gradients", steps=10, fixed=True,
+@register_attack("autoattack", norm="Linf", access="gradients", steps=10, fixed=True,
        about="AutoAttack's standard four: APGD twice, FAB, and Square with 5,000 questions; for a GPU")
 def autoattack(model: nn.Module, x: Tensor, y: Tensor, epsilon: float, seed: int, steps: int) -> Tensor:
     """Return images after AutoAttack as torchattacks implements it (Croce and Hein 2020, arXiv:2003.01690).
@@ -238,7 +241,7 @@ def robust_correct(name: str, model: nn.Module, images: Tensor, labels: Tensor, 
         raise ValueError(f"restarts={restarts}; give at least 1")
     attack = ATTACKS[name]
     facts = ATTACKS.facts[name]
-    if facts["smallest"]:  # one attack serves all budgets
+    if facts["minimal_norm"]:  # one attack serves all budgets
         if restarts > 1:
             raise ValueError(f"restarts={restarts}; {name} starts from the image itself and allows one start only")
         return _minimal_norm_correct(attack, model, images, labels, epsilons, seed, steps, facts["norm"])

@@ -19,12 +19,9 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib._registry import Table
 from pruning_lib.data.text import INPUTS
 from pruning_lib.models import families
 from pruning_lib.models.hooks import evaluating
-
-MEASURES: Table = Table("measure")
 
 # task -> reported kind of accuracy: acc compares log-likelihoods, acc_norm log-likelihoods per character
 OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc_norm",
@@ -32,7 +29,6 @@ OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "a
 TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in OFFICIAL.items()}, "none": {}}
 
 
-@MEASURES.register(unit="1", better="lower")
 @torch.inference_mode()
 def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int = 1024, stride: int = 1024,
                max_tokens: int | None = None, progress: bool = True) -> dict[str, float | None]:
@@ -73,7 +69,6 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
             "tokens": int(sum(counts)), "window": window, "stride": stride}
 
 
-@MEASURES.register(unit="fraction", better="higher")
 def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limits: dict[str, int] | None = None,
               stock: bool = False) -> tuple[dict[str, float], dict[str, str]]:
     """Measure zero-shot accuracy on five multiple-choice tasks through lm-eval's Python API.
@@ -135,7 +130,6 @@ def interval(right: np.ndarray) -> tuple[float, float]:
     return float(found.low), float(found.high)
 
 
-@MEASURES.register(unit="fraction", better="higher")
 @torch.inference_mode()
 def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "float32", images_per_batch: int = 256
              ) -> tuple[dict[str, float], str]:

@@ -50,7 +50,8 @@ class RecordedNetwork:
         return f"{self.criterion} {self.stage}" if self.criterion != "none" else f"dense {self.stage}"
 
 
-def from_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check_on: int = 500) -> list[RecordedNetwork]:
+def from_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, check_on: int = 500
+              ) -> list[RecordedNetwork]:
     """Return the networks of recorded runs, run by run; the first one is the reference for comparisons.
 
     The predictions of each network on the first test images must agree with its record.
@@ -101,8 +102,8 @@ def _check_predictions(subject: RecordedNetwork, recorded: str, image_set: str, 
                          f"{same:.1%} of {len(right)} test images; it is another network, run {run} again")
 
 
-def small_networks(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, epochs: float = 10.0, seed: int = 0
-          ) -> list[RecordedNetwork]:
+def small_networks(names: Sequence[str], image_set: str = "digits", *, rounds: int = 2, epochs: float = 10.0,
+                   seed: int = 0) -> list[RecordedNetwork]:
     """Train a small ResNet on ``image_set`` and prune it by each criterion as in ``consensus_prune``, in seconds.
 
     Parameters
@@ -113,7 +114,8 @@ def small_networks(names: Sequence[str], image_set: str = "digits", *, rounds: i
     """
     train, (scored, labels) = images.load(image_set, "train"), images.load(image_set, "calibration")
     entry = images.IMAGES[image_set]
-    config = image_networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)}, entry.mean, entry.std)
+    config = image_networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)},
+                                        entry.mean, entry.std)
 
     def tuned(network: nn.Module, passes: float, lr: float, number: int) -> tuple[nn.Module, dict]:
         return sgd.train(network, *train, epochs=passes, lr=lr, seed=1000 * seed + number, dtype="float32"), {}
@@ -128,8 +130,10 @@ def small_networks(names: Sequence[str], image_set: str = "digits", *, rounds: i
         return tuned(network, epochs / 10, 0.02, rounds + 1)
 
     settings = dict(small=image_set, epochs=epochs, seed=seed, torch=torch.__version__)
-    start = network_cache.get_or_train(lambda: tuned(image_networks.build(config, seed=seed), epochs, 0.1, 0), **settings)
-    made = {name: network_cache.get_or_train(partial(pruned, name), **settings, criterion=name, rounds=rounds) for name in names}
+    start = network_cache.get_or_train(lambda: tuned(image_networks.build(config, seed=seed), epochs, 0.1, 0),
+                                       **settings)
+    made = {name: network_cache.get_or_train(partial(pruned, name), **settings, criterion=name, rounds=rounds)
+            for name in names}
     return [RecordedNetwork(m.network, name, "final", rounds * (name != "none"), m.key) for name, m in made.items()]
 
 
@@ -142,13 +146,13 @@ def robust_correct(subject: RecordedNetwork, attack: str, pixels: Tensor, labels
     attack : key of ``attacks.ATTACKS``
     settings : seed, steps and restarts of ``attacks.robust_correct``
     """
-    smallest = attacks.ATTACKS.facts[attack]["smallest"]  # one attack serves all budgets
+    minimal_norm = attacks.ATTACKS.facts[attack]["minimal_norm"]  # one attack serves all budgets
     about = {"attack": attack, "network": subject.key, "weights": network_cache.digest_of(subject.network),
              "images": digest(pixels.numpy().tobytes() + labels.numpy().tobytes()),
              "code": _code(attack), "torch": torch.__version__,
              "torchattacks": torchattacks.__version__, "device": next(subject.network.parameters()).device.type}
     found: list[np.ndarray] = []
-    for budgets in [list(epsilons)] if smallest else [[epsilon] for epsilon in epsilons]:
+    for budgets in [list(epsilons)] if minimal_norm else [[epsilon] for epsilon in epsilons]:
         ask = partial(attacks.robust_correct, attack, subject.network, pixels, labels, epsilons=budgets, **settings)
         found += network_cache.cached_predictions(ask, epsilons=budgets, **settings, **about)
     return found
@@ -156,6 +160,7 @@ def robust_correct(subject: RecordedNetwork, attack: str, pixels: Tensor, labels
 
 def _code(attack: str) -> dict[str, str]:
     """Return digests of the code of one attack; code of the other attacks does not count."""
-    found = code_digests.digests([f"from pruning_lib.evaluation import attacks\nattacks.answers, attacks.{attack}"])
+    found = code_digests.digests(
+        [f"from pruning_lib.evaluation import attacks\nattacks.robust_correct, attacks.{attack}"])
     others = {other for other in attacks.ATTACKS if other != attack}
     return {name: digest for name, digest in found.items() if not others & set(re.findall(r"\w+", name))}

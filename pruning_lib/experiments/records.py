@@ -73,11 +73,13 @@ def read(run: str) -> dict[str, Any]:
         record = json.loads(path.read_text())
     except FileNotFoundError:
         known = ", ".join(sorted({p.stem for place in places for p in place.glob("*.json")})) or "none yet"
-        raise ValueError(f"no record of run {run!r}; recorded: {known}. Create it with: pruning-lib run {run}") from None
+        raise ValueError(f"no record of run {run!r}; recorded: {known}. "
+                         f"Create it with: pruning-lib run {run}") from None
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not text, or huge numbers
         raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error
     if not _has_form(record):
-        raise ValueError(f"{path.name} is not a record: it needs run, parameters, values and made_with; run {run} again")
+        raise ValueError(f"{path.name} is not a record: it needs run, parameters, values and made_with; "
+                         f"run {run} again")
     if record["run"] != run:
         raise ValueError(f"{path.name} is not a record of {run} but of {record['run']!r}; run {run} again")
     if "checksum" in record and not checksum_ok(record):
@@ -163,7 +165,8 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     table["label"] = [recipe(line) + end for line, end in zip(lines, ends, strict=True)]
     table["recipe"] = [recipe({**line, "recovery_pairs": 0}) + end for line, end in zip(lines, ends, strict=True)]
     table["text_used"] = ["" if line["reconstruction"] == "none" else
-                          f"{line['reconstruction_samples']:.0f} texts of {line['reconstruction_text']}" for line in lines]
+                          f"{line['reconstruction_samples']:.0f} texts of {line['reconstruction_text']}"
+                          for line in lines]
     table = table.sort_values(["dtype", "run"], ignore_index=True)
     return table if every_format else table.drop_duplicates(["notebook", *sorted(asked)], ignore_index=True)
 

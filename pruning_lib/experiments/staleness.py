@@ -55,8 +55,7 @@ def fingerprint(row: Row, tree: Tree) -> str:
 
     Prose does not count, because the book uses the current prose of the notebook.
     """
-    notebook = nbformat.read(source(row, tree), as_version=4)
-    parts = [code_digests.of_notebook(_code_cells(notebook))]
+    parts = [code_digests.of_notebook(code_cells(source(row, tree)))]
     parts += [json.dumps(dict(row.parameters), sort_keys=True)]
     if row.reading:
         parts += [path.read_text(errors="replace") for path in sorted(tree.records.glob("*.json"))]
@@ -76,7 +75,8 @@ def stale_reason(row: Row, tree: Tree) -> str:
 
 def provenance(row: Row, tree: Tree) -> dict[str, Any]:
     """Return the provenance of a page made now, for the metadata of the page."""
-    return {"fingerprint": fingerprint(row, tree), "code": code_of(row, tree), "inputs": input_digests.digests_of(row, tree)}
+    return {"fingerprint": fingerprint(row, tree), "code": code_of(row, tree),
+            "inputs": input_digests.digests_of(row, tree)}
 
 
 def _stored_provenance(page: Path) -> dict[str, Any]:
@@ -93,22 +93,22 @@ def _stored_provenance(page: Path) -> dict[str, Any]:
 
 def code_of(row: Row, tree: Tree) -> dict[str, str]:
     """Return name -> digest of the definitions in use; for a run, without those that cannot change a number."""
-    notebook = nbformat.read(source(row, tree), as_version=4)
-    found = code_digests.digests(_code_cells(notebook))
-    return _relevant(found, row)
+    return relevant(code_digests.digests(code_cells(source(row, tree))), row)
 
 
-def _code_cells(notebook: Any) -> list[str]:
-    return [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+def code_cells(notebook: Path) -> list[str]:
+    """Return the sources of the code cells of a notebook."""
+    return [cell.source for cell in nbformat.read(notebook, as_version=4).cells if cell.cell_type == "code"]
 
 
-def _relevant(found: dict[str, str], row: Row) -> dict[str, str]:
+def relevant(found: dict[str, str], row: Row) -> dict[str, str]:
+    """Return the digests that count for a row: for a run, without code that cannot change a number."""
     return {name: digest for name, digest in found.items() if row.reading or not name.startswith(NO_NUMBERS)}
 
 
 def code_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
     """Return the changed code as text; empty if nothing changed or the page has no digests."""
-    names = code_digests.changed(_relevant(page.get("code") or {}, row), code_of(row, tree))
+    names = code_digests.changed(relevant(page.get("code") or {}, row), code_of(row, tree))
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return f"code changed: {', '.join(names[:3])}{more}" if names else ""
 

@@ -52,6 +52,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; give another folder or remove it first")
+    refuse_mixed(model)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with _beside(folder) as work:
         try:
@@ -87,6 +88,20 @@ def _beside(folder: Path) -> Iterator[Path]:
             yield work
     finally:
         shutil.rmtree(work, ignore_errors=True)
+
+
+def refuse_mixed(model: nn.Module) -> None:
+    """Raise ValueError for parameters in several dtypes, which a checkpoint does not bring back.
+
+    Modules that transformers itself keeps in float32 do not count.
+    """
+    kept = [*(getattr(model, "_keep_in_fp32_modules", None) or ()),
+            *(getattr(model, "_keep_in_fp32_modules_strict", None) or ())]
+    kinds = {str(p.dtype).removeprefix("torch.") for name, p in model.named_parameters()
+             if p.is_floating_point() and not any(part in name for part in kept)}
+    if len(kinds) > 1:
+        raise ValueError(f"parameters of this model have several dtypes ({', '.join(sorted(kinds))}), a checkpoint is "
+                         f"loaded in one; convert it first, for example model.to(torch.bfloat16)")
 
 
 def _bytes(model: nn.Module) -> int:

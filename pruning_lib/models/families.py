@@ -7,9 +7,12 @@ Order of this file: language families · image families · residual blocks · si
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import copy
+from collections import Counter
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, cast
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -17,93 +20,23 @@ from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from pruning_lib._registry import Table
+from pruning_lib.models import structure, verification
 from pruning_lib.models.cifar_resnet import Block, CifarResNet
 from pruning_lib.models.keras_resnet import KerasBlock, KerasResNet
-
-
-@dataclass(frozen=True)
-class LanguageFamily:
-    """Module paths in one family of decoder-only language models.
-
-    ``blocks`` is a path from the model; the other paths start inside one block.  Projections with the same path share
-    one fused matrix, whose rows belong to them one after the other in the order of the fields.
-    """
-
-    blocks: str = "model.layers"
-    attention: str = "self_attn"
-    queries: str = "self_attn.q_proj"
-    keys: str = "self_attn.k_proj"
-    values: str = "self_attn.v_proj"
-    heads_out: str = "self_attn.o_proj"  # output projection of attention
-    neurons_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
-    neurons_out: str = "mlp.down_proj"  # output projection of the MLP
-    # config field that holds the factor of both output projections before they are added to the residual stream
-    multiplied_by: str | None = None
-    # config fields that make head removal impossible when set, with the reason; a dot leads into a field that is a dict
-    heads_fixed_by: Mapping[str, str] = field(default_factory=dict)
-    # family under which a model is stored whose head count does not divide its width, which transformers refuses ...
-    stored_as: str | None = None
-    # ... unless one of these config fields is set (that family has no such fields)
-    not_stored_with: tuple[str, ...] = ()
-    tiny: Mapping[str, Any] = field(default_factory=dict)  # config of a tiny test model beyond the common sizes
-
-
-FAMILIES: Table = Table("family")
-FAMILIES["llama"] = LanguageFamily(stored_as="mistral", not_stored_with=("attention_bias", "mlp_bias"))
-FAMILIES["mistral"] = LanguageFamily(tiny={"sliding_window": None})
-FAMILIES["qwen2"] = LanguageFamily()
-FAMILIES["qwen3"] = LanguageFamily()
-FAMILIES["gemma"] = LanguageFamily()
-FAMILIES["olmo"] = LanguageFamily()
-FAMILIES["smollm3"] = LanguageFamily()
-FAMILIES["granite"] = LanguageFamily(
-    multiplied_by="residual_multiplier",
-    tiny={"residual_multiplier": 0.4, "embedding_multiplier": 3.0, "attention_multiplier": 0.25, "logits_scaling": 2.0},
+from pruning_lib.models.language_families import FAMILIES, Experts, LanguageFamily, Part
+from pruning_lib.models.parts import (
+    Projections,
+    Rows,
+    block_counts,
+    block_parts,
+    linear,
+    matrix,
+    named_paths,
+    places,
+    projections,
+    tensor,
 )
-FAMILIES["phi"] = LanguageFamily(
-    heads_out="self_attn.dense",
-    neurons_in=("mlp.fc1",),
-    neurons_out="mlp.fc2",
-    heads_fixed_by={"qk_layernorm": "its query/key norm is sized as width / heads when the model is loaded"},
-)
-FAMILIES["phi3"] = LanguageFamily(
-    queries="self_attn.qkv_proj",
-    keys="self_attn.qkv_proj",
-    values="self_attn.qkv_proj",
-    neurons_in=("mlp.gate_up_proj", "mlp.gate_up_proj"),
-    heads_fixed_by={"rope_parameters.short_factor": "its list of long-context factors has to fit width / heads"},
-    tiny={"sliding_window": None},
-)
-
-
-@dataclass(frozen=True)
-class Rows:
-    """One projection of a block: its rows of a linear layer; all rows unless the layer is fused."""
-
-    linear: nn.Linear
-    start: int
-    count: int
-
-    def of(self, rows: Tensor) -> Tensor:
-        """Return the rows of this projection from a tensor with one row per output of the layer."""
-        return rows[self.start:self.start + self.count]
-
-    @property
-    def parameters(self) -> int:
-        """Return the number of parameters, biases included."""
-        return self.count * (self.linear.in_features + (self.linear.bias is not None))
-
-
-@dataclass(frozen=True)
-class Projections:
-    """All projections of the heads and neurons of one block."""
-
-    queries: Rows  # (H*D, C)
-    keys: Rows  # (G*D, C)
-    values: Rows
-    neurons_in: tuple[Rows, ...]  # each (M, C)
-    heads_out: nn.Linear  # (C, H*D)
-    neurons_out: nn.Linear  # (C, M)
+from pruning_lib.models.toy_models import toy
 
 
 @dataclass(frozen=True)
@@ -149,21 +82,24 @@ class Sizes:
     parameters: int  # of the whole model, shared parameters counted once
 
 
+_FOUND: WeakKeyDictionary[nn.Module, LanguageFamily] = WeakKeyDictionary()
+
+
 def family_of(model: nn.Module) -> LanguageFamily:
-    """Return the family record of a transformers model.
+    """Return the family record of a transformers model: that of its type, else one found from its shapes.
 
     Raises
     ------
     ValueError
-        for a model type without a record, or a model whose modules are not at the paths of the record.
+        for what is no language model of transformers, whose modules are not where the record says, or in which neither
+        heads nor neurons nor experts could be placed.
     """
+    refuse_wrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
     if kind not in FAMILIES:
-        known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
-        raise ValueError(f"unknown family {kind!r}; known: {known} (language models as transformers loads them); "
-                         f"image networks, of which only whole blocks can be removed: {images}")
+        return _found(model, kind)
     family: LanguageFamily = FAMILIES[kind]
-    for path in (family.blocks, *(f"{family.blocks}.0.{p}" for p in _projections(family))):
+    for path in (family.blocks, *(f"{family.blocks}.0.{p}" for p in named_paths(family))):
         try:
             model.get_submodule(path)
         except AttributeError:
@@ -172,6 +108,49 @@ def family_of(model: nn.Module) -> LanguageFamily:
                 f"loads it (AutoModelForCausalLM), not a wrapper or a part of it"
             ) from None
     return family
+
+
+def refuse_wrapped(model: nn.Module) -> None:
+    """Raise ValueError, with the way to the model itself, for one that is compiled, parallel or has adapters."""
+    kinds = {kind.__name__ for kind in type(model).__mro__}
+    for name, way in (("OptimizedModule", "give model._orig_mod, and compile the pruned model instead"),
+                      ("DataParallel", "give model.module"), ("DistributedDataParallel", "give model.module"),
+                      ("PeftModel", "give model.merge_and_unload()")):
+        if name in kinds:
+            raise ValueError(f"this model is wrapped ({type(model).__name__}), its modules are not where its type has "
+                             f"them; {way}")
+
+
+def removable(model: nn.Module) -> dict[str, str]:
+    """Return, for heads, neurons, experts and blocks, why they cannot be removed; empty where they can.
+
+    A model without weights cannot be tried: a toy network of its type is.
+    """
+    family = family_of(model)
+    refused = dict(family.refused)
+    if family.found and not family.verified:
+        with suppress(Exception):  # of a type whose toy network cannot be built, shapes alone tell
+            refused = {**family_of(toy(cast(Any, model).config.model_type)).refused, **refused}
+    return {unit: refused.get(unit, "") for unit in ("heads", "neurons", "experts", "blocks")}
+
+
+def copy_of(model: nn.Module) -> nn.Module:
+    """Return a copy of a model that has its family record too."""
+    other = copy.deepcopy(model)
+    if model in _FOUND:
+        _FOUND[other] = _FOUND[model]
+    return other
+
+
+def _found(model: nn.Module, kind: str) -> LanguageFamily:
+    """Return the record of a type that has none; the search is made once per model."""
+    if model not in _FOUND:
+        known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
+        if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
+            raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as transformers "
+                             f"loads them; image networks, of which only whole blocks can be removed: {images}")
+        _FOUND[model] = verification.verified(model, structure.find(model))
+    return _FOUND[model]
 
 
 def blocks(model: nn.Module) -> nn.ModuleList:
@@ -260,7 +239,7 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Return the sizes of ``model``, read from its modules.
+    """Return the sizes of ``model``, read from its modules; without heads or neurons that can be removed their number is 0.
 
     Raises
     ------
@@ -270,42 +249,35 @@ def sizes(model: nn.Module) -> Sizes:
     family, found = family_of(model), set()
     D = head_width(model)
     for block in blocks(model):
-        p = projections(block, family)
-        H, G, M, C = p.queries.count // D, p.keys.count // D, p.neurons_out.in_features, p.heads_out.out_features
-        head = p.queries.parameters // H + D * C
-        group = (p.keys.parameters + p.values.parameters) // G
-        neuron = sum(rows.parameters for rows in p.neurons_in) // M + C
-        found.add((H, G, M, C, head, group, neuron))
+        counts, per_unit = block_counts(block, family, text_config(model), D), Counter[str]()
+        for part in block_parts(block, family, D):
+            shape = tensor(block, part.parameter).shape
+            per_unit[part.unit] += shape.numel() // shape[part.axis] * part.entries
+        found.add((*counts.values(), *(per_unit[unit] for unit in counts)))
     if len(found) != 1:
         raise ValueError(f"blocks differ in size ({len(found)} kinds); plans need the same sizes in every block")
-    H, G, M, C, head, group, neuron = found.pop()
+    H, G, M, head, group, neuron = found.pop()
     total = parameter_count(model)
-    return Sizes(len(blocks(model)), H, G, D, M, C, head, group, neuron, total)
+    return Sizes(len(blocks(model)), H, G, D, M, text_config(model).hidden_size, head, group, neuron, total)
 
 
-def linear(block: nn.Module, path: str) -> nn.Linear:
-    """Return the linear layer at ``path`` inside a block."""
-    return cast(nn.Linear, block.get_submodule(path))
+def text_config(model: nn.Module) -> Any:
+    """Return the config of a language model's decoder."""
+    return structure.text_config(cast(Any, model).config)
 
 
-def projections(block: nn.Module, family: LanguageFamily) -> Projections:
-    """Return the projections of one block; fused matrices are split into their projections."""
-    out, down = linear(block, family.heads_out), linear(block, family.neurons_out)
-    shared = family.queries == family.keys
-    pairs = linear(block, family.keys).out_features - shared * out.in_features
-    pairs //= 1 + (family.keys == family.values)
-    counts = [(family.queries, out.in_features), (family.keys, pairs), (family.values, pairs),
-              *((path, down.in_features) for path in family.neurons_in)]
-    start, rows = dict.fromkeys(dict(counts), 0), []
-    for path, count in counts:
-        rows.append(Rows(linear(block, path), start[path], count))
-        start[path] += count
-    return Projections(rows[0], rows[1], rows[2], tuple(rows[3:]), out, down)
+def block_count_fields(model: nn.Module, count: int) -> list[str]:
+    """Return the config fields that state the number of blocks: of an encoder-decoder those of the decoder."""
+    config = text_config(model)
+    known = [name for name in ("decoder_layers", "num_decoder_layers") if hasattr(config, name)]
+    return known or [name for name in ("num_hidden_layers",) if getattr(config, name, None) == count]
 
 
 def head_width(model: nn.Module) -> int:
-    """Return the head width ``D``: the value in the config, or else width / heads."""
-    config: Any = model.config
+    """Return ``D``, the columns of the output projection of one head; 0 without heads that can be removed."""
+    family, config = family_of(model), text_config(model)
+    if family.found:
+        return verification.columns(family)
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
@@ -321,12 +293,16 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     transformers from 5.4 on refuses LLaMA configs whose head count does not divide the width.  Such a model is stored
     under the family's ``stored_as``; the count is refused only if the config sets a field that family does not have.
     """
-    family, config = family_of(model), cast(Any, model.config)
-    first = projections(blocks(model)[0], family)
-    H, G = (rows.count // head_width(model) for rows in (first.queries, first.keys))
+    family, config = family_of(model), text_config(model)
+    counts = block_counts(blocks(model)[0], family, config, head_width(model))
+    H, G = counts["heads"], counts["groups"]
+    if heads == H:
+        return
     for name, reason in family.heads_fixed_by.items():
-        if heads != H and _field(config, name):
+        if _field(config, name):
             raise ValueError(f"heads of this model cannot be removed ({name}: {reason}); use scope='neurons'")
+    if family.found:
+        _refuse_unstorable(model, family, counts, heads)
     in_the_way = [name for name in family.not_stored_with if getattr(config, name, False)]
     if in_the_way and config.hidden_size % heads:
         lossless = {*range(H // G, H + 1, H // G), *range(G, H + 1, G)}  # whole groups, equal queries
@@ -335,6 +311,25 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
             f"{heads} heads per block could not be stored: with {', '.join(in_the_way)} the count must divide the "
             f"width {config.hidden_size}. Allowed: {allowed}; or use scope='neurons'"
         )
+
+
+def _refuse_unstorable(model: nn.Module, family: LanguageFamily, counts: dict[str, int], heads: int) -> None:
+    """Raise ValueError unless transformers builds a network with so many heads."""
+    H, G = counts["heads"], counts["groups"]
+
+    def builds(count: int) -> bool:
+        whole = count % (H // G) == 0 and count // (H // G) <= G
+        left = {**counts, "heads": count, "groups": count // (H // G) if whole else G}
+        try:
+            structure.rebuilt(model, verification.values_of(model, family, left))
+        except structure.Unplaced:
+            return False
+        return True
+
+    if not builds(heads):
+        lossless = sorted({*range(H // G, H + 1, H // G), *range(G, H + 1, G)})  # whole groups, equal queries
+        raise ValueError(f"{heads} heads per block could not be stored, transformers refuses them for this model. "
+                         f"Allowed: {[h for h in lossless if builds(h)]}; or use scope='neurons'")
 
 
 def tiny(name: str, *, n_blocks: int = 2, heads: int = 4, groups: int = 2, head_width: int = 8, neurons: int = 24,
@@ -349,10 +344,6 @@ def tiny(name: str, *, n_blocks: int = 2, heads: int = 4, groups: int = 2, head_
     )
     config.head_dim = head_width  # Phi and Qwen2 do not declare it but honour it when set
     return config
-
-
-def _projections(family: LanguageFamily) -> tuple[str, ...]:
-    return (family.queries, family.keys, family.values, family.heads_out, *family.neurons_in, family.neurons_out)
 
 
 def _field(config: Any, name: str) -> Any:

@@ -47,9 +47,14 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
     """
     with ExitStack() as stack:
         for i, module in enumerate(modules):
-            handle = module.register_forward_hook(lambda _, args, y, i=i: see(i, y))
+            handle = module.register_forward_hook(lambda _, args, y, i=i: see(i, y[0] if isinstance(y, tuple) else y))
             stack.callback(handle.remove)
         yield
+
+
+def by_prompt(x: Tensor, mask: Tensor) -> Tensor:
+    """Return x as (B, T, columns), mask being (B, T): some families put all tokens in one row before the MLP."""
+    return x if x.ndim == 3 else x.view(*mask.shape, -1)
 
 
 @contextmanager
@@ -69,7 +74,7 @@ def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
         for a name that is no removable block; the message lists the removable blocks.
     """
     _refuse_unless_removable(model, block_name)
-    with _forwarding(model.get_submodule(block_name), _identity):
+    with _forwarding(model.get_submodule(block_name), _as_block(model, _identity)):
         yield
 
 
@@ -89,8 +94,8 @@ def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             here = info.name == block_name
-            stack.enter_context(_forwarding(model.get_submodule(info.name),
-                                            (lambda *_, **__: x) if here else _identity))
+            stack.enter_context(_forwarding(
+                model.get_submodule(info.name), _as_block(model, (lambda *_, **__: x) if here else _identity)))
             if here:
                 break
         yield
@@ -107,7 +112,7 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             if info.name != block_name:
-                stack.enter_context(_forwarding(model.get_submodule(info.name), _identity))
+                stack.enter_context(_forwarding(model.get_submodule(info.name), _as_block(model, _identity)))
         if x is not None:
             hook = model.get_submodule(block_name).register_forward_pre_hook(lambda _, args: (x, *args[1:]))
             stack.callback(hook.remove)
@@ -133,6 +138,13 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
             del state["forward"]
         else:
             state["forward"] = before
+
+
+def _as_block(model: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Any]:
+    """Return a forward that gives a tuple where the blocks of the model do."""
+    if families.image_family(model) or not families.family_of(model).block_gives_tuple:
+        return forward
+    return lambda *args, **named: (forward(*args, **named),)
 
 
 def _identity(hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:

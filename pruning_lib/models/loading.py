@@ -24,7 +24,7 @@ from torch import nn
 
 from pruning_lib._files import cache, check, download, new_folder
 from pruning_lib._registry import Table
-from pruning_lib.models import image_networks, published_networks
+from pruning_lib.models import image_networks, opening, published_networks
 from pruning_lib.models.image_networks import ImageConfig
 from pruning_lib.models.published_networks import PublishedNetwork
 
@@ -80,7 +80,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def load_model(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
-         memory: Mapping[int | str, str] | None = None) -> tuple[nn.Module, Any]:
+               memory: Mapping[int | str, str] | None = None, merge_adapter: bool = False) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer, or an image network and None, in evaluation mode.
 
     Parameters
@@ -92,6 +92,7 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
         GPUs, then host memory, then disk
     trust_remote_code : run code from the model's repository; only for sources you trust
     memory : with ``"auto"``, largest amount per device, e.g. ``{0: "70GB", "cpu": "100GB"}``; the rest is on disk
+    merge_adapter : add the adapter to the weights of its base model, where ``name`` is the folder of an adapter
 
     Raises
     ------
@@ -108,15 +109,20 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     source = find(name)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
         return image_networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
+    base = opening.adapter_base(Path(source))
+    if base is not None:
+        return _with_adapter(Path(source), base, merge_adapter, dtype=dtype, device=device, memory=memory,
+                             trust_remote_code=trust_remote_code)
     options = {"trust_remote_code": trust_remote_code}
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        config = opening.config_of(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, config=config, **options)
         place = {"device_map": "auto", "max_memory": memory and dict(memory)} if device == "auto" else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=DTYPES[dtype], use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-            **options, **place)
+            source, config=config, dtype=DTYPES[dtype], use_safetensors=True,
+            output_loading_info=True, ignore_mismatched_sizes=True, **options, **place)
         model, found = loaded
-        _refuse_unfit(found)
+        opening.refuse_unfit(found)
     except Exception as error:  # transformers raises many types; all mean that this source does not load
         if not Path(source).is_dir() and isinstance(error, OSError):
             raise ConnectionError(f"{name!r} could not be fetched: {error}\nIs the name right, and the hub in reach? "
@@ -130,16 +136,14 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     return (model if device == "auto" else model.to(device)).eval(), tokenizer
 
 
-def _refuse_unfit(found: Mapping[str, Any]) -> None:
-    """Raise ValueError unless config and weights fit; transformers would initialise missing weights at random."""
-    lost = {"the weights lack": sorted(found["missing_keys"]), "the config has no place for": sorted(
-        found["unexpected_keys"]), "of another size than the config says": sorted(k for k, *_ in found[
-            "mismatched_keys"])}
-    named = [f"{what} {', '.join(names[:3])}{f' and {len(names) - 3} more' if len(names) > 3 else ''}"
-             for what, names in lost.items() if names]
-    if named:
-        raise ValueError("; ".join(named) + ": config.json and the weights are of different models; restore the "
-                         "config.json that was saved with them, or get the files anew")
+def _with_adapter(folder: Path, base: str, merge: bool, **how: Any) -> tuple[nn.Module, Any]:
+    """Return the base model with the adapter of ``folder`` merged into it, and its tokenizer."""
+    if not merge:
+        raise ValueError(f"{folder} holds an adapter of {base or 'a base model it does not name'}, not a model: merge it "
+                         f"first (peft: merge_and_unload, then save_pretrained), or ask for it with merge_adapter=True, "
+                         f"on the command line --merge-adapter")
+    model, tokenizer = load_model(base, **how)
+    return opening.merged(model, folder).eval(), tokenizer
 
 
 def find(name: str) -> str:

@@ -52,7 +52,13 @@ def load_from_disk(folder: Path, device: torch.device, **how: Any) -> nn.Module:
     from transformers import AutoModelForCausalLM
 
     with _quiet("accelerate.big_modeling"):  # it warns of weights on the meta device, which is intended here
-        loaded = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "disk"}, **how)
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "disk"}, **how)
+        except ValueError as error:
+            if "offload_folder" not in str(error):
+                raise
+            # experts lie in files one by one and in the network together, so they cannot be read while it runs
+            return AutoModelForCausalLM.from_pretrained(folder, **how).to(device).eval()
     for module in loaded.modules():
         for part in _hooks(module):  # accelerate runs a model that is entirely on disk on the CPU
             part.execution_device = device

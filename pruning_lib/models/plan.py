@@ -41,7 +41,7 @@ class Plan:
     @property
     def removed_heads(self) -> Tensor:
         """Return the numbers (L, h) of the removed query heads."""
-        per_group = self.sizes.heads // self.sizes.groups
+        per_group = self.sizes.heads // max(self.sizes.groups, 1)
         if self.grouped_query == "whole_groups":
             return (self.heads.unsqueeze(-1) * per_group + torch.arange(per_group)).flatten(1)
         return (torch.arange(self.sizes.groups)[:, None] * per_group + self.heads).flatten(1)
@@ -80,7 +80,7 @@ class Plan:
 
 def _check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
     """Raise ValueError unless indices (*lead, k) ascend strictly within ``places`` and leave at least one place."""
-    if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= places:
+    if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= max(places, 1):
         raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} needed, got "
                          f"{indices.dtype} of shape {tuple(indices.shape)}")
     if indices.numel() and (indices.min() < 0 or indices.max() >= places or (indices.diff(dim=-1) <= 0).any()):

@@ -8,21 +8,22 @@ Order of this file: remove · blocks · heads and neurons.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models import families, offload
+from pruning_lib.models import expert_surgery, families, offload, structure, verification
 from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.cutting import cut_block, refresh, state
+from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.models.families import LanguageFamily
 from pruning_lib.models.plan import Plan
 
 
-def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -> nn.Module:
-    """Return the model without the heads and neurons, or blocks, of ``plan``; its weights are smaller.
+def remove(model: nn.Module, plan: Plan | BlockPlan | ExpertPlan, *, inplace: bool = False) -> nn.Module:
+    """Return the model without the heads and neurons, blocks, or experts of ``plan``; its weights are smaller.
 
     The kept blocks are renumbered, so the pruned model needs a new plan.
 
@@ -41,6 +42,8 @@ def remove(model: nn.Module, plan: Plan | BlockPlan, *, inplace: bool = False) -
     if not inplace and offload.is_offloaded(model):
         raise ValueError("weights of this model are offloaded to disk or host memory, a copy would need all of them; "
                          "give inplace=True")
+    if isinstance(plan, ExpertPlan):
+        return expert_surgery.remove(model, plan, inplace=inplace)
     if isinstance(plan, BlockPlan):
         return _remove_blocks(model, plan, inplace)
     return _remove_heads_and_neurons(model, plan, inplace)
@@ -50,7 +53,7 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
     if tuple(families.residual_blocks(model)) != plan.blocks:
         raise ValueError("the plan was made for a model with other blocks (or this model is pruned already); "
                          "make a new plan for this model: blocks are renumbered when one before them is removed")
-    pruned = model if inplace else copy.deepcopy(model)
+    pruned = model if inplace else families.copy_of(model)
     for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: the blocks in front keep their names
         path, number = _place(name)
         del cast(nn.ModuleList, pruned.get_submodule(path))[number]
@@ -86,11 +89,13 @@ def _renumber(model: Any, plan: BlockPlan) -> None:
         for module in block.modules():
             if hasattr(module, "layer_idx"):
                 cast(Any, module).layer_idx = i
+    config = families.text_config(model)
     stays = [block.name not in plan.removed for block in plan.blocks]
-    for name, value in list(vars(model.config).items()):
+    for name, value in list(vars(config).items()):
         if "layer" in name and isinstance(value, list) and len(value) == len(stays):
-            setattr(model.config, name, [v for v, kept in zip(value, stays, strict=True) if kept])
-    model.config.num_hidden_layers = sum(stays)
+            setattr(config, name, [v for v, kept in zip(value, stays, strict=True) if kept])
+    for name in families.block_count_fields(model, len(stays)):
+        setattr(config, name, sum(stays))
 
 
 def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn.Module:
@@ -98,51 +103,39 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
         raise ValueError("the plan was made for a model of other sizes (or this model is pruned already); "
                          "choose a new plan for this model")
     families.refuse_head_count(model, plan.kept["heads"])
-    pruned = model if inplace else copy.deepcopy(model)
-    family, D, s = families.family_of(pruned), plan.sizes.head_width, plan.sizes
+    family = families.family_of(model)
+    reference = _reference(model, family, plan)
+    pruned = model if inplace else families.copy_of(model)
+    s = plan.sizes
+    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     for i, block in enumerate(families.blocks(pruned)):
-        queries = _wide(_kept(plan.removed_heads[i], s.heads), D)
-        pairs = _wide(_kept(plan.removed_groups[i], s.groups), D)
-        neurons = _kept(plan.neurons[i], s.neurons)
-        _remove_from_block(block, family, queries, pairs, neurons)
-        _refresh(block.get_submodule(family.attention), plan.kept["heads"], plan.kept["groups"])
-    _state_sizes(pruned.config, plan)
+        kept = {"heads": _kept(plan.removed_heads[i], s.heads), "groups": _kept(plan.removed_groups[i], s.groups),
+                "neurons": _kept(plan.neurons[i], s.neurons)}
+        cut_block(block, families.block_parts(block, family, s.head_width), counts, kept)
+        if reference is None:
+            _refresh(block.get_submodule(family.attention), plan.kept["heads"], plan.kept["groups"])
+    if reference is None:
+        _state_sizes(pruned.config, plan)
+    else:
+        refresh(pruned, reference)
+        state(families.text_config(pruned), verification.values_of(pruned, family, plan.kept))
     return pruned
 
 
-def _remove_from_block(block: nn.Module, family: LanguageFamily, queries: Tensor, pairs: Tensor, neurons: Tensor
-                       ) -> None:
-    """Keep the given rows and columns of every projection of one block."""
-    p = families.projections(block, family)
-    kept: dict[nn.Linear, list[Tensor]] = {}  # a fused matrix keeps rows of several projections
-    for part, places in ((p.queries, queries), (p.keys, pairs), (p.values, pairs),
-                         *((rows, neurons) for rows in p.neurons_in)):
-        kept.setdefault(part.linear, []).append(part.start + places)
-    for linear, rows in kept.items():
-        _keep_outputs(linear, torch.cat(rows))
-    _keep_inputs(p.heads_out, queries)
-    _keep_inputs(p.neurons_out, neurons)
+def _reference(model: nn.Module, family: LanguageFamily, plan: Plan) -> nn.Module | None:
+    """Return what transformers builds for the sizes that are left, for a family that was found; None with a record.
 
-
-def _keep_outputs(linear: nn.Linear, rows: Tensor) -> None:
-    _slice(linear, "weight", rows, dim=0)
-    if linear.bias is not None:
-        _slice(linear, "bias", rows, dim=0)
-    linear.out_features = len(rows)
-
-
-def _keep_inputs(linear: nn.Linear, columns: Tensor) -> None:
-    _slice(linear, "weight", columns, dim=1)
-    linear.in_features = len(columns)
-
-
-def _slice(linear: nn.Linear, name: str, keep: Tensor, dim: int) -> None:
-    if offload.is_offloaded(linear):
-        offload.slice_offloaded(linear, name, keep, dim)
-        return
-    parameter = getattr(linear, name)
-    data = parameter.detach().index_select(dim, keep.to(parameter.device))
-    setattr(linear, name, nn.Parameter(data, requires_grad=parameter.requires_grad))
+    Raises
+    ------
+    ValueError
+        when it builds nothing, or the weights are not at hand, so that the layout of its matrices could not be tried.
+    """
+    if not family.found:
+        return None
+    if not family.verified:
+        raise ValueError("the weights of this model are not at hand, and its type has no record: the order of rows in "
+                         "its matrices cannot be tried. Load it on one device (device='cpu'), or add a record")
+    return structure.rebuilt(model, verification.values_of(model, family, plan.kept))
 
 
 def _kept(removed: Tensor, places: int) -> Tensor:
@@ -150,11 +143,6 @@ def _kept(removed: Tensor, places: int) -> Tensor:
     stays = torch.ones(places, dtype=torch.bool)
     stays[removed] = False
     return stays.nonzero().flatten()
-
-
-def _wide(heads: Tensor, D: int) -> Tensor:
-    """Return the rows of the projections that belong to these heads."""
-    return (heads[:, None] * D + torch.arange(D)).flatten()
 
 
 def _refresh(attention: nn.Module, heads: int, groups: int) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib.models import families, offload
-from pruning_lib.models.hooks import evaluating, inputs_to
+from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
 from pruning_lib.pruning.selection import Importance
 
 
@@ -101,21 +101,27 @@ def score_sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
     time, so a generator is enough.  The model may be on several devices, or offloaded to disk.
     """
     s, family = families.sizes(model), families.family_of(model)
-    device = offload.input_device(model)
+    device, factor = offload.input_device(model), families.stream_factor(model)
     heads = torch.zeros(s.blocks, s.heads, dtype=torch.float64)
     neurons = torch.zeros(s.blocks, s.neurons, dtype=torch.float64)
-    heads_out = [families.linear(b, family.heads_out) for b in families.blocks(model)]
-    neurons_out = [b.get_submodule(family.neurons_out) for b in families.blocks(model)]
+    heads_out, neurons_out = ([block.get_submodule(path) for block in families.blocks(model)] if path else []
+                              for path in (family.heads_out, family.neurons_out))
+    norms = [block.get_submodule(family.heads_norm) for block in families.blocks(model)] if family.heads_norm else []
     decoder: Any = model.base_model  # the model without the language-model head
     weights: Tensor  # (B, T): 1 / length of the prompt, 0 for padding
 
     def see(i: int, x: Tensor) -> None:
         here = weights.to(x.device)
-        if i < s.blocks:
+        x = by_prompt(x, here)
+        if i < len(heads_out):
             with offload.materialized(heads_out[i]):
-                heads[i] += head_scores(x, heads_out[i].weight, here, D=s.head_width).cpu()
+                w_out = families.matrix(heads_out[i])
+                if norms:
+                    with offload.materialized(norms[i]):
+                        w_out, here = _through_norm(x, heads_out[i], norms[i], here)
+                heads[i] += factor * head_scores(x, w_out, here, D=s.head_width).cpu()
         else:
-            neurons[i - s.blocks] += neuron_scores(x, here).cpu()
+            neurons[i - len(heads_out)] += neuron_scores(x, here).cpu()
 
     prompts = 0
     with torch.inference_mode(), evaluating(model), inputs_to([*heads_out, *neurons_out], see):
@@ -147,6 +153,20 @@ def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:
         added = x_h @ w_h.T  # (N, C), one head at a time to save memory
         scores.append(weights @ added.abs_().sum(1, dtype=torch.float32))
     return torch.stack(scores)
+
+
+def _through_norm(x: Tensor, layer: nn.Module, norm: nn.Module, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the output projection and the weights of the tokens as they are behind a norm.
+
+    Some families norm what attention gives before it is added to the residual stream.  An RMS norm multiplies a token
+    by one number, which all heads make together, and a channel by its gain.  That number is held: a head's own
+    contribution is then linear in the head, and the contributions of all heads add up to what arrives in the stream.
+    """
+    w_out, bias = families.matrix(layer), getattr(layer, "bias", None)
+    gain = norm(torch.ones(len(w_out), dtype=w_out.dtype, device=w_out.device))  # (C,): 1 has a root mean square of 1
+    added = torch.nn.functional.linear(x, w_out, bias)  # (B, T, C)
+    scale = norm(added).float().norm(dim=-1) / (added * gain).float().norm(dim=-1).clamp(min=1e-30)  # (B, T)
+    return w_out * gain[:, None], weights * scale
 
 
 def neuron_scores(x: Tensor, weights: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from pruning_lib._registry import Table
 from pruning_lib.models import families
-from pruning_lib.models.hooks import evaluating, inputs_to
+from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
 from pruning_lib.pruning import amp, reconstruction
 from pruning_lib.pruning.selection import Importance
 
@@ -59,7 +59,7 @@ def magnitude(model: nn.Module, batches: Batches = ()) -> Importance:
     -------
     Importance with heads (L, H) and neurons (L, M)
     """
-    heads, neurons = _over_weights(model, lambda layer: layer.weight.detach().float().pow(2))
+    heads, neurons = _over_weights(model, lambda weight: weight.detach().float().pow(2))
     return Importance(heads.sqrt(), neurons.sqrt(), {"method": "magnitude"})
 
 
@@ -78,16 +78,17 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
     Every token has the same weight; padding is ignored.
     """
     modules = output_projections(model)
-    sums: list[Tensor] = [torch.zeros(2, m.in_features, dtype=torch.float64, device=m.weight.device) for m in modules]
+    sums: list[Tensor] = [torch.zeros(2, families.matrix(m).shape[1], dtype=torch.float64, device=families.matrix(m).device)
+                          for m in modules]
     tokens = 0
 
     def see(i: int, x: Tensor) -> None:
-        x = x[mask].double()  # (tokens, columns)
+        x = by_prompt(x, mask)[mask].double()  # (tokens, columns)
         sums[i] += torch.stack([x.sum(0), x.pow(2).sum(0)])
 
     with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
         for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
-            mask = batch["attention_mask"].bool().to(modules[0].weight.device)
+            mask = batch["attention_mask"].bool().to(families.matrix(modules[0]).device)
             model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
                              attention_mask=mask.long(), use_cache=False)
             tokens += int(mask.sum())
@@ -96,10 +97,10 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
     return [Moments(tokens, *(s / tokens)) for s in sums]
 
 
-def output_projections(model: nn.Module) -> list[nn.Linear]:
+def output_projections(model: nn.Module) -> list[nn.Module]:
     """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
     family, blocks = families.family_of(model), families.blocks(model)
-    return [families.linear(block, path) for path in (family.heads_out, family.neurons_out) for block in blocks]
+    return [block.get_submodule(path) for path in (family.heads_out, family.neurons_out) if path for block in blocks]
 
 
 def activation_norm(model: nn.Module, batches: Batches) -> Importance:
@@ -208,25 +209,34 @@ def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, M
     The score of a head is the sum, over its columns, of the scores to ``power``.
     """
     found = moments(model, batches)
-    columns = [score(layer.weight.detach().double(), m)
+    columns = [score(families.matrix(layer).detach().double(), m)
                for layer, m in zip(output_projections(model), found, strict=True)]
-    L, D = len(columns) // 2, families.head_width(model)
-    heads = torch.stack([c.pow(power).view(-1, D).sum(1) for c in columns[:L]])
-    return Importance(heads.float().cpu(), torch.stack(columns[L:]).float().cpu(),
+    s = families.sizes(model)
+    with_heads = s.blocks * bool(s.heads)
+    heads = [c.pow(power).view(-1, s.head_width).sum(1) for c in columns[:with_heads]]
+    return Importance(_rows(heads, s.blocks), _rows(columns[with_heads:], s.blocks),
                       {"method": name, "tokens": found[0].tokens})
 
 
-def _over_weights(model: nn.Module, value: Callable[[nn.Linear], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the sums of ``value(layer)``, one number per weight, over each head (L, H) and neuron (L, M)."""
-    family, D = families.family_of(model), families.head_width(model)
-    heads, neurons = [], []
+def _rows(scores: list[Tensor], blocks: int) -> Tensor:
+    """Return scores as (L, units) float32 on the CPU; (L, 0) where the family has no such unit."""
+    return torch.stack(scores).float().cpu() if scores else torch.zeros(blocks, 0)
+
+
+def _over_weights(model: nn.Module, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    """Return the sums of ``value(weight)``, one number per weight, over each head (L, H) and neuron (L, M)."""
+    family, s = families.family_of(model), families.sizes(model)
+    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
+    rows: dict[str, list[Tensor]] = {"heads": [], "neurons": []}
     for block in families.blocks(model):
-        p = families.projections(block, family)
-        queries = p.queries.of(value(p.queries.linear)).sum(1)
-        heads.append((queries + value(p.heads_out).sum(0)).view(-1, D).sum(1))
-        neurons.append(torch.stack([value(p.neurons_out).sum(0),
-                                    *(rows.of(value(rows.linear)).sum(1) for rows in p.neurons_in)]).sum(0))
-    return torch.stack(heads).cpu(), torch.stack(neurons).cpu()
+        found = {unit: torch.zeros(counts[unit]) for unit in rows}
+        for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
+            weight = families.tensor(block, part.parameter)
+            if part.unit in found and weight.ndim == 2:
+                found[part.unit] += value(weight).sum(1 - part.axis).cpu()[places].sum(1)
+        for unit, scores in found.items():
+            rows[unit].append(scores)
+    return torch.stack(rows["heads"]), torch.stack(rows["neurons"])
 
 
 @contextmanager
@@ -245,9 +255,9 @@ def _gradients(model: nn.Module) -> Iterator[None]:
             p.grad = gradient
 
 
-def _first_order(layer: nn.Linear) -> Tensor:
-    """Return the first-order change of the loss when one weight of the layer is set to zero; (out, in)."""
-    return (layer.weight.detach() * cast(Tensor, layer.weight.grad)).float().abs()
+def _first_order(weight: Tensor) -> Tensor:
+    """Return the first-order change of the loss when one weight is set to zero, in the shape of the weight."""
+    return (weight.detach() * cast(Tensor, weight.grad)).float().abs()
 
 
 def _backward(model: Any, batch: Mapping[str, Tensor]) -> int:

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from pruning_lib.models.parts import matrix
+
 
 @dataclass(frozen=True)
 class Residual:
@@ -57,7 +59,8 @@ class GramAccumulator:
     """Running sums of a ``Gram``, batch by batch."""
 
     def __init__(self, layer: nn.Linear) -> None:
-        weight, C, F = layer.weight, layer.out_features, layer.in_features
+        weight = matrix(layer)
+        C, F = weight.shape
         self.kind = torch.promote_types(weight.dtype, torch.float32)
         self.square = weight.new_zeros(F, F, dtype=self.kind)
         self.total, self.drift_total, self.drift_size = (weight.new_zeros(n, dtype=torch.float64) for n in (F, C, 1))
@@ -145,5 +148,5 @@ def cost_in_turn(G: Tensor, weight: Tensor) -> Tensor:
 
 def affine(layer: nn.Linear) -> tuple[Tensor, Tensor]:
     """Return copies of weight (C, F) and bias (C,) of a layer in float64; zeros without a bias."""
-    weight = layer.weight.detach().clone().double()
+    weight = matrix(layer).detach().clone().double()
     return weight, weight.new_zeros(len(weight)) if layer.bias is None else layer.bias.detach().clone().double()

@@ -26,7 +26,6 @@ References
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib.models import families, surgery
-from pruning_lib.models.hooks import evaluating, inputs_to, only_block, outputs_of
+from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to, only_block, outputs_of
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import least_squares
 from pruning_lib.pruning.least_squares import Gram, GramAccumulator
@@ -102,7 +101,7 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     if not ridges or min(ridges) < 0:
         raise ValueError(f"ridge={ridge}; give one or more numbers, 0 or larger")
     fit, held_out = _split(list(batches), several)
-    work = copy.deepcopy(model)
+    work = families.copy_of(model)
     lost = {c.name: columns for c in _output_projections(work) if len(columns := _columns(plan, c))}
     closings = [c for c in _output_projections(work) if c.name in lost]
     reconstructions = []
@@ -137,11 +136,14 @@ def reconstruction_error(model: nn.Module, batches: Iterable[Batch], *, ridge: f
         for closing, gram, _ in _all_at_once(model, _output_projections(model), list(batches), [], progress):
             gram = gram.double()
             G = least_squares.damped(gram.square if closing.layer.bias is None else gram.centred(), ridge)
-            weight = closing.layer.weight.double()
+            weight = families.matrix(closing.layer).double()
             found = (least_squares.cost_alone(G, weight, closing.width) if closing.heads
                      else least_squares.cost_in_turn(G, weight))
             scores[closing.heads].append(found / gram.tokens)
-    return Importance(torch.stack(scores[True]).float().cpu(), torch.stack(scores[False]).float().cpu(),
+    L = families.sizes(model).blocks
+    heads, neurons = (torch.stack(scores[kind]).float().cpu() if scores[kind] else torch.zeros(L, 0)
+                      for kind in (True, False))
+    return Importance(heads, neurons,
                       {"method": "reconstruction_error", "ridge": ridge, "tokens": gram.tokens})
 
 
@@ -149,7 +151,7 @@ def grams(model: nn.Module, layers: Sequence[nn.Linear], batches: Sequence[Batch
           ) -> list[Gram]:
     """Return the Gram matrices of the inputs of linear ``layers`` of ``model``, from one pass without padding."""
     sums = [GramAccumulator(layer) for layer in layers]
-    with torch.no_grad(), evaluating(model), inputs_to(layers, lambda i, x: sums[i].add(x[mask.to(x.device)])):
+    with torch.no_grad(), evaluating(model), inputs_to(layers, lambda i, x: sums[i].add(by_prompt(x, mask)[mask.to(x.device)])):
         for batch in tqdm(batches, desc="Gram matrices", disable=not progress, leave=False):
             mask = batch["attention_mask"].bool()
             _forward(model, batch)
@@ -171,9 +173,10 @@ def _output_projections(model: nn.Module) -> list[_OutputProjection]:
     """Return the output projections in forward order: of each block, that of the heads, then that of the neurons."""
     family, D = families.family_of(model), families.head_width(model)
     names = [info.name for info in families.residual_blocks(model)]
+    paths = [(path, heads) for path, heads in ((family.heads_out, True), (family.neurons_out, False)) if path]
     return [_OutputProjection(f"{name}.{path}", name, families.linear(model.get_submodule(name), path), heads,
                               D if heads else 1)
-            for name in names for path, heads in ((family.heads_out, True), (family.neurons_out, False))]
+            for name in names for path, heads in paths]
 
 
 def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
@@ -240,13 +243,17 @@ class _ResidualStream:
         """Return input, output of the heads, output of the neurons, and output of block ``name``; each (B, T, C)."""
         seen: dict[int, Tensor] = {}
         block = self.model.get_submodule(name)
+        if (name, True) not in self.layers or (name, False) not in self.layers:
+            raise ValueError("the attention or the MLP of this family could not be placed, so mode='asymmetric' cannot "
+                             "aim at the stream; use 'sequential'")
         added = self.layers[name, True], self.layers[name, False]
         # only_block first, so that its hook runs first
         with (only_block(self.model, name, self.kept.get(id(batch))),
               inputs_to([block], lambda _, x: seen.update({-1: x})),
               outputs_of((*added, block), lambda i, y: seen.update({i: y}))):
             _forward(self.model, batch)
-        return seen[-1], seen[0], seen[1], seen[2]
+        heads, neurons = (seen[i].view_as(seen[-1]) for i in (0, 1))
+        return seen[-1], heads, neurons, seen[2]
 
 
 def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch],
@@ -256,8 +263,8 @@ def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch]
     for batch in batches:
         with inputs_to([closing.layer], lambda _, x: seen.append(x)):
             points = now.points(closing.block, batch)
-        x = seen.pop()
-        mask = batch["attention_mask"].bool().to(x.device)
+        mask = batch["attention_mask"].bool().to(seen[-1].device)
+        x = by_prompt(seen.pop(), mask)
         lacking = targets[id(batch)][closing.heads] - points[closing.heads] if targets else None
         sums.add(x[mask], None if lacking is None else lacking[mask] / now.factor)
     return sums.gram()
@@ -279,7 +286,7 @@ def _reconstruction(closing: _OutputProjection, columns: Tensor, gram: Gram, hel
     weight, shifted = found[ridge]
     cut = before.clone()
     cut[:, columns] = 0
-    layer.weight.copy_(weight)
+    families.matrix(layer).copy_(weight)
     if layer.bias is not None:
         layer.bias.copy_(shifted)
     whole = gram.size(before, torch.zeros_like(bias))

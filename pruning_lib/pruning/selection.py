@@ -97,6 +97,7 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     if not 0 <= removed_fraction < 1:
         raise ValueError(f"removed_fraction={removed_fraction}; give a fraction of all parameters, 0 <= fraction < 1")
     s = families.sizes(model)
+    _refuse_scope(model, s, scope, heads_removed)
     if grouped_query == "equal_queries" and scope != "neurons" and s.heads == s.groups:
         raise ValueError("this model has one query head per key/value head; use grouped_query='whole_groups'")
     _check_importance(importance, s)
@@ -104,10 +105,23 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     neurons = _rounded(s, neurons, multiple_of)
     families.refuse_head_count(model, s.heads - units * _unit(s, grouped_query).heads)
     generator = torch.Generator().manual_seed(seed)
+    if not s.heads:
+        return Plan("whole_groups", torch.zeros(s.blocks, 0, dtype=torch.long),
+                    _which(importance.neurons.float(), neurons, rule, generator), s)
     grouped = importance.heads.float().view(s.blocks, s.groups, -1)  # (L, G, H/G)
     per_unit = grouped.mean(-1) if grouped_query == "whole_groups" else grouped
     return Plan(grouped_query, _which(per_unit, units, rule, generator),
                 _which(importance.neurons.float(), neurons, rule, generator), s)
+
+
+def _refuse_scope(model: nn.Module, s: Sizes, scope: str, heads_removed: int | None) -> None:
+    """Raise ValueError, with the reason, for heads or neurons that this type of model cannot lose."""
+    refused = families.family_of(model).refused
+    if not s.heads and scope != "neurons" and heads_removed != 0:
+        raise ValueError(f"heads of this model cannot be removed: {refused.get('heads')}. Use scope='neurons'"
+                         if s.neurons else f"neither heads nor neurons of this model can be removed: {refused}")
+    if not s.neurons and scope != "heads":
+        raise ValueError(f"neurons of this model cannot be removed: {refused.get('neurons')}. Use scope='heads'")
 
 
 @dataclass(frozen=True)
@@ -120,7 +134,7 @@ class _Unit:
 
 
 def _unit(s: Sizes, grouped_query: str) -> _Unit:
-    per_group = s.heads // s.groups
+    per_group = s.heads // max(s.groups, 1)
     if grouped_query == "whole_groups":
         return _Unit(per_group, per_group * s.head_parameters + s.group_parameters, s.groups)
     return _Unit(s.groups, s.groups * s.head_parameters, per_group)
@@ -133,7 +147,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
     if heads_removed is not None:
         candidates = [_units_of(heads_removed, unit, scope)]
     else:
-        candidates = [0] if scope == "neurons" else list(range(unit.count))  # at least one unit is kept
+        candidates = [0] if scope == "neurons" or not unit.count else list(range(unit.count))  # at least one unit is kept
     if scope == "heads":
         units = min(candidates, key=lambda k: abs(k * unit.parameters - target))
         if abs(units * unit.parameters - target) > unit.parameters / 2 or (units == 0 < target):
@@ -151,6 +165,8 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
 
 def _rounded(s: Sizes, removed: int, multiple_of: int) -> int:
     """Return the number of neurons to remove so that a multiple of ``multiple_of`` is kept; 0 stays 0."""
+    if not s.neurons:
+        return 0
     if not 1 <= multiple_of <= s.neurons:
         raise ValueError(f"multiple_of={multiple_of}; a block of this model has {s.neurons} neurons, "
                          f"give 1 (any number) to {s.neurons}, for a GPU 8 or 64")
@@ -159,6 +175,8 @@ def _rounded(s: Sizes, removed: int, multiple_of: int) -> int:
 
 
 def _units_of(heads_removed: int, unit: _Unit, scope: str) -> int:
+    if heads_removed == 0:
+        return 0
     units, left = divmod(heads_removed, unit.heads)
     if scope == "neurons" and heads_removed:
         raise ValueError(f"heads_removed={heads_removed} with scope='neurons'; drop one of the two")

@@ -120,7 +120,7 @@ def _with_adapters(model: nn.Module, settings: Settings) -> Any:
     from peft import LoraConfig, get_peft_model
 
     family = families.family_of(model)
-    paths = {family.queries, family.keys, family.values, family.heads_out, *family.neurons_in, family.neurons_out}
+    paths = set(families.named_paths(family))
     names = [f"{info.name}.{path}" for info in families.residual_blocks(model) for path in sorted(paths)]
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
                         target_modules=names, bias="none", task_type="CAUSAL_LM")

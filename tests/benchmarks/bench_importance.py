@@ -1,8 +1,9 @@
 """Speed of AMP's importance pass on SmolLM2, with two references.
 
-ours       the library: one pass, padded batches of similar length, no language-model head, one head's share at a time
-published  the published procedure, reimplemented: one prompt at a time, a pass for heads, a pass for neurons, the logits
-           computed, the whole tokens x heads x width tensor
+ours       the library: one pass, padded batches of similar length, no language-model head, one head's share at a
+           time
+published  the published procedure, reimplemented: one prompt at a time, a pass for heads, a pass for neurons, the
+           logits computed, the whole tokens x heads x width tensor
 floor      one plain forward pass of the same batches without the language-model head, nothing scored
 
 Times are medians of interleaved repetitions; memory is the rise of the peak of a separate process.

@@ -26,7 +26,8 @@ TEXTS = 4
 
 
 def resolved(mode, model, batches):
-    plan = selection.choose(amp.importance(model, batches[:1], progress=False), model, removed_fraction=0.2, heads_removed=0)
+    scores = amp.importance(model, batches[:1], progress=False)
+    plan = selection.choose(scores, model, removed_fraction=0.2, heads_removed=0)
     return reconstruction.reconstruct(model, plan, batches, mode=mode, progress=False)[1]
 
 

@@ -82,8 +82,8 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     assert len(facts["removed"]["ridges"]) == 6 and "out" not in facts["arguments"]
     assert f"loss {facts['losses'][0]:.3f} to {facts['losses'][-1]:.3f}" in facts["steps"][-1]
     card = (out / "README.md").read_text()
-    for word in ("AutoModelForCausalLM.from_pretrained", "each of 3 blocks keeps 4 of 6 heads", "reconstruction", "LoRA",
-                 "following", f"{facts['measured']['recovered']['perplexity']:.2f}",
+    for word in ("AutoModelForCausalLM.from_pretrained", "each of 3 blocks keeps 4 of 6 heads", "reconstruction",
+                 "LoRA", "following", f"{facts['measured']['recovered']['perplexity']:.2f}",
                  facts["made_with"]["data"]["mini_prompts"]):
         assert word in card, word
     values = json.loads(run(capsys, "evaluate", out, "--json", *SMALL[4:])[1])

@@ -62,10 +62,10 @@ def test_counting_changes_nothing():
 
 
 def test_shared_parameters_count_once(tiny):
-    layer = nn.Linear(3, 4)
-    assert families.parameter_count(layer) == 16 == families.parameter_count(nn.Sequential(layer, nn.BatchNorm1d(4), layer)) - 8
+    count, layer = families.parameter_count, nn.Linear(3, 4)
+    assert count(layer) == 16 == count(nn.Sequential(layer, nn.BatchNorm1d(4), layer)) - 8
     model = tiny("llama", fields={"tie_word_embeddings": True})
-    assert families.parameter_count(model) == families.sizes(model).parameters == families.parameter_count(tiny("llama")) - 128 * 48
+    assert count(model) == families.sizes(model).parameters == count(tiny("llama")) - 128 * 48
 
 
 # --- time -------------------------------------------------------------------------------------------------------------

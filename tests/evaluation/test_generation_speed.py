@@ -71,8 +71,8 @@ def test_a_model_that_does_more_takes_longer_and_models_take_turns():
 
     seen = []
     model = toy(width=64, neurons=256)
-    took = generation_speed.measure({"fast": Slow(model, "fast", seen), "slow": Slow(model, "slow", seen)}, prompts(2, 16),
-                         new_tokens=3, repetitions=6, warmup=1)
+    took = generation_speed.measure({"fast": Slow(model, "fast", seen), "slow": Slow(model, "slow", seen)},
+                                    prompts(2, 16), new_tokens=3, repetitions=6, warmup=1)
     assert seen == ["fast", "slow"] * 7
     assert [len(took[name].prefill_s) for name in took] == [len(took[name].token_s) for name in took] == [6, 6]
     for task in ("prefill_s", "token_s"):
@@ -81,7 +81,8 @@ def test_a_model_that_does_more_takes_longer_and_models_take_turns():
 
 def test_the_cache_shrinks_with_whole_groups_only():
     model = toy()
-    took = generation_speed.measure({"dense": model, "cut": without_heads(model)}, prompts(2, 10), new_tokens=4, repetitions=6)
+    took = generation_speed.measure({"dense": model, "cut": without_heads(model)}, prompts(2, 10), new_tokens=4,
+                                    repetitions=6)
     per_token = 2 * 2 * 8 * 4  # blocks, keys and values, head width, bytes
     assert took["dense"].cache_bytes == 2 * per_token * 2 * 13  # groups, sequences; the last token is never read
     assert took["cut"].cache_bytes == took["dense"].cache_bytes / 2
@@ -124,7 +125,8 @@ def test_the_interval_of_a_median_covers_it_in_nineteen_of_twenty_draws(n):
 
 def test_the_interval_is_no_wider_than_it_has_to_be():
     assert generation_speed.median(range(9)) == (4, 1, 7) and generation_speed.median(range(6)) == (2.5, 0, 5)
-    assert generation_speed.median(range(20)) == (9.5, 5, 14)  # the 6th lowest and highest of 20, as in tables of the sign test
+    # the 6th lowest and highest of 20, as in tables of the sign test
+    assert generation_speed.median(range(20)) == (9.5, 5, 14)
 
 
 @pytest.mark.parametrize("wrong", [{"new_tokens": 1}, {"repetitions": 5}])

@@ -57,7 +57,8 @@ def test_rows_run_on_both_workers_and_the_client_writes_what_a_local_run_would_h
                        up_to_date=lambda row: not main._why(row, tree)) == []
     assert sum("up to date" in line for line in said) == 3
     assert [len(began(tmp_path, name)) for name in "ab"] == [1, 1]
-    assert not [row.name for row in runs.rows(tree).values() if staleness.staleness_of(row, tree).why]  # page and record are a pair
+    stale = [row.name for row in runs.rows(tree).values() if staleness.staleness_of(row, tree).why]
+    assert not stale  # page and record are a pair
 
 
 def test_a_row_waits_for_a_worker_with_what_it_wants_and_says_so(tmp_path, address):
@@ -180,7 +181,8 @@ def test_a_worker_with_other_data_refuses_and_one_that_has_none_of_its_own_runs(
                                    RuntimeError("Error during deserialization of the task graph.\nSee docs.")])
 def test_a_scheduler_or_worker_without_the_package_is_told_what_it_needs(error):
     """Cover the errors of Dask, whose scheduler deserialises tasks too."""
-    assert dask_cluster._in_words(error).startswith("scheduler and workers need pruning_lib too, in the same version as ")
+    needed = "scheduler and workers need pruning_lib too, in the same version as "
+    assert dask_cluster._in_words(error).startswith(needed)
 
 
 def test_no_scheduler_is_one_line(tmp_path):

@@ -372,7 +372,7 @@ def builder(tree, monkeypatch):
     (root / "book" / "_toc.yml").write_text(yaml.safe_dump(CONTENTS, sort_keys=False))
     (root / "pruning_lib").mkdir()
     (root / "pruning_lib" / "amp.py").write_text("quoted = 1")
-    monkeypatch.setattr(execution.subprocess, "run", calls.run)
+    monkeypatch.setattr(book.subprocess, "run", calls.run)
     return calls
 
 

@@ -1,5 +1,6 @@
 """Input files of a row are found through its parameters and cells and compared by content, cheaply."""
 
+import hashlib
 import os
 import shutil
 
@@ -53,7 +54,8 @@ def test_files_of_the_tree_count_when_a_parameter_or_a_cell_names_them(tree):
     for name in ("amp.jsonl", "figures.json", "other.json"):
         (folder / name).write_text("1")
     notebook(tree.notebooks / "look.ipynb", "# Look", 'open("figures.json")')
-    assert set(input_digests.digests_of(Row("small", "tiny", {}), tree)) == {"amp.jsonl"}  # the notebook's own value is "amp"
+    # the notebook's own value is "amp"
+    assert set(input_digests.digests_of(Row("small", "tiny", {}), tree)) == {"amp.jsonl"}
     look = Row("look", "look", {}, reading=True)
     before = input_digests.digests_of(look, tree)
     assert set(before) == {"figures.json"}
@@ -104,29 +106,30 @@ def test_every_set_that_can_be_lent_is_looked_for_where_it_is_read(tree, lent):
 def test_a_large_file_is_read_once_and_again_when_it_changed(tmp_path, cache, monkeypatch):
     path = tmp_path / "large"
     path.write_bytes(bytes(2 * input_digests.SMALL_BYTES))
-    reads, real = [], input_digests.hashlib.file_digest
-    monkeypatch.setattr(input_digests.hashlib, "file_digest", lambda *args: reads.append(1) or real(*args))
-    first = input_digests.digest(path)
-    assert input_digests.digest(path) == first and len(reads) == 1
+    reads, real = [], hashlib.file_digest
+    monkeypatch.setattr(hashlib, "file_digest", lambda *args: reads.append(1) or real(*args))
+    first = input_digests.digest_of(path)
+    assert input_digests.digest_of(path) == first and len(reads) == 1
     os.utime(path, ns=(0, path.stat().st_mtime_ns + 1))
-    assert input_digests.digest(path) == first == input_digests.digest(shutil.copy(path, tmp_path / "copy"))  # only touched, copied
+    copy = shutil.copy(path, tmp_path / "copy")
+    assert input_digests.digest_of(path) == first == input_digests.digest_of(copy)  # only touched, copied
     with path.open("r+b") as file:
         file.seek(input_digests.SMALL_BYTES)
         file.write(b"1")  # of the same size
-    assert input_digests.digest(path) != first
+    assert input_digests.digest_of(path) != first
     assert all(len(kept.read_text()) == 16 for kept in (cache / "digests").iterdir())
 
 
 def test_a_damaged_memory_of_digests_and_a_cache_that_cannot_be_written_do_not_matter(tmp_path, cache, monkeypatch):
     path = tmp_path / "large"
     path.write_bytes(bytes(2 * input_digests.SMALL_BYTES))
-    first = input_digests.digest(path)
+    first = input_digests.digest_of(path)
     for kept in (cache / "digests").iterdir():
         kept.write_text(first[:3])
-    assert input_digests.digest(path) == first
+    assert input_digests.digest_of(path) == first
     (tmp_path / "file").touch()
     monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "file"))
-    assert input_digests.digest(path) == first
+    assert input_digests.digest_of(path) == first
 
 
 def test_stale_runs_again_what_read_data_that_changed_and_nothing_else(tree, lent, capsys):

@@ -43,7 +43,8 @@ def test_other_settings_are_another_network(other):
 
 
 def test_a_run_of_other_settings_inside_settings_is_another_network():
-    assert network_cache.get_or_train(make, start={"seed": 0}).key != network_cache.get_or_train(make, start={"seed": 1}).key
+    first, second = (network_cache.get_or_train(make, start={"seed": seed}) for seed in (0, 1))
+    assert first.key != second.key
 
 
 def test_interrupted_it_leaves_nothing_behind(tmp_path):
@@ -107,12 +108,12 @@ def test_an_unknown_key_says_who_makes_the_network():
 
 def test_a_digest_tells_weights_apart_and_nothing_else():
     network = image_network("cifar_resnet", depth=8)
-    before = network_cache.digest(network)
-    assert network_cache.digest(network.train().to(memory_format=torch.channels_last)) == before
+    before = network_cache.digest_of(network)
+    assert network_cache.digest_of(network.train().to(memory_format=torch.channels_last)) == before
     with torch.no_grad():
         network.bn1.running_mean[3] += 1e-6
-    assert network_cache.digest(network) != before
-    assert network_cache.digest(network.double()) != network_cache.digest(network.float())
+    assert network_cache.digest_of(network) != before
+    assert network_cache.digest_of(network.double()) != network_cache.digest_of(network.float())
 
 
 def wants(folder, name):
@@ -168,7 +169,7 @@ def test_a_network_may_come_with_the_records(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no network"):
         network_cache.find(made.key)
     monkeypatch.setenv("PRUNING_RECORDS", str(tmp_path / "results"))
-    assert network_cache.digest(network_cache.find(made.key).network) == network_cache.digest(made.network)
+    assert network_cache.digest_of(network_cache.find(made.key).network) == network_cache.digest_of(made.network)
 
 
 ROOT = Path(__file__).parents[2]

@@ -48,19 +48,21 @@ def test_small_ones_lose_blocks_and_the_dense_one_is_tuned_as_long(pair):
     accuracies = [quality.accuracy(s.network, *images.load("digits", "test"))[0]["accuracy_fraction"] for s in pair]
     assert min(accuracies) > 0.3
     again = recorded_networks.small_networks(["none", "cka"], epochs=2.0, rounds=1)
-    assert [network_cache.digest(s.network) for s in again] == [network_cache.digest(s.network) for s in pair]
+    assert [network_cache.digest_of(s.network) for s in again] == [network_cache.digest_of(s.network) for s in pair]
 
 
 def test_recorded_networks_are_found_again_in_the_order_asked_for(pair, recorded):
     found = recorded_networks.from_runs(["cka", "none"], ["final"], "digits")
     assert [s.criterion for s in found] == ["cka", "none"] and [s.removed_blocks for s in found] == [1, 0]
-    assert [network_cache.digest(s.network) for s in found] == [network_cache.digest(s.network) for s in reversed(pair)]
+    assert ([network_cache.digest_of(s.network) for s in found]
+            == [network_cache.digest_of(s.network) for s in reversed(pair)])
 
 
 def test_a_network_that_answers_otherwise_than_recorded_is_refused(pair, recorded):
     dense, pruned = pair
     recorded(pruned, row={"key": dense.key})
-    with pytest.raises(ValueError, match=f"network {dense.key} has the recorded predictions .* of 500 .* another network"):
+    refusal = f"network {dense.key} has the recorded predictions .* of 500 .* another network"
+    with pytest.raises(ValueError, match=refusal):
         recorded_networks.from_runs(["cka"], ["final"], "digits")
 
 

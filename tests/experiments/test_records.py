@@ -176,7 +176,8 @@ def test_a_table_has_a_line_per_record_or_per_row_of_it_and_a_rows_own_win(monke
     ("activation norm", {"method": "activation_norm", "criterion": "none"}),
     ("block influence blocks", {"method": "none", "criterion": "block_influence"}),
     ("amp + consensus blocks + LoRA", {"method": "amp", "criterion": "consensus", "recovery_pairs": 9}),
-    ("reconstruction error + reconstruction", {"method": "reconstruction_error", "reconstruction": "sequential", "recovery_pairs": 0}),
+    ("reconstruction error + reconstruction",
+     {"method": "reconstruction_error", "reconstruction": "sequential", "recovery_pairs": 0}),
     ("amp + distilled LoRA", {"method": "amp", "recovery_pairs": 9, "kd_weight": 0.5}),
     ("amp + reconstruction in one pass", {"method": "amp", "reconstruction": "one_pass"})])
 def test_a_recipe_is_named_by_what_was_done(words, parameters):

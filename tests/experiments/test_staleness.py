@@ -61,7 +61,8 @@ def test_how_results_are_drawn_stored_and_waited_for_makes_readings_stale_and_no
 
 def test_a_row_whose_inputs_changed_is_stale_and_says_which(tree, monkeypatch):
     stamp(tree, "small", inputs={"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "0" * 16})
-    monkeypatch.setattr(input_digests, "digests_of", lambda row, tree: {"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "1" * 16})
+    now = {"amp.jsonl": "0" * 16, "c4 in PRUNING_DATA": "1" * 16}
+    monkeypatch.setattr(input_digests, "digests_of", lambda row, tree: now)
     assert why(tree) == "inputs changed: c4 in PRUNING_DATA"
 
 

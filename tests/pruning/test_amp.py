@@ -6,6 +6,7 @@ from conftest import hooks_of
 
 from pruning_lib import data
 from pruning_lib.models import families
+from pruning_lib.models.toy_models import toy
 from pruning_lib.pruning import amp
 
 
@@ -24,6 +25,7 @@ def slow_importance(model, prompts):
     """Return the importance by its definition: one prompt, one block, one head at a time, summed in float64."""
     family, D = families.FAMILIES[model.config.model_type], model.config.head_dim
     blocks = list(model.get_submodule(family.blocks))
+    factor = getattr(model.config, "residual_multiplier", 1.0)  # of what is added to the residual stream
     heads = torch.zeros(len(blocks), model.config.num_attention_heads, dtype=torch.float64)
     neurons = torch.zeros(len(blocks), model.config.intermediate_size, dtype=torch.float64)
     for prompt in prompts:
@@ -40,7 +42,7 @@ def slow_importance(model, prompts):
             for h in range(heads.shape[1]):
                 alone = torch.zeros_like(x)
                 alone[:, h * D:(h + 1) * D] = x[:, h * D:(h + 1) * D]
-                heads[i, h] += (alone @ w.T).abs().sum(1).mean() / len(prompts)
+                heads[i, h] += factor * (alone @ w.T).abs().sum(1).mean() / len(prompts)
             neurons[i] += seen["neurons"].double().abs().mean(0) / len(prompts)
     return heads, neurons
 
@@ -147,3 +149,39 @@ def test_texts_without_tokens_are_refused(tokenizer, texts, message):
 def test_an_image_network_has_no_tokenizer_and_is_sent_to_consensus():
     with pytest.raises(ValueError, match="no tokenizer.*removed by consensus.prune"):
         data.batches(["a"], None)
+
+
+@pytest.mark.parametrize("name", ["gemma2", "glm4", "exaone4", "gemma3_text"])
+def test_behind_a_norm_a_head_scores_what_it_adds_to_the_stream(name, prompts):
+    """The norm multiplies a token by one number and a channel by its gain; both are read off its input and output."""
+    model = toy(name)
+    family, s = families.family_of(model), families.sizes(model)
+    heads = torch.zeros(s.blocks, s.heads, dtype=torch.float64)
+    prompts = [[token % 60 for token in prompt] for prompt in prompts]
+    for prompt in prompts:
+        for i, block in enumerate(families.blocks(model)):
+            seen = {}
+            out, norm = block.get_submodule(family.heads_out), block.get_submodule(family.heads_norm)
+            handles = [out.register_forward_pre_hook(lambda _, args, seen=seen: seen.update(x=args[0][0].double())),
+                       norm.register_forward_hook(lambda _, args, y, seen=seen: seen.update(
+                           before=args[0][0].double(), after=y[0].double()))]
+            with torch.no_grad():
+                model(torch.tensor([prompt]))
+            for handle in handles:
+                handle.remove()
+            each = seen["after"] / seen["before"]  # (T, C): by what each channel of each token was multiplied
+            parts = [each * (x @ w.T) for x, w in zip(seen["x"].split(s.head_width, 1),
+                                                      out.weight.detach().double().split(s.head_width, 1), strict=True)]
+            bias = 0 if out.bias is None else each * out.bias.double()
+            torch.testing.assert_close(sum(parts) + bias, seen["after"], rtol=1e-4, atol=1e-4)  # they add up
+            heads[i] += torch.stack([part.abs().sum(1).mean() for part in parts]) / len(prompts)
+    found = amp.importance(model, [{"input_ids": torch.tensor([p]), "attention_mask": torch.ones(1, len(p), dtype=int)}
+                                   for p in prompts])
+    torch.testing.assert_close(found.heads.double(), heads, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "opt", "qwen3_5_text"])
+def test_types_without_heads_that_can_go_get_scores_of_neurons_alone(name):
+    model = toy(name)
+    found = amp.importance(model, [{"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=int)}])
+    assert found.heads.shape == (2, 0) and found.neurons.shape == (2, 24) and found.neurons.sum() > 0

@@ -56,7 +56,8 @@ def test_reconstruction_is_solved_on_the_text_that_is_given(tiny, batches, mode)
     assert set(found.seconds) == {"scores_s", "reconstruction_s"}
     chosen = pipeline.prune(model, prompts, method="reconstruction_error", removed_fraction=0.2, heads_removed=2,
                             text=text)
-    plan = selection.choose(reconstruction.reconstruction_error(model, text), model, removed_fraction=0.2, heads_removed=2)
+    scores = reconstruction.reconstruction_error(model, text)
+    plan = selection.choose(scores, model, removed_fraction=0.2, heads_removed=2)
     assert chosen.steps == (f"reconstruction_error: {plan}",)
     assert torch.equal(logits(chosen.model), logits(surgery.remove(model, plan)))
 

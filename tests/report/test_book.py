@@ -138,7 +138,8 @@ def test_the_record_says_what_it_was_made_with(name):
 @every_run
 def test_the_record_holds_a_fingerprint_of_every_data_set_the_run_read(name):
     keys = {"calibration", "text"}
-    if parameters(name).get("reconstruction", "none") != "none" or parameters(name).get("method") == "reconstruction_error":
+    given = parameters(name)
+    if given.get("reconstruction", "none") != "none" or given.get("method") == "reconstruction_error":
         keys.add("reconstruction_text")
     read = {v for k, v in parameters(name).items() if k in keys and v in data.DATASETS}
     if "image_set" in parameters(name):  # analyses of networks of other runs compute no scores
@@ -159,7 +160,8 @@ def test_records_of_the_same_samples_have_the_same_fingerprint():
             given = parameters(name)
             for key in ("calibration", "text"):
                 if key in given:
-                    solved_on = given.get("reconstruction_text") if given.get("reconstruction", "none") != "none" else None
+                    solves = given.get("reconstruction", "none") != "none"
+                    solved_on = given.get("reconstruction_text") if solves else None
                     count = given["reconstruction_samples" if solved_on == given[key] else "prompts"]  # the first ones
                     sample = (given[key], count if key == "calibration" else ROWS[name].notebook)
                     seen.setdefault(sample, set()).add(read_record(name)["made_with"]["data"].get(given[key]))

@@ -234,7 +234,8 @@ def test_a_notebooks_first_figure_inside_the_style_leaves_interactive_drawing_on
 
 
 def test_importing_and_drawing_need_no_display(tmp_path):
-    code = ("import sys; import pandas as pd; from pruning_lib.report import plots; from matplotlib.figure import Figure\n"
+    code = ("import sys; import pandas as pd; from pruning_lib.report import plots\n"
+            "from matplotlib.figure import Figure\n"
             "assert 'matplotlib.pyplot' not in sys.modules\n"  # pyplot would choose a window system
             "table = pd.DataFrame({'label': ['amp'], 'method': ['amp'], 'energy_j': [3.0]})\n"
             "plots.bars(table, Figure().add_subplot(), quality='energy_j').figure.savefig('figure.png')\n")

@@ -1,0 +1,230 @@
+"""Writes ``chapters/model_types.md``: what can be removed from every causal model type of the installed transformers.
+
+Of every type a toy network with random weights is built, cut, saved and loaded again; the numbers of the table are
+measured on it.  Takes about five minutes on one core.
+
+    python book/drawings/model_types.py
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_VERBOSITY="error", TQDM_DISABLE="1")
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import AutoModelForCausalLM
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+from pruning_lib.models import expert_surgery, families, surgery, verification
+from pruning_lib.models.block_plan import BlockPlan
+from pruning_lib.models.expert_plan import ExpertPlan
+from pruning_lib.models.hooks import skip_block
+from pruning_lib.models.language_families import NO_EXPERTS
+from pruning_lib.models.plan import Plan
+from pruning_lib.models.structure import input_axis
+from pruning_lib.models.toy_models import toy
+
+ROUNDING = 1e-6  # as a share of the largest logit: some experts are multiplied in an order that memory decides
+UNITS = ("heads", "neurons", "experts", "blocks")
+FOLDER = Path(__file__).parent
+PAGE = FOLDER.parent / "chapters" / "model_types.md"
+TABLE = FOLDER / "model_types.json"
+IDS = torch.tensor([[5, 6, 7, 8, 9, 10]])
+
+
+def examine(name: str) -> dict[str, Any]:
+    """Return, for one model type, what can be removed or why not, and how exact it was.
+
+    Returns
+    -------
+    dict with ``type``, one entry per unit of ``UNITS`` ("" where it can be removed, else the reason), and for those
+    that can ``cut``, the largest difference of a logit between masking and removing, and ``reload``, between the cut
+    model and its checkpoint loaded by plain transformers
+    """
+    try:
+        model = toy(name)
+        family = families.family_of(model)
+    except Exception as error:  # transformers raises many kinds
+        reason = f"no toy network could be examined: {type(error).__name__}: {_line(error)}"
+        return {"type": name, **dict.fromkeys(UNITS, reason), "cut": {}, "reload": {}}
+    row: dict[str, Any] = {"type": name, "cut": {}, "reload": {},
+                           **{unit: family.refused.get(unit, "") for unit in UNITS}}
+    trials = {"heads": _cut_units, "neurons": _cut_units, "experts": _cut_experts, "blocks": _cut_blocks}
+    for unit, cut in trials.items():
+        if not row[unit]:
+            try:
+                masked, pruned = cut(model, unit)
+                row["cut"][unit] = masked
+                row["reload"][unit] = _reload(pruned)
+                if not row["cut"][unit] < 1e-5 or not row["reload"][unit] < ROUNDING:
+                    uncut = _reload(model)
+                    row[unit] = ("transformers loads even an uncut network of this type with other logits" if uncut >
+                                 ROUNDING else f"logits differ by {row['cut'][unit]:.2g}, after loading by {row['reload'][unit]:.2g}")
+            except Exception as error:
+                row[unit] = f"{type(error).__name__}: {_line(error)}"
+    return row
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+@torch.no_grad()
+def _logits(model: Any) -> Tensor:
+    return model.eval()(input_ids=IDS, use_cache=False).logits
+
+
+def _difference(one: Tensor, other: Tensor) -> float:
+    return float((one - other).abs().max() / one.abs().max())
+
+
+def _cut_units(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
+    """Remove heads or neurons from every block; the masked model has their columns at zero."""
+    family, s = families.family_of(model), families.sizes(model)
+    plan = _plan(model, unit)
+    masked = copy.deepcopy(model)
+    path = family.heads_out if unit == "heads" else family.neurons_out
+    for i, block in enumerate(families.blocks(masked)):
+        gone = plan.neurons[i]
+        if unit == "heads":
+            gone = (plan.removed_heads[i][:, None] * s.head_width + torch.arange(s.head_width)).flatten()
+        layer = block.get_submodule(path)
+        layer.weight.data.index_fill_(input_axis(layer), gone, 0)
+    pruned = surgery.remove(model, plan)
+    return _difference(_logits(masked), _logits(pruned)), pruned
+
+
+def _plan(model: nn.Module, unit: str) -> Plan:
+    """Return a plan that removes other heads or other neurons in every block."""
+    s, family = families.sizes(model), families.family_of(model)
+    none = torch.zeros(s.blocks, 0, dtype=torch.long)
+    if unit == "neurons":
+        columns = torch.stack([torch.arange(s.neurons).roll(3 * i)[:5].sort().values for i in range(s.blocks)])
+        return Plan("whole_groups", none, columns, s)
+    if family.found:
+        trial = verification.trials(model, family, "heads")[0]
+        kept = s.groups - len(trial["groups"]) if "groups" in trial else s.heads // s.groups - len(trial["heads"]) // s.groups
+    else:
+        trial, kept = {"groups": ()}, s.groups - 1
+    if "groups" in trial:
+        gone = torch.stack([torch.arange(s.groups).roll(i)[kept:].sort().values for i in range(s.blocks)])
+        return Plan("whole_groups", gone, none, s)
+    gone = torch.stack([torch.arange(s.heads // s.groups)[kept:].expand(s.groups, -1)] * s.blocks)
+    return Plan("equal_queries", gone, none, s)
+
+
+def _cut_experts(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
+    """Remove one expert of every block and neurons of all others; masked, routers never choose it."""
+    s, experts = expert_surgery.sizes(model), expert_surgery.tried(model, experts_too=True)
+    m = expert_surgery.row_multiple(model)
+    neurons = torch.stack([torch.stack([torch.arange(s.neurons).roll(e + i)[:m].sort().values
+                                        for e in range(s.experts)]) for i in range(len(s.blocks))])
+    plain = tuple(torch.arange(s.plain_removed(i, m)) for i in range(len(s.plain)))
+    plan = ExpertPlan(torch.arange(len(s.blocks))[:, None] % s.experts, neurons, plain, s)
+    masked = copy.deepcopy(model)
+    blocks = families.blocks(masked)
+    for i, block in enumerate(blocks):
+        inside = neurons[s.blocks.index(i)] if i in s.blocks else None
+        expert_surgery.mask_neurons(block, experts, i, inside, plain[i])
+    routers = {i: (blocks[i], plan.experts[n]) for n, i in enumerate(s.blocks)}
+    with expert_surgery.masked_routers(routers, experts):
+        expected = _logits(masked)
+    pruned = surgery.remove(model, plan)
+    return _difference(expected, _logits(pruned)), pruned
+
+
+def _cut_blocks(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
+    """Remove the last block; masked, it hands on its input."""
+    name = families.residual_blocks(model)[-1].name
+    with skip_block(model, name):
+        expected = _logits(model)
+    pruned = surgery.remove(model, BlockPlan.of(model, [name]))
+    return _difference(expected, _logits(pruned)), pruned
+
+
+def _reload(model: Any) -> float:
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        try:
+            loaded = AutoModelForCausalLM.from_pretrained(folder)
+        except ValueError:  # text towers that only their own class loads
+            loaded = type(model).from_pretrained(folder)
+    return _difference(_logits(model), _logits(loaded))
+
+
+def page(rows: list[dict[str, Any]], version: str) -> str:
+    """Return the page in Markdown."""
+    can = {unit: sum(not row[unit] for row in rows) for unit in UNITS}
+    either = sum(not row["neurons"] or not row["experts"] for row in rows)
+    exact = sum(not any(row["reload"].values()) for row in rows if row["reload"])
+    rounded = max((value for row in rows for unit, value in row["reload"].items() if not row[unit]), default=0)
+    worst = max((value for row in rows for unit, value in row["cut"].items() if not row[unit]), default=0)
+    reasons: dict[str, list[str]] = {}
+    for row in rows:
+        for unit in UNITS:
+            if _cell(row, unit) is None and row["type"] not in reasons.setdefault(_reason(row, unit), []):
+                reasons[_reason(row, unit)].append(row["type"])
+    lines = [
+        "# Model types", "",
+        f"The table lists all {len(rows)} causal model types of transformers {version} and says what can be removed from "
+        "each of them. `pruning-lib inspect MODEL` gives the same answer for one model.", "",
+        f"- Neurons can be removed from {either} types ({either / len(rows):.0%}): from the MLP of {can['neurons']}, "
+        f"inside the experts of {can['experts']}.",
+        f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}).",
+        f"- Whole blocks can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), whole experts from "
+        f"{can['experts']}.", "",
+        "Every ✓ was measured on a toy network of two blocks with random weights in float32. The masked network and the cut "
+        f"network differ in their logits by at most {worst:.1g} of the largest logit. Plain "
+        "`AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are equal bit for "
+        f"bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the reason below the "
+        "table. *Inside experts* means that all neurons of a size belong to experts; – that a type has none. Types without a "
+        "record of their own are found from the shapes of the network (see {doc}`adding`); a setting of a "
+        "particular model can still forbid what its type allows, and is then refused with the reason.", "",
+        "| type | heads | neurons | experts | blocks |", "| --- | --- | --- | --- | --- |"]
+    reasons = {reason: types for reason, types in reasons.items() if types}
+    numbers = {reason: str(i) for i, reason in enumerate(reasons, 1)}
+    for row in rows:
+        cells = [_cell(row, unit) or numbers[_reason(row, unit)] for unit in UNITS]
+        lines.append(f"| {row['type']} | {' | '.join(cells)} |")
+    lines += ["", "## Reasons", ""]
+    lines += [f"{numbers[reason]}. {reason} ({', '.join(types)})" for reason, types in reasons.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _cell(row: dict[str, Any], unit: str) -> str | None:
+    """Return the cell of one unit; None where it needs a reason."""
+    if not row[unit]:
+        return "✓"
+    if unit == "experts" and row[unit] == NO_EXPERTS:
+        return "–"
+    return "inside experts" if unit == "neurons" and "see 'experts'" in row[unit] and not row["experts"] else None
+
+
+def _reason(row: dict[str, Any], unit: str) -> str:
+    """Return the reason with its unit; what holds for a whole type is said once."""
+    return row[unit] if row[unit].startswith("no toy") else f"{unit}: {row[unit]}"
+
+
+def main() -> None:
+    """Examine the named types, or all, and write the table and the page."""
+    names = sys.argv[1:] or list(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
+    known = {row["type"]: row for row in json.loads(TABLE.read_text())["rows"]} if TABLE.exists() else {}
+    for name in names:
+        known[name] = examine(name)
+        print(name, {unit: known[name][unit] or "yes" for unit in UNITS}, flush=True)
+    rows = [known[name] for name in sorted(known)]
+    TABLE.write_text(json.dumps({"transformers": transformers.__version__, "rows": rows}, indent=1) + "\n")
+    PAGE.write_text(page(rows, transformers.__version__))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""The plan of what to remove from the experts of a mixture-of-experts model.  Cutting is in ``expert_surgery``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ExpertSizes:
+    """Sizes of the experts of one model.
+
+    Attributes
+    ----------
+    blocks : numbers of the blocks with experts, Lx of them
+    experts, neurons : E experts in each of these blocks, M neurons in each of them
+    plain : for every block of the model, neurons of the ordinary MLP whose size the same config field states (a shared
+        expert, or the MLP of a block without experts); 0 where there is none
+    expert_parameters : of one expert, its row of the router included
+    neuron_parameters : of one neuron of one expert
+    plain_parameters : of one neuron of an ordinary MLP, per block
+    parameters : of the whole model
+    """
+
+    blocks: tuple[int, ...]
+    experts: int
+    neurons: int
+    plain: tuple[int, ...]
+    expert_parameters: int
+    neuron_parameters: int
+    plain_parameters: tuple[int, ...]
+    parameters: int
+
+    def removed_parameters(self, experts: int, neurons: int) -> int:
+        """Return how many parameters go with so many experts per block and so many neurons of each expert that stays."""
+        inside = len(self.blocks) * (self.experts - experts) * neurons * self.neuron_parameters
+        plain = sum(self.plain_removed(i, neurons) * per for i, per in enumerate(self.plain_parameters))
+        return len(self.blocks) * experts * self.expert_parameters + inside + plain
+
+    def plain_removed(self, block: int, neurons: int) -> int:
+        """Return how many neurons of the ordinary MLP of a block go with so many of every expert."""
+        return self.plain[block] // self.neurons * neurons
+
+
+@dataclass(frozen=True)
+class ExpertPlan:
+    """Which experts go, and which neurons of those that stay: the same number in every expert, chosen in each.
+
+    Attributes
+    ----------
+    experts : (Lx, e) numbers of the experts that go
+    neurons : (Lx, E, m) numbers of the neurons that go, of every expert; those of an expert that goes do not count
+    plain : for every block of the model, numbers (k*m,) of the neurons of its ordinary MLP that go
+    sizes : of the model the plan was made for
+    """
+
+    experts: Tensor
+    neurons: Tensor
+    plain: tuple[Tensor, ...]
+    sizes: ExpertSizes
+
+    def __post_init__(self) -> None:
+        s, m = self.sizes, self.neurons.shape[-1]
+        _check("experts", self.experts, (len(s.blocks),), s.experts)
+        _check("neurons", self.neurons, (len(s.blocks), s.experts), s.neurons)
+        for i, places in enumerate(self.plain):
+            if len(places) != s.plain_removed(i, m):
+                raise ValueError(f"plan.plain[{i}]: {s.plain_removed(i, m)} neurons of the ordinary MLP of block {i} "
+                                 f"have to go with {m} of every expert, got {len(places)}")
+            if len(places):
+                _check(f"plain[{i}]", places, (), s.plain[i])
+
+    @property
+    def kept(self) -> dict[str, int]:
+        """Return the numbers afterwards: experts of a block, neurons of an expert."""
+        return {"experts": self.sizes.experts - self.experts.shape[1],
+                "neurons": self.sizes.neurons - self.neurons.shape[-1]}
+
+    @property
+    def removed_parameters(self) -> int:
+        """Return the exact number of parameters that go."""
+        return self.sizes.removed_parameters(self.experts.shape[1], self.neurons.shape[-1])
+
+    @property
+    def removed_fraction(self) -> float:
+        """Return the exact fraction of all parameters of the model that goes."""
+        return self.removed_parameters / self.sizes.parameters
+
+    def __str__(self) -> str:
+        s, kept = self.sizes, self.kept
+        return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {len(s.blocks)} blocks with "
+                f"experts keeps {kept['experts']} of {s.experts} experts, each with {kept['neurons']} of {s.neurons} "
+                f"neurons")
+
+
+def _check(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
+    """Raise ValueError unless indices (*lead, k) are distinct, ascending and within ``places``, and one stays."""
+    if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= places:
+        raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} wanted, got {indices.dtype} of "
+                         f"shape {tuple(indices.shape)}")
+    if indices.numel() and (indices.min() < 0 or indices.max() >= places or (indices.diff(dim=-1) <= 0).any()):
+        raise ValueError(f"plan.{name}: places must ascend without repeats within 0 to {places - 1}")

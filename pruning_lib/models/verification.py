@@ -1,0 +1,205 @@
+"""Tries a record that ``structure`` found: one unit masked, the same unit removed, and the logits of two tokens compared.
+
+Order of this file: a record · one unit · the swap of a block · norms.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from pruning_lib.models import offload
+from pruning_lib.models.cutting import cut_block, refresh, state, zero
+from pruning_lib.models.language_families import LanguageFamily, Part
+from pruning_lib.models.parts import block_counts, matrix, places, tensor
+from pruning_lib.models.structure import Unplaced, input_axis, layouts, rebuilt, text_config
+
+EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
+ROUGH = 0.25  # the same in 16 bits, as a share of what masking changes
+
+
+def verified(model: nn.Module, family: LanguageFamily) -> LanguageFamily:
+    """Return the record with the layouts that hold for ``model``, and units that do not hold refused with the reason.
+
+    A model whose weights are not at hand (on the meta device, on disk) keeps the usual layouts, and ``verified`` of its
+    record stays False.
+    """
+    if any(p.device.type == "meta" for p in model.parameters()):
+        return family
+    was_training = model.training
+    model.eval()
+    try:
+        logits(model)
+        for unit in ("neurons", "heads"):
+            if unit in family.fields:
+                family = _verified_unit(model, family, unit)
+        family = replace(family, **_norms(model, family))
+    except Exception as error:
+        reason = f"it does not run on token numbers alone: {type(error).__name__}: {str(error)[:150]}"
+        family = without(without(family, "heads", reason), "neurons", reason)
+    finally:
+        model.train(was_training)
+    return replace(family, verified=True)
+
+
+def without(family: LanguageFamily, unit: str, reason: str) -> LanguageFamily:
+    """Return the record with one unit refused."""
+    gone = {"heads": ("heads", "groups"), "neurons": ("neurons",)}[unit]
+    return replace(family, refused={**family.refused, unit: family.refused.get(unit, reason)},
+                   parts=tuple(part for part in family.parts if part.unit not in gone),
+                   fields={name: fields for name, fields in family.fields.items() if name not in gone},
+                   **({"heads_out": ""} if unit == "heads" else {"neurons_out": ""}))
+
+
+def _verified_unit(model: nn.Module, family: LanguageFamily, unit: str) -> LanguageFamily:
+    reason = ""
+    for option in layouts(family.parts, unit):
+        candidate = replace(family, parts=option)
+        try:
+            for removed in trials(model, candidate, unit):
+                _compare(model, candidate, removed)
+            return candidate
+        except Unplaced as error:
+            reason = reason or str(error)
+    return without(family, unit, reason)
+
+
+def trials(model: nn.Module, family: LanguageFamily, unit: str) -> list[dict[str, Tensor]]:
+    """Return what to remove to try one unit: some neurons; a group with its queries; one query of every group."""
+    block = first_block(model, family)
+    counts = block_counts(block, family, text_config(cast(Any, model).config), columns(family))
+    if unit == "neurons":
+        return [{"neurons": torch.tensor([1, counts["neurons"] // 2])}]
+    H, G = counts["heads"], counts["groups"]
+    along, found = torch.arange(H).view(G, -1), []
+    if G > 1:
+        found.append([{"heads": along[k:].flatten(), "groups": torch.arange(G)[k:]} for k in range(G - 1, 0, -1)])
+    if H > G:
+        found.append([{"heads": along[:, k:].flatten()} for k in range(H // G - 1, 0, -1)])
+    if not found:
+        raise Unplaced("a block has a single attention head")
+    return [next((t for t in options if _storable(model, family, counts, t)), options[0]) for options in found]
+
+
+def _storable(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int], removed: Mapping[str, Tensor]) -> bool:
+    try:
+        rebuilt(model, values_of(model, family, _left(counts, removed)))
+    except Unplaced:
+        return False
+    return True
+
+
+def _left(counts: Mapping[str, int], removed: Mapping[str, Tensor]) -> dict[str, int]:
+    return {unit: n - len(removed.get(unit, ())) for unit, n in counts.items()}
+
+
+def values_of(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int]) -> dict[str, int]:
+    """Return the config fields that state these counts, the head width with the heads."""
+    values = {name: counts[unit] for unit, names in family.fields.items() for name in names}
+    if "heads" in family.fields:
+        text = text_config(cast(Any, model).config)
+        width = getattr(text, "head_dim", None) or columns(family)
+        values["head_dim"] = width
+    return values
+
+
+def columns(family: LanguageFamily) -> int:
+    """Return how many columns of its output projection belong to one head; 0 without heads."""
+    return next((part.entries for part in family.parts if part.parameter == f"{family.heads_out}.weight"), 0)
+
+
+def first_block(model: nn.Module, family: LanguageFamily) -> nn.Module:
+    """Return the first block."""
+    return cast(nn.ModuleList, model.get_submodule(family.blocks))[0]
+
+
+def _compare(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Tensor]) -> None:
+    """Raise Unplaced unless the first block without ``removed`` gives what it gives with ``removed`` masked."""
+    block = first_block(model, family)
+    config = text_config(cast(Any, model).config)
+    counts = block_counts(block, family, config, columns(family))
+    masked, cut = copy.deepcopy(block), copy.deepcopy(block)
+    for path, unit in ((family.heads_out, "heads"), (family.neurons_out, "neurons")):
+        if unit in removed:
+            layer = masked.get_submodule(path)
+            [(_, entries)] = [(p, e) for p, e in places(family.parts, counts) if p.parameter == f"{path}.weight"]
+            zero(layer.weight, entries[removed[unit]].flatten(), input_axis(layer))
+    kept = {unit: _others(counts[unit], gone) for unit, gone in removed.items()}
+    values = values_of(model, family, _left(counts, removed))
+    cut_block(cut, family.parts, counts, kept)
+    refresh(cut, first_block(rebuilt(model, values), family))
+    for config in {id(c): c for m in cut.modules() if (c := getattr(m, "config", None)) is not None}.values():
+        state(config, {name: value for name, value in values.items() if hasattr(config, name)})
+    same(model, family.blocks, 0, masked, cut, [p.parameter for p in family.parts if p.unit in removed])
+
+
+def _others(count: int, gone: Tensor) -> Tensor:
+    stays = torch.ones(count, dtype=torch.bool)
+    stays[gone] = False
+    return stays.nonzero().flatten()
+
+
+def same(model: nn.Module, path: str, number: int, masked: nn.Module, cut: nn.Module, parameters: list[str]) -> None:
+    """Raise Unplaced unless the model gives the same logits with either block in the place of one of its own."""
+    found = []
+    for other in (None, masked, cut):
+        with swapped(cast(nn.ModuleList, model.get_submodule(path)), number, other):
+            try:
+                found.append(logits(model))
+            except Exception as error:
+                raise Unplaced(f"after the cut the network does not run: {type(error).__name__}: {str(error)[:150]}"
+                               ) from error
+    dense, wanted, got = found
+    difference, effect = (got - wanted).abs().max(), (dense - wanted).abs().max()
+    rough = next(model.parameters()).dtype in (torch.float16, torch.bfloat16)
+    if not difference <= (ROUGH * effect if rough else EXACT * wanted.abs().max()):
+        norms = [name for name in parameters if "norm" in name]
+        raise Unplaced("removing does not equal masking" + (
+            f": {', '.join(norms)} takes all of them together" if norms else
+            f" (logits differ by {float(difference):.2g}) with any order of the rows of {', '.join(parameters[:4])}"))
+
+
+@contextmanager
+def swapped(blocks: nn.ModuleList, number: int, other: nn.Module | None) -> Iterator[None]:
+    """Inside the ``with``, another block takes the place of one of the list."""
+    own = blocks[number]
+    blocks[number] = own if other is None else other
+    try:
+        yield
+    finally:
+        blocks[number] = own
+
+
+@torch.no_grad()
+def logits(model: Any) -> Tensor:
+    """Return the logits (1, 2, vocabulary) of two tokens, float32."""
+    ids = torch.tensor([[5, 6]], device=offload.input_device(model))
+    return model(input_ids=ids, use_cache=False).logits.float()
+
+
+def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
+    """Return the norms of the first block that take just what an output projection gives, and what the block returns."""
+    block, seen = first_block(model, family), {}
+    found: dict[str, Any] = {"heads_norm": "", "neurons_norm": ""}
+    handles = [block.register_forward_hook(lambda _, args, y: found.update(block_gives_tuple=isinstance(y, tuple)))]
+    for key, path in (("heads_norm", family.heads_out), ("neurons_norm", family.neurons_out)):
+        if path:
+            handles.append(block.get_submodule(path).register_forward_hook(
+                lambda _, args, y, key=key: seen.update({key: y})))
+    for name, module in block.named_modules():
+        if "norm" in name.lower() and not list(module.children()):
+            def look(_: nn.Module, args: tuple, name: str = name) -> None:
+                for key, y in seen.items():
+                    if args and args[0].data_ptr() == y.data_ptr() and args[0].shape == y.shape:
+                        found[key] = name
+            handles.append(module.register_forward_pre_hook(look))
+    logits(model)
+    for handle in handles:
+        handle.remove()
+    return found

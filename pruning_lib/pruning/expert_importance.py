@@ -1,0 +1,187 @@
+"""How much experts, and the neurons inside them, add to the residual stream; and which of them to remove.
+
+Ours, in the manner of AMP.  An expert matters as much as what it adds: its router weight times the L1 norm of its
+output, summed over the tokens it is given and averaged over all tokens, every prompt weighing the same (REAP [1]_ takes
+the L2 norm and averages over the tokens an expert is given only).  A neuron matters as much as it fires on the tokens
+that its expert is given.
+
+References
+----------
+.. [1] Lasby et al., "REAP the Experts: Why Pruning Prevails for One-Shot MoE Compression", 2025, arXiv 2510.13999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from pruning_lib.models import expert_surgery, families, offload
+from pruning_lib.models.expert_plan import ExpertPlan
+from pruning_lib.models.hooks import evaluating, inputs_to
+from pruning_lib.pruning.amp import _right_padded, neuron_scores
+
+
+@dataclass(frozen=True)
+class ExpertImportance:
+    """How much experts and their neurons matter; larger means keep.
+
+    Attributes
+    ----------
+    experts : (Lx, E) float32, in units of the residual stream
+    neurons : (Lx, E, M) float32
+    plain : for every block of the model, (neurons,) of the ordinary MLP whose size goes with that of the experts
+    """
+
+    experts: Tensor
+    neurons: Tensor
+    plain: tuple[Tensor, ...]
+
+
+def expert_importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress: bool = True
+                      ) -> ExpertImportance:
+    """Score every expert and every neuron of every expert in one pass over the prompts.
+
+    Parameters
+    ----------
+    batches : dicts with ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
+
+    Raises
+    ------
+    ValueError
+        for a model without experts, or whose experts do not take tokens, numbers and router weights; without prompts.
+    """
+    s, placed = expert_surgery.sizes(model), expert_surgery.placed(model)
+    blocks = families.blocks(model)
+    modules = [blocks[i].get_submodule(placed.down.rpartition(".")[0]) for i in s.blocks]
+    experts = torch.zeros(len(s.blocks), s.experts, dtype=torch.float64)
+    neurons = torch.zeros(len(s.blocks), s.experts, s.neurons, dtype=torch.float64)
+    plain = [torch.zeros(n, dtype=torch.float64) for n in s.plain]
+    outputs = {i: blocks[i].get_submodule(expert_surgery.plain_output(blocks[i], parts))
+               for i, parts in enumerate(placed.plain) if parts}
+    [down] = [part for part in placed.neurons if part.parameter == placed.down]
+    weights: Tensor  # (B, T): 1 / length of the prompt, 0 where padded
+
+    def see_experts(i: int, x: Tensor, index: Tensor, router: Tensor) -> None:
+        kept = weights.flatten().to(x.device) > 0
+        each = weights.flatten().to(x.device)[kept].repeat_interleave(index.shape[-1])  # (pairs,)
+        pairs = x[kept].repeat_interleave(index.shape[-1], 0), index[kept].reshape(-1, 1), router[kept].reshape(-1, 1)
+        norms = modules[i](*pairs).abs().sum(-1, dtype=torch.float32)
+        experts[i].index_add_(0, pairs[1].flatten().cpu(), (each * norms).double().cpu())
+        for start, fired in _activations(modules[i], placed.down, down.axis, *pairs[:2]):
+            found = (each[:, None] * fired.abs()).double().cpu()
+            neurons[i, :, start:start + found.shape[1]].index_add_(0, pairs[1].flatten().cpu(), found)
+
+    def see_plain(n: int, x: Tensor) -> None:
+        tokens = x.view(*weights.shape, -1)  # some flatten prompts and tokens before the MLP
+        plain[list(outputs)[n]].add_(neuron_scores(tokens, weights.to(x.device)).double().cpu())
+
+    prompts = 0
+    with torch.inference_mode(), evaluating(model), _calls_of(modules, see_experts), inputs_to(
+            outputs.values(), see_plain):
+        for batch in tqdm(batches, desc="importance of experts", disable=not progress, leave=False):
+            mask = _right_padded(batch["attention_mask"]).to(offload.input_device(model))
+            weights = mask / mask.sum(1, keepdim=True)
+            cast(Any, model).base_model(input_ids=batch["input_ids"].to(mask.device), attention_mask=mask,
+                                        use_cache=False)
+            prompts += len(mask)
+    if not prompts:
+        raise ValueError("no batches: give at least one prompt to calibrate on")
+    return ExpertImportance((experts / prompts).float(), (neurons / prompts).float(),
+                            tuple((scores / prompts).float() for scores in plain))
+
+
+@contextmanager
+def _calls_of(modules: list[nn.Module], see: Any) -> Iterator[None]:
+    """Call ``see(i, tokens, numbers, router weights)`` when experts run; not when ``see`` itself runs them."""
+    busy = False
+
+    def hook(i: int, args: tuple, kwargs: dict) -> None:
+        nonlocal busy
+        given = [*args, *kwargs.values()]
+        if busy:
+            return
+        if len(given) != 3 or given[1].dtype not in (torch.int32, torch.int64):
+            raise ValueError("the experts of this type take other arguments than tokens, numbers of experts and router "
+                             "weights, so what each adds cannot be told; a plan of your own can still cut them")
+        busy = True
+        see(i, *given)
+        busy = False
+
+    with ExitStack() as stack:
+        for i, module in enumerate(modules):
+            handle = module.register_forward_pre_hook(lambda _, args, kwargs, i=i: hook(i, args, kwargs),
+                                                      with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def _activations(module: nn.Module, down: str, axis: int, x: Tensor, index: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield what enters the output projection of each token's expert, as many neurons at once as the model is wide.
+
+    Experts are computed inside one module, where no hook sees their neurons.  With rows of the identity in the place of
+    the output projection, the module itself gives them.
+
+    Parameters
+    ----------
+    x, index : (pairs, C) tokens and (pairs, 1) the expert of each
+    """
+    name = down.rpartition(".")[2]
+    own = cast(nn.Parameter, getattr(module, name))
+    bias = getattr(module, f"{name}_bias", None)
+    M, C = own.shape[axis], own.shape[3 - axis]
+    ones = torch.ones_like(index, dtype=x.dtype)
+    try:
+        for start in range(0, M, C):
+            chosen = torch.zeros(own.shape, dtype=own.dtype, device=own.device)
+            along = torch.arange(min(C, M - start), device=own.device)
+            chosen.movedim(axis, 1)[:, start + along, along] = 1  # (E, M, C)
+            setattr(module, name, nn.Parameter(chosen, requires_grad=False))
+            fired = module(x, index, ones)[:, :len(along)]
+            yield start, fired if bias is None else fired - bias[index.flatten()][:, :len(along)]
+    finally:
+        setattr(module, name, own)
+
+
+def choose_experts(importance: ExpertImportance, model: nn.Module, *, experts_removed: int = 0,
+                   removed_fraction: float | None = None, multiple_of: int = 8) -> ExpertPlan:
+    """Decide which experts go, and which neurons of those that stay, the least important first.
+
+    Parameters
+    ----------
+    experts_removed : per block
+    removed_fraction : of all parameters; what the experts that go leave of it is taken from the neurons of the others,
+        the same number in each. None takes whole experts only
+    multiple_of : the number of neurons an expert keeps becomes the nearest multiple of this: torch multiplies all
+        experts at once in rows of 16 bytes, which are 8 numbers in 16 bits and 4 in 32
+
+    Raises
+    ------
+    ValueError
+        for a fraction that cannot be reached, and for counts that transformers could not run.
+    """
+    s = expert_surgery.sizes(model)
+    if not 0 <= experts_removed < s.experts:
+        raise ValueError(f"experts_removed={experts_removed}; a block of this model has {s.experts} experts, one stays")
+    whole = s.removed_parameters(experts_removed, 0)
+    per_neuron = s.removed_parameters(experts_removed, 1) - whole
+    rest = 0.0 if removed_fraction is None else (removed_fraction * s.parameters - whole) / per_neuron
+    if not -0.5 <= rest < s.neurons:
+        raise ValueError(f"removed_fraction={removed_fraction} cannot be reached without {experts_removed} of {s.experts} "
+                         f"experts; reachable: {whole / s.parameters:.4f} to "
+                         f"{(whole + (s.neurons - 1) * per_neuron) / s.parameters:.4f}")
+    m = s.neurons - multiple_of * max(1, round((s.neurons - rest) / multiple_of)) if round(rest) else 0
+    m = max(0, m)
+    expert_surgery.refuse_counts(model, s.experts - experts_removed, s.neurons - m)
+    plain = tuple(_lowest(scores, s.plain_removed(i, m)) for i, scores in enumerate(importance.plain))
+    return ExpertPlan(_lowest(importance.experts, experts_removed), _lowest(importance.neurons, m), plain, s)
+
+
+def _lowest(scores: Tensor, n: int) -> Tensor:
+    """Return the ``n`` places with the lowest scores along the last axis, ascending; ties go by place."""
+    return scores.sort(dim=-1, stable=True).indices[..., :n].sort(dim=-1).values

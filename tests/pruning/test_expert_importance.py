@@ -1,0 +1,79 @@
+"""Scores of experts against their definition, token by token; the plan reaches what it is asked for."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from pruning_lib.models import expert_surgery, families, surgery
+from pruning_lib.models.hooks import inputs_to
+from pruning_lib.models.toy_models import toy
+from pruning_lib.pruning.expert_importance import choose_experts, expert_importance
+
+IDS = torch.randint(3, 60, (2, 8), generator=torch.Generator().manual_seed(0))
+MASK = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
+BATCH = [{"input_ids": IDS, "attention_mask": MASK}]
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe"])
+def test_scores_equal_their_definition(name):
+    model = toy(name)
+    s, seen = expert_surgery.sizes(model), {}
+    blocks = [block.mlp for block in families.blocks(model)]
+    experts, neurons = torch.zeros(2, s.experts), torch.zeros(2, s.experts, s.neurons)
+    for ids, mask in zip(IDS, MASK, strict=True):
+        with torch.no_grad(), inputs_to(blocks, lambda i, x: seen.update({i: x[0]})):
+            model(input_ids=ids[None, :mask.sum()])
+        for i, mlp in enumerate(blocks):
+            for token in seen[i]:
+                weights, chosen = (mlp.gate.weight @ token).softmax(-1).topk(mlp.gate.top_k)
+                weights = weights / weights.sum() if model.config.norm_topk_prob else weights
+                for weight, e in zip(weights, chosen.tolist(), strict=True):
+                    gate, up = (mlp.experts.gate_up_proj[e] @ token).chunk(2)
+                    fired = F.silu(gate) * up
+                    experts[i, e] += (weight * (mlp.experts.down_proj[e] @ fired)).abs().sum() / mask.sum() / 2
+                    neurons[i, e] += fired.abs() / mask.sum() / 2
+    found = expert_importance(model, BATCH)
+    torch.testing.assert_close(found.experts, experts, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.neurons, neurons, rtol=1e-4, atol=1e-6)
+
+
+def test_more_neurons_than_the_model_is_wide_are_read_in_several_rounds():
+    model = toy("qwen3_moe", moe_intermediate_size=72)  # width 32
+    found = expert_importance(model, BATCH)
+    assert (found.neurons.sum((0, 1)) > 0).all() and found.neurons.shape == (2, 4, 72)
+
+
+def test_the_model_is_as_before_after_it_was_scored():
+    model = toy("mixtral")
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    expert_importance(model, BATCH)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "ernie4_5_moe"])
+def test_the_least_important_go_and_the_fraction_is_reached(name):
+    model = toy(name)
+    found = expert_importance(model, BATCH)
+    plan = choose_experts(found, model, experts_removed=1, removed_fraction=0.25, multiple_of=4)
+    pruned = surgery.remove(model, plan)
+    assert families.parameter_count(pruned) == plan.sizes.parameters - plan.removed_parameters
+    step = plan.sizes.removed_parameters(1, 4) - plan.sizes.removed_parameters(1, 0)
+    assert abs(plan.removed_fraction - 0.25) * plan.sizes.parameters <= step / 2 + 1
+    assert torch.equal(plan.experts.flatten(), found.experts.argmin(1))
+    gone = found.neurons.gather(2, plan.neurons).amax(-1)
+    stay = found.neurons.scatter(2, plan.neurons, torch.inf).amin(-1)
+    assert (gone <= stay).all()
+
+
+def test_a_fraction_out_of_reach_is_refused_with_the_range():
+    model = toy("mixtral")
+    found = expert_importance(model, BATCH)
+    with pytest.raises(ValueError, match="reachable: 0.1606 to"):
+        choose_experts(found, model, experts_removed=1, removed_fraction=0.05, multiple_of=4)
+    with pytest.raises(ValueError, match="4 experts, one stays"):
+        choose_experts(found, model, experts_removed=4)
+
+
+def test_experts_that_take_other_arguments_are_refused_with_the_reason():
+    with pytest.raises(ValueError, match="other arguments"):
+        expert_importance(toy("llama4_text"), BATCH)
