@@ -1,4 +1,4 @@
-"""Structured pruning: make a trained network smaller, see what it costs, and load the result anywhere.
+"""Structured pruning: make a trained network smaller, measure the cost, and load the result anywhere.
 
 Prune a language model (AMP [1]_ or another method) and save it as a plain checkpoint::
 
@@ -16,8 +16,8 @@ Remove residual blocks of an image network (Consensus [2]_ or another criterion)
     pl.save(result.model, None, "shallower")
 
 Step by step, a language model goes through ``importance``, ``choose``, and ``remove`` or ``reconstruct``; ``tune``
-recovers quality, ``perplexity``, ``zero_shot`` and ``accuracy`` measure it, ``compare`` says what a difference is
-worth.  The folders of the package follow the same order: models, data, pruning, training, evaluation, experiments
+recovers quality, ``perplexity``, ``zero_shot`` and ``accuracy`` measure it, ``compare`` gives a difference its
+interval.  The folders of the package follow the same order: models, data, pruning, training, evaluation, experiments
 (re-running the book's notebooks), report (``plots``) and cli.
 
 Letters for shapes, in the code and in the book: ``B`` batch, ``T`` tokens, ``C`` width of the residual stream, ``H``

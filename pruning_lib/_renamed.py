@@ -56,7 +56,7 @@ def old_module(name: str) -> _Old:
 
 
 def old_name(module: str, name: str) -> Any:
-    """Return what ``pruning_lib.module.name`` was, where the module is a folder today."""
+    """Return the object of the old name ``pruning_lib.module.name``; the module is a folder today."""
     if f"{module}.{name}" not in NAMES:
         raise AttributeError(f"module 'pruning_lib.{module}' has no attribute {name!r}")
     return getattr(_Old(module), name)

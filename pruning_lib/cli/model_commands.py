@@ -22,7 +22,7 @@ from pruning_lib import data
 from pruning_lib._files import replacing
 from pruning_lib.evaluation import quality
 from pruning_lib.experiments import records
-from pruning_lib.models import checkpoints, families, image_networks, loading
+from pruning_lib.models import checkpoints, expert_surgery, families, image_networks, loading, opening
 from pruning_lib.models.plan import GROUPED
 from pruning_lib.pruning import consensus, importance, pipeline
 from pruning_lib.pruning.block_ranking import CRITERIA
@@ -96,6 +96,8 @@ def _measures(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tasks", default="none", choices=quality.TASKS, help="zero-shot tasks")
     parser.add_argument("--dtype", default="float32", choices=loading.DTYPES,
                         help="number format of weights and arithmetic")
+    parser.add_argument("--merge-adapter", action="store_true",
+                        help="the folder holds an adapter: add it to the weights of its base model")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: the GPU if there is one)")
 
 
@@ -114,13 +116,13 @@ def _answer(name: str, act: Command, arguments: argparse.Namespace) -> int:
 
 def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the possible cuts of a model; a language model is read from its config alone."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     source = loading.find(arguments.model)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
         return _inspect_image_network(arguments.model, image_networks.read(Path(source)))
     try:
-        config = AutoConfig.from_pretrained(source)
+        config = opening.config_of(source)
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
     except Exception as error:  # transformers raises many kinds
@@ -136,6 +138,12 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for cut in facts["cuts"]:
         reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")
+    lines += [f"{unit} cannot be removed: {reason}" for unit, reason in facts["refused"].items()
+              if reason not in ("", families.NO_EXPERTS)]
+    if not facts["refused"]["experts"]:
+        e = expert_surgery.sizes(model)
+        lines.append(f"{len(e.blocks)} blocks have {e.experts} experts of {e.neurons} neurons; both can be removed "
+                     f"(pruning.expert_importance)")
     return {"model": arguments.model, **facts}, "\n".join(lines)
 
 
@@ -158,7 +166,8 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
 
 def language_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module, Any]:
     """Load a language model and its tokenizer; raise ValueError for an image network."""
-    model, tokenizer = loading.load_model(name, dtype=arguments.dtype, device=arguments.device)
+    model, tokenizer = loading.load_model(name, dtype=arguments.dtype, device=arguments.device,
+                                          merge_adapter=arguments.merge_adapter)
     if tokenizer is None:
         raise ValueError(f"{name!r} is an image network; this command is for language models. Remove blocks with "
                          f"consensus.prune, or with: pruning-lib run consensus_prune -p model={name}")
@@ -167,26 +176,26 @@ def language_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module,
 
 def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
-    s = families.sizes(model)
-    per_group, cuts = s.heads // s.groups, []
+    s, refused = families.sizes(model), families.removable(model)
+    per_group, cuts = s.heads // max(s.groups, 1), []
     units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
              for g in range(s.groups)]
     units += [("equal_queries", q * s.groups, q * s.groups * s.head_parameters) for q in range(1, per_group)]
     for cut, heads, parameters in units:
-        refused = ""
+        reason = refused["heads"]
         try:
             families.refuse_head_count(model, s.heads - heads)
         except ValueError as error:
-            refused = str(error)
+            reason = reason or str(error)
         least = s.blocks * parameters / s.parameters
         most = least + s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters
         cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
-                     "refused": refused})
+                     "refused": reason})
     block = families.parameter_count(families.blocks(model)[0])
     return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
             "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
             "neurons_fraction": s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters,
-            "block_fraction": block / s.parameters, "cuts": cuts}
+            "block_fraction": block / s.parameters, "cuts": cuts, "refused": refused}
 
 
 def prune_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -46,6 +46,16 @@ def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1
     return result
 
 
+def bos_token(tokenizer: Any) -> int | None:
+    """Return the number of the token that ``tokenizer`` puts in front of a text by itself; None where it puts none."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    if bos is None:
+        return None
+    by_itself = tokenizer("a")["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False)["input_ids"]
+    return bos if by_itself[:1] == [bos] and plain[:1] != [bos] else None
+
+
 def _pad(encoded: list[list[int]], pad: int) -> dict[str, Tensor]:
     T = max(map(len, encoded))
     ids = torch.tensor([e + [pad] * (T - len(e)) for e in encoded])

@@ -19,9 +19,14 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib.data.batching import bos_token
 from pruning_lib.data.text import INPUTS
-from pruning_lib.models import families
+from pruning_lib.evaluation import window_losses
+from pruning_lib.evaluation.window_losses import WindowLosses
+from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
+
+WINDOW = 2048  # tokens of a window of ``perplexity``, where the model takes as many
 
 # task -> reported kind of accuracy: acc compares log-likelihoods, acc_norm log-likelihoods per character
 OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc_norm",
@@ -30,43 +35,81 @@ TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in O
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int = 1024, stride: int = 1024,
-               max_tokens: int | None = None, progress: bool = True) -> dict[str, float | None]:
+def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int | None = None,
+               stride: int | None = None, max_tokens: int | None = None, progress: bool = True
+               ) -> dict[str, Any]:
     """Compute perplexity: the exponential of the mean negative log-likelihood of a token, given its window so far.
 
     The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart.
-    Each token counts once, in the first window that contains it and a token before it.  Windows share no context.
+    Each token counts once, in the first window that contains it and a token before it.  Windows share no context.  If
+    the tokenizer puts a BOS token in front of a text, as those of Gemma and LLaMA do, every window begins with one, as
+    in training (Gemma 3 270M without it: perplexity 93 instead of 48).  It is one of the ``window`` tokens and is not
+    predicted.
 
     Parameters
     ----------
     texts : test texts, in order
+    window : by default 2,048, or the trained positions of the model where there are fewer
+    stride : by default the window
     max_tokens : number of leading tokens to use; None for all
 
     Returns
     -------
     dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``; None for a
-    single window), ``tokens`` (predicted), ``window``, ``stride``
+    single window), ``tokens`` (predicted), ``window``, ``stride``, ``bos_token`` (whether windows begin with one),
+    ``nats_per_character`` of the predicted text, which compares models of different tokenizers (None where the
+    tokenizer does not tell which characters a token stands for),
+    and ``windows``, the loss of every window as text for ``window_losses.paired``
+
+    Raises
+    ------
+    ValueError
+        for texts of fewer than two tokens, a window beyond the trained positions of the model.
     """
-    if not 0 < stride <= window or window < 2:
-        raise ValueError(f"window={window}, stride={stride}; give 0 < stride <= window, window >= 2")
-    ids = torch.tensor(tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
+    window, stride = check_window(model, window, stride)
+    if isinstance(texts, str):
+        raise ValueError(f"texts is a single text, {texts[:40]!r}; give a list of texts: [text]")
+    if max_tokens is not None and max_tokens < 2:
+        raise ValueError(f"max_tokens={max_tokens}; give 2 or more, or None for all")
+    fast = getattr(tokenizer, "is_fast", False)  # only those tell which characters a token stands for
+    encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=fast)
+    ids, spans = torch.tensor(encoded["input_ids"])[:max_tokens], encoded.get("offset_mapping")
     if len(ids) < 2:
         raise ValueError("the texts have fewer than two tokens; give more text")
-    losses, counts, done = [], [], 1
+    bos = bos_token(tokenizer)
+    first = torch.tensor([] if bos is None else [bos], dtype=torch.long)
+    room = window - len(first)  # for tokens of the text
+    if room < 2:
+        raise ValueError(f"window={window} holds a BOS token and {room} token of the text; give 3 or more")
+    losses, counts, characters, done = [], [], 0, 1
     with evaluating(model):
         known = families.logits_known(model)
-        for start in tqdm(range(0, len(ids) - 1, stride), desc="perplexity", disable=not progress, leave=False):
-            end = min(start + window, len(ids))
-            predicted = end - max(done, start + 1)  # the first token of a window has no context
+        for start in tqdm(range(0, len(ids) - 1, min(stride, room)), desc="perplexity", disable=not progress,
+                          leave=False):
+            end = min(start + room, len(ids))
+            predicted = end - max(done, start + 1)  # the first token of the text in a window is not predicted
             if predicted <= 0:
                 break
-            losses.append(_loss(model, ids[start:end], last=predicted, known=known))
+            losses.append(_loss(model, torch.cat([first, ids[start:end]]), last=predicted, known=known))
             counts.append(predicted)
+            characters += spans[end - 1][1] - spans[end - predicted][0] if spans else 0
             done = end
     mean, half = _mean_interval(np.array(losses), np.array(counts))
     low, high = (None, None) if half is None else (_exp(mean - half), _exp(mean + half))
     return {"perplexity": _exp(mean), "perplexity_low": low, "perplexity_high": high,
-            "tokens": int(sum(counts)), "window": window, "stride": stride}
+            "tokens": int(sum(counts)), "window": window, "stride": stride, "bos_token": bos is not None,
+            "nats_per_character": sum(losses) / characters if characters else None,
+            "windows": WindowLosses(np.array(losses), np.array(counts)).pack()}
+
+
+def check_window(model: nn.Module, window: int | None, stride: int | None = None) -> tuple[int, int]:
+    """Return window and stride of ``perplexity``, defaults filled in; ValueError for those the model cannot take."""
+    window = positions.longest(model, WINDOW) if window is None else window
+    stride = window if stride is None else stride
+    if not 0 < stride <= window or window < 2:
+        raise ValueError(f"window={window}, stride={stride}; wanted 0 < stride <= window, window >= 2")
+    positions.refuse_beyond(model, window, "the window")
+    return window, stride
 
 
 def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limits: dict[str, int] | None = None,
@@ -174,18 +217,23 @@ def questions(items: dict[str, str]) -> dict[str, int]:
     return {task: int(packed.partition(":")[0]) for task, packed in items.items()}
 
 
-def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
-    """Compare two models on the same items: mean over tasks of accuracy(first) - accuracy(second).
+def paired(first: dict[str, str] | str, second: dict[str, str] | str) -> dict[str, float]:
+    """Compare two models on the same items (mean over tasks of accuracy, first - second) or on the same windows.
 
     Parameters
     ----------
-    first, second : task -> packed items, as ``zero_shot`` returns them
+    first, second : task -> packed items, as ``zero_shot`` returns them; or ``windows``, as ``perplexity`` returns them,
+        which ``window_losses.paired`` compares
 
     Returns
     -------
-    dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within each task),
-    ``items``, and ``p_value`` of the exact McNemar test over the pooled items
+    For items a dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within
+    each task), ``items``, and ``p_value`` of the exact McNemar test over the pooled items
     """
+    if isinstance(first, str) and isinstance(second, str):
+        return window_losses.paired(first, second)
+    if isinstance(first, str) or isinstance(second, str):
+        raise ValueError("items of tasks cannot be compared with windows of a text; give two of the same kind")
     if set(first) != set(second) or not first:
         raise ValueError(f"the two models were measured on different tasks: {sorted(first)} and {sorted(second)}; "
                          f"measure both on the same tasks")

@@ -115,7 +115,7 @@ def _take_code(page: Any, notebook: Any) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry over the named rows; print what stays stale, and why."""
+    """Update the pages of the named rows; print the rows that stay stale, with the reasons."""
     parser = argparse.ArgumentParser(prog="python -m pruning_lib.experiments.carry_over", description=(
         "Carry pages over a change of code that changed no number."))
     parser.add_argument("rows", nargs="+", help="rows whose pages were up to date at the earlier commit")

@@ -1,4 +1,4 @@
-"""The plan of what to remove from the experts of a mixture-of-experts model.  Cutting is in ``expert_surgery``."""
+"""The plan of experts and of neurons of experts to remove from a model.  Cutting is in ``expert_surgery``."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ class ExpertSizes:
     parameters: int
 
     def removed_parameters(self, experts: int, neurons: int) -> int:
-        """Return how many parameters go with so many experts per block and so many neurons of each expert that stays."""
+        """Return the number of parameters of so many experts per block and so many neurons of each other expert."""
         inside = len(self.blocks) * (self.experts - experts) * neurons * self.neuron_parameters
         plain = sum(self.plain_removed(i, neurons) * per for i, per in enumerate(self.plain_parameters))
         return len(self.blocks) * experts * self.expert_parameters + inside + plain
 
     def plain_removed(self, block: int, neurons: int) -> int:
-        """Return how many neurons of the ordinary MLP of a block go with so many of every expert."""
+        """Return the number of neurons to remove from the ordinary MLP of a block with so many of every expert."""
         return self.plain[block] // self.neurons * neurons
 
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """Which experts go, and which neurons of those that stay: the same number in every expert, chosen in each.
+    """The experts to remove, and the neurons to remove from the others: the same number in every expert.
 
     Attributes
     ----------
-    experts : (Lx, e) numbers of the experts that go
-    neurons : (Lx, E, m) numbers of the neurons that go, of every expert; those of an expert that goes do not count
-    plain : for every block of the model, numbers (k*m,) of the neurons of its ordinary MLP that go
+    experts : (Lx, e) numbers of the removed experts
+    neurons : (Lx, E, m) numbers of the removed neurons of every expert; those of a removed expert do not count
+    plain : for every block of the model, numbers (k*m,) of the removed neurons of its ordinary MLP
     sizes : of the model the plan was made for
     """
 
@@ -68,7 +68,7 @@ class ExpertPlan:
         for i, places in enumerate(self.plain):
             if len(places) != s.plain_removed(i, m):
                 raise ValueError(f"plan.plain[{i}]: {s.plain_removed(i, m)} neurons of the ordinary MLP of block {i} "
-                                 f"have to go with {m} of every expert, got {len(places)}")
+                                 f"have to be removed with {m} of every expert, got {len(places)}")
             if len(places):
                 _check(f"plain[{i}]", places, (), s.plain[i])
 
@@ -80,19 +80,19 @@ class ExpertPlan:
 
     @property
     def removed_parameters(self) -> int:
-        """Return the exact number of parameters that go."""
+        """Return the exact number of removed parameters."""
         return self.sizes.removed_parameters(self.experts.shape[1], self.neurons.shape[-1])
 
     @property
     def removed_fraction(self) -> float:
-        """Return the exact fraction of all parameters of the model that goes."""
+        """Return the removed fraction of all parameters of the model, exactly."""
         return self.removed_parameters / self.sizes.parameters
 
     def __str__(self) -> str:
         s, kept = self.sizes, self.kept
-        return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {len(s.blocks)} blocks with "
-                f"experts keeps {kept['experts']} of {s.experts} experts, each with {kept['neurons']} of {s.neurons} "
-                f"neurons")
+        return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {len(s.blocks)} blocks "
+                f"with experts keeps {kept['experts']} of {s.experts} experts, each with {kept['neurons']} of "
+                f"{s.neurons} neurons")
 
 
 def _check(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:

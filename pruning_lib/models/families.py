@@ -14,16 +14,16 @@ from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
 from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from pruning_lib._registry import Table
 from pruning_lib.models import structure, verification
 from pruning_lib.models.cifar_resnet import Block, CifarResNet
+from pruning_lib.models.classifier_logits import logits, logits_known
 from pruning_lib.models.keras_resnet import KerasBlock, KerasResNet
-from pruning_lib.models.language_families import FAMILIES, Experts, LanguageFamily, Part
+from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
 from pruning_lib.models.parts import (
     Projections,
     Rows,
@@ -37,6 +37,12 @@ from pruning_lib.models.parts import (
     tensor,
 )
 from pruning_lib.models.toy_models import toy
+
+__all__ = ["FAMILIES", "IMAGE_FAMILIES", "NO_EXPERTS", "BlockInfo", "Experts", "ImageFamily", "LanguageFamily", "Part",
+           "Projections", "Rows", "Sizes", "block_count_fields", "block_counts", "block_parts", "blocks", "classifier",
+           "copy_of", "family_of", "head_width", "image_blocks", "image_family", "keeps_shape", "linear", "logits",
+           "logits_known", "matrix", "named_paths", "parameter_count", "places", "projections", "refuse_head_count",
+           "refuse_wrapped", "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny"]
 
 
 @dataclass(frozen=True)
@@ -91,8 +97,7 @@ def family_of(model: nn.Module) -> LanguageFamily:
     Raises
     ------
     ValueError
-        for what is no language model of transformers, whose modules are not where the record says, or in which neither
-        heads nor neurons nor experts could be placed.
+        for a module that is no language model of transformers, or whose modules are not at the paths of the record.
     """
     refuse_wrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -147,8 +152,9 @@ def _found(model: nn.Module, kind: str) -> LanguageFamily:
     if model not in _FOUND:
         known, images = (", ".join(sorted(table)) for table in (FAMILIES, IMAGE_FAMILIES))
         if not hasattr(model, "config") or not hasattr(model, "get_output_embeddings"):
-            raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as transformers "
-                             f"loads them; image networks, of which only whole blocks can be removed: {images}")
+            raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as "
+                             f"transformers loads them; image networks, of which only whole blocks can be removed: "
+                             f"{images}")
         _FOUND[model] = verification.verified(model, structure.find(model))
     return _FOUND[model]
 
@@ -211,35 +217,13 @@ def classifier(model: nn.Module) -> nn.Module:
     return cast(Any, model).get_output_embeddings()
 
 
-def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Return the logits (..., vocabulary) of a language model from the input of its classifier, (..., C).
-
-    In most families they are the output of the classifier; Granite divides it, Gemma 2 caps it softly.
-    """
-    found: Tensor = cast(Any, model).get_output_embeddings()(hidden)
-    divisor, cap = (getattr(model.config, name, None) for name in ("logits_scaling", "final_logit_softcapping"))
-    if divisor:
-        found = found / divisor
-    return cap * torch.tanh(found / cap) if cap else found
-
-
-@torch.no_grad()
-def logits_known(model: nn.Module) -> bool:
-    """Return True if ``logits`` agrees with the forward pass of the model on two tokens."""
-    network = cast(Any, model)
-    ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
-    expected = network(input_ids=ids, use_cache=False).logits
-    found = logits(model, network.base_model(input_ids=ids, use_cache=False).last_hidden_state).to(expected.device)
-    return bool((found - expected).abs().max() <= 0.01 * expected.abs().max())
-
-
 def parameter_count(module: nn.Module) -> int:
     """Return the number of parameters of a module; shared ones count once."""
     return sum(p.numel() for p in module.parameters())
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Return the sizes of ``model``, read from its modules; without heads or neurons that can be removed their number is 0.
+    """Return the sizes of ``model``, read from its modules; 0 heads or neurons if none can be removed.
 
     Raises
     ------

@@ -1,8 +1,8 @@
 """Finds heads, neurons and experts of a language model that has no record, from the shapes transformers gives it.
 
 One size in the config is raised, the network is built once more without weights, and the parameters whose shape
-follows are those that heads, groups, neurons or experts pass through.  The result is therefore what a plain reload
-accepts.  Shapes leave the order of rows in a fused matrix open: ``layouts`` lists the possible orders, and
+follows are those that heads, groups, neurons or experts pass through.  A plain reload therefore accepts the
+result.  Shapes leave the order of rows in a fused matrix open: ``layouts`` lists the possible orders, and
 ``verification`` tries them.
 Order of this file: find · blocks · growth · neurons · experts · heads.
 """
@@ -31,7 +31,7 @@ RAISE = 8  # by how many neurons a field is raised to see which shapes follow
 
 @dataclass(frozen=True)
 class Growth:
-    """By how many entries one axis of one tensor of a block grows when a size in the config grows by one."""
+    """Growth of one axis of one tensor of a block, in entries per step of a size in the config."""
 
     parameter: str
     axis: int
@@ -57,9 +57,11 @@ def find(model: nn.Module) -> LanguageFamily:
     Unplaced
         for a model without a config of transformers or without a list of blocks.
     """
-    path, refused = block_list(model), {}
+    path = block_list(model)
+    refused: dict[str, str] = {}
     parts: list[Part] = []
-    fields, outputs = {}, {"heads": "", "neurons": ""}
+    fields: dict[str, tuple[str, ...]] = {}
+    outputs = {"heads": "", "neurons": ""}
     for unit, search in (("heads", _heads), ("neurons", _neurons)):
         try:
             found, outputs[unit], more = search(model, path)
@@ -101,7 +103,8 @@ def _orders(part: Part, parts: tuple[Part, ...]) -> list[Part]:
 
 
 def _shared(part: Part, parts: tuple[Part, ...]) -> bool:
-    return any(other.unit == "heads" and (other.parameter, other.axis) == (part.parameter, part.axis) for other in parts)
+    where = part.parameter, part.axis
+    return any(other.unit == "heads" and (other.parameter, other.axis) == where for other in parts)
 
 
 def text_config(config: Any) -> Any:
@@ -197,7 +200,7 @@ def _steps(name: str, tensor: Tensor, after: Mapping[str, Tensor]) -> list[int]:
 
 
 def _neuron_growths(model: nn.Module, path: str) -> dict[str, list[tuple[Growth, ...]]]:
-    """Return what follows each config field whose name speaks of the inside of an MLP."""
+    """Return the axes that follow each config field whose name speaks of the inside of an MLP."""
     text, found = text_config(model.config), {}
     for name, value in text.to_dict().items():
         if NEURON_FIELDS.search(name) and (value is None or type(value) is int):
@@ -231,8 +234,8 @@ def _neurons(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tu
         else:
             parts = [row.part("neurons") for row in rows]
             return parts, outputs[0].parameter.removesuffix(".weight"), {"neurons": (name,)}
-    raise Unplaced("; ".join(reasons) or "no field of its config states the number of neurons, transformers computes it "
-                                         "from the width")
+    raise Unplaced("; ".join(reasons) or "no field of its config states the number of neurons, transformers computes "
+                                         "it from the width")
 
 
 def _output_projections(model: nn.Module, path: str, block: int, rows: tuple[Growth, ...]) -> list[Growth]:
@@ -295,7 +298,7 @@ def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tupl
 
 def _head_growths(model: nn.Module, path: str, count: str, pairs: str | None, H: int, G: int
                   ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
-    """Return what follows the heads alone, and what follows the groups alone; no groups where both go together."""
+    """Return the axes that follow the heads alone, and those of the groups alone; none where both grow together."""
     text = text_config(model.config)
     try:
         width = {"head_dim": getattr(text, "head_dim", None) or text.hidden_size // H}
@@ -322,8 +325,8 @@ def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]]
                   ) -> None:
     having = [i for i, rows in enumerate(queries) if rows]
     if not having or any(row.entries < 0 for row in queries[having[0]]):
-        raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width / "
-                       "heads")
+        raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width "
+                       "/ heads")
     if len(set(queries)) > 1 or len(set(groups)) > 1:
         raise Unplaced(f"{len(having)} of {len(queries)} blocks have attention heads of this kind, a plan removes as "
                        f"many in every block")

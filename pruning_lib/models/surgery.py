@@ -123,18 +123,18 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
 
 
 def _reference(model: nn.Module, family: LanguageFamily, plan: Plan) -> nn.Module | None:
-    """Return what transformers builds for the sizes that are left, for a family that was found; None with a record.
+    """Return the network transformers builds for the remaining sizes, for a family that was found; None with a record.
 
     Raises
     ------
     ValueError
-        when it builds nothing, or the weights are not at hand, so that the layout of its matrices could not be tried.
+        when it builds none, or the weights are not available, so that the layout of its matrices could not be tried.
     """
     if not family.found:
         return None
     if not family.verified:
-        raise ValueError("the weights of this model are not at hand, and its type has no record: the order of rows in "
-                         "its matrices cannot be tried. Load it on one device (device='cpu'), or add a record")
+        raise ValueError("the weights of this model are not available, and its type has no record: the order of rows "
+                         "in its matrices cannot be tried. Load it on one device (device='cpu'), or add a record")
     return structure.rebuilt(model, verification.values_of(model, family, plan.kept))
 
 

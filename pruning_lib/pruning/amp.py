@@ -158,9 +158,9 @@ def head_scores(x: Tensor, w_out: Tensor, weights: Tensor, *, D: int) -> Tensor:
 def _through_norm(x: Tensor, layer: nn.Module, norm: nn.Module, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the output projection and the weights of the tokens as they are behind a norm.
 
-    Some families norm what attention gives before it is added to the residual stream.  An RMS norm multiplies a token
-    by one number, which all heads make together, and a channel by its gain.  That number is held: a head's own
-    contribution is then linear in the head, and the contributions of all heads add up to what arrives in the stream.
+    Some families norm the output of attention before it is added to the residual stream.  An RMS norm multiplies a
+    token by one number, which all heads make together, and a channel by its gain.  That number is held: a head's own
+    contribution is then linear in the head, and the contributions of all heads add up to the sum added to the stream.
     """
     w_out, bias = families.matrix(layer), getattr(layer, "bias", None)
     gain = norm(torch.ones(len(w_out), dtype=w_out.dtype, device=w_out.device))  # (C,): 1 has a root mean square of 1

@@ -1,9 +1,9 @@
-"""How much experts, and the neurons inside them, add to the residual stream; and which of them to remove.
+"""Importance of experts and of the neurons inside them, and the choice of the ones to remove.
 
-Ours, in the manner of AMP.  An expert matters as much as what it adds: its router weight times the L1 norm of its
+Ours, in the manner of AMP.  The importance of an expert is its router weight times the L1 norm of its
 output, summed over the tokens it is given and averaged over all tokens, every prompt weighing the same (REAP [1]_ takes
-the L2 norm and averages over the tokens an expert is given only).  A neuron matters as much as it fires on the tokens
-that its expert is given.
+the L2 norm and averages over the tokens an expert is given only).  The importance of a neuron is its mean absolute
+activation on the tokens that its expert is given.
 
 References
 ----------
@@ -29,7 +29,7 @@ from pruning_lib.pruning.amp import _right_padded, neuron_scores
 
 @dataclass(frozen=True)
 class ExpertImportance:
-    """How much experts and their neurons matter; larger means keep.
+    """Importance of experts and their neurons; larger means keep.
 
     Attributes
     ----------
@@ -108,7 +108,7 @@ def _calls_of(modules: list[nn.Module], see: Any) -> Iterator[None]:
             return
         if len(given) != 3 or given[1].dtype not in (torch.int32, torch.int64):
             raise ValueError("the experts of this type take other arguments than tokens, numbers of experts and router "
-                             "weights, so what each adds cannot be told; a plan of your own can still cut them")
+                             "weights, so their importance cannot be measured; a plan of your own can still cut them")
         busy = True
         see(i, *given)
         busy = False
@@ -122,7 +122,7 @@ def _calls_of(modules: list[nn.Module], see: Any) -> Iterator[None]:
 
 
 def _activations(module: nn.Module, down: str, axis: int, x: Tensor, index: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Yield what enters the output projection of each token's expert, as many neurons at once as the model is wide.
+    """Yield the inputs of the output projection of each token's expert, as many neurons at once as the model is wide.
 
     Experts are computed inside one module, where no hook sees their neurons.  With rows of the identity in the place of
     the output projection, the module itself gives them.
@@ -150,12 +150,12 @@ def _activations(module: nn.Module, down: str, axis: int, x: Tensor, index: Tens
 
 def choose_experts(importance: ExpertImportance, model: nn.Module, *, experts_removed: int = 0,
                    removed_fraction: float | None = None, multiple_of: int = 8) -> ExpertPlan:
-    """Decide which experts go, and which neurons of those that stay, the least important first.
+    """Decide which experts to remove, and which neurons of the others, the least important first.
 
     Parameters
     ----------
     experts_removed : per block
-    removed_fraction : of all parameters; what the experts that go leave of it is taken from the neurons of the others,
+    removed_fraction : of all parameters; neurons of the other experts make up the rest of it,
         the same number in each. None takes whole experts only
     multiple_of : the number of neurons an expert keeps becomes the nearest multiple of this: torch multiplies all
         experts at once in rows of 16 bytes, which are 8 numbers in 16 bits and 4 in 32
@@ -172,8 +172,8 @@ def choose_experts(importance: ExpertImportance, model: nn.Module, *, experts_re
     per_neuron = s.removed_parameters(experts_removed, 1) - whole
     rest = 0.0 if removed_fraction is None else (removed_fraction * s.parameters - whole) / per_neuron
     if not -0.5 <= rest < s.neurons:
-        raise ValueError(f"removed_fraction={removed_fraction} cannot be reached without {experts_removed} of {s.experts} "
-                         f"experts; reachable: {whole / s.parameters:.4f} to "
+        raise ValueError(f"removed_fraction={removed_fraction} cannot be reached without {experts_removed} of "
+                         f"{s.experts} experts; reachable: {whole / s.parameters:.4f} to "
                          f"{(whole + (s.neurons - 1) * per_neuron) / s.parameters:.4f}")
     m = s.neurons - multiple_of * max(1, round((s.neurons - rest) / multiple_of)) if round(rest) else 0
     m = max(0, m)

@@ -78,8 +78,8 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
     Every token has the same weight; padding is ignored.
     """
     modules = output_projections(model)
-    sums: list[Tensor] = [torch.zeros(2, families.matrix(m).shape[1], dtype=torch.float64, device=families.matrix(m).device)
-                          for m in modules]
+    weights = [families.matrix(m) for m in modules]
+    sums: list[Tensor] = [torch.zeros(2, w.shape[1], dtype=torch.float64, device=w.device) for w in weights]
     tokens = 0
 
     def see(i: int, x: Tensor) -> None:
@@ -133,6 +133,52 @@ def flap(model: nn.Module, batches: Batches) -> Importance:
     return _from_moments(model, batches, score, "flap", power=2)
 
 
+def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
+    """Score a neuron by the range of its weights times the norm of its activation: OptiPFair's data-driven score [5]_.
+
+    The range of a vector of weights is ``max + |min|``.  Each of a neuron's three vectors (row of the gate projection,
+    row of the up projection, column of the output projection) is given as a share of the largest range in its block;
+    the shares are added and multiplied by the L2 norm of the neuron over the tokens of a prompt, summed over prompts.
+
+    Notes
+    -----
+    OptiPFair takes one norm over a whole batch, padding included; ours is its score with one prompt per batch.  It
+    cannot remove heads.  The score of heads is our extension: the same product for every column of a head, from its
+    query row and its output column, summed over the head.
+    """
+    norms, family, D = _prompt_norms(model, batches, progress), families.family_of(model), families.head_width(model)
+    heads, neurons = [], []
+    for i, block in enumerate(families.blocks(model)):
+        p = families.projections(block, family)
+        heads.append((_range_shares((p.queries,), p.heads_out) * norms[i]).view(-1, D).sum(1))
+        neurons.append(_range_shares(p.neurons_in, p.neurons_out) * norms[len(norms) // 2 + i])
+    return Importance(torch.stack(heads), torch.stack(neurons), {"method": "peak_to_peak"})
+
+
+def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Tensor]:
+    """Return the L2 norm over a prompt's tokens of every input of every output projection, summed over prompts."""
+    modules = output_projections(model)
+    sums = [torch.zeros(m.in_features, device=m.weight.device) for m in modules]
+
+    def see(i: int, x: Tensor) -> None:
+        x = x.float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
+        sums[i] += x.pow(2).sum(1).sqrt().sum(0)
+
+    with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
+        for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
+            mask = batch["attention_mask"].to(modules[0].weight.device)
+            model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
+                             attention_mask=mask, use_cache=False)
+    return [s.cpu() for s in sums]
+
+
+def _range_shares(rows_in: Iterable[families.Rows], out: nn.Linear) -> Tensor:
+    """Add up, for every column of ``out``, the ranges of its weights as shares of the largest; (columns,) float32."""
+    vectors = [rows.of(rows.linear.weight.detach()).float() for rows in rows_in] + [out.weight.detach().float().T]
+    ranges = [v.amax(1) + v.amin(1).abs() for v in vectors]
+    return torch.stack([r / (r.max() + 1e-8) for r in ranges]).sum(0).cpu()
+
+
 def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
     """Return the first-order Taylor score: sum of ``|weight x gradient|`` over the weights of a head or neuron [4]_.
 
@@ -164,6 +210,7 @@ METHODS["magnitude"] = Method(magnitude, "lowest", "removes the smallest weights
 METHODS["activation_norm"] = Method(activation_norm, "lowest", "removes the smallest activations, without weights")
 METHODS["wanda"] = Method(wanda, "lowest", "removes the smallest weight x activation (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "removes the smallest variation over tokens (FLAP, without its biases)")
+METHODS["peak_to_peak"] = Method(peak_to_peak, "lowest", "removes the smallest weight range x activation (OptiPFair)")
 METHODS["taylor"] = Method(taylor, "lowest", "removes the smallest first-order change of the loss (LLM-Pruner)")
 METHODS["reconstruction_error"] = Method(
     reconstruction.reconstruction_error, "lowest",

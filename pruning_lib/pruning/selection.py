@@ -147,7 +147,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
     if heads_removed is not None:
         candidates = [_units_of(heads_removed, unit, scope)]
     else:
-        candidates = [0] if scope == "neurons" or not unit.count else list(range(unit.count))  # at least one unit is kept
+        candidates = [0] if scope == "neurons" or not unit.count else list(range(unit.count))  # keep one unit
     if scope == "heads":
         units = min(candidates, key=lambda k: abs(k * unit.parameters - target))
         if abs(units * unit.parameters - target) > unit.parameters / 2 or (units == 0 < target):

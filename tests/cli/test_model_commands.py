@@ -11,6 +11,7 @@ from pruning_lib import data
 from pruning_lib.cli import main, model_commands
 from pruning_lib.models import families, loading
 from pruning_lib.models.plan import Plan
+from pruning_lib.models.toy_models import toy_config
 from pruning_lib.pruning import amp, selection
 
 
@@ -130,8 +131,8 @@ def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, capsy
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--removed-fraction", "0.99"), "cannot be reached"), (("--heads-removed", "1"), "not a lossless cut"),
-    (("--prompts", "1000"), "1000 texts wanted"), (("--blocks-removed", "1"), "give both"),
-    (("--recover", "mini_prompts", "--recover-pairs", "1000"), "1000 pairs wanted"),
+    (("--prompts", "1000"), "n=1000 texts of"), (("--blocks-removed", "1"), "give both"),
+    (("--recover", "mini_prompts", "--recover-pairs", "1000"), "n=1000 pairs of"),
 ])
 def test_what_cannot_be_done_ends_at_once_with_the_way_out_and_no_folder(dense, capsys, tmp_path, arguments, message):
     status, shown, error = run(capsys, "prune", "--model", dense, "--out", tmp_path / "small",
@@ -158,3 +159,18 @@ def test_allowed_counts_the_parameters_of_every_family(family, tiny):
     facts, s = model_commands.lossless_cuts(model), families.sizes(model)
     plan = Plan("whole_groups", torch.tensor([[0], [0]]), torch.arange(23).expand(2, 23), s)
     assert facts["cuts"][1]["most_fraction"] == pytest.approx(plan.removed_fraction, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("olmo2", "heads cannot be removed: removing does not equal masking: self_attn.q_norm"),
+    ("gpt2", "heads cannot be removed: no projection follows"), ("mixtral", "2 blocks have 4 experts of 24 neurons")])
+def test_inspect_gives_the_reason_of_the_page_of_model_types(name, said, tmp_path, capsys):
+    toy_config(name).save_pretrained(tmp_path)  # the config alone
+    assert main.main(["inspect", str(tmp_path)]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_an_adapter_is_refused_with_the_option_that_merges_it(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    assert main.main(["evaluate", str(tmp_path)]) == 1
+    assert "adapter of some/base" in (said := capsys.readouterr().err) and "--merge-adapter" in said

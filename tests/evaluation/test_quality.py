@@ -10,9 +10,10 @@ from conftest import build, hooks_of
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from pruning_lib import data
+from pruning_lib.data.batching import bos_token
 from pruning_lib.evaluation import quality
 from pruning_lib.evaluation.shared_context_lm import SharedContextLM
 from pruning_lib.models import families
@@ -23,15 +24,15 @@ TEXTS = ["It is a truth universally acknowledged,", "that a single man", "in pos
 # --- perplexity -------------------------------------------------------------------------------------------------------
 
 
-def slow_perplexity(model, ids, window, stride):
-    """Compute perplexity token by token, each in the first window that contains it and a token before it."""
-    losses = []
+def slow_perplexity(model, ids, window, stride, bos=()):
+    """Every token on its own: the first window that holds it together with a token before it, behind ``bos``."""
+    losses, window = [], window - len(bos)
     for t in range(1, len(ids)):
         start = next((s for s in range(0, t, stride) if t < s + window), None)
-        if start is None:  # first in the only window that contains it
+        if start is None:  # it stands first in the only window that holds it
             continue
         with torch.no_grad():
-            logits = model(torch.tensor([ids[start:t]])).logits[0, -1].double()
+            logits = model(torch.tensor([[*bos, *ids[start:t]]])).logits[0, -1].double()
         losses.append(-logits.log_softmax(0)[ids[t]].item())
     return math.exp(sum(losses) / len(losses)), len(losses)
 
@@ -104,14 +105,45 @@ def test_a_single_window_has_no_interval(tiny, tokenizer):
     assert found["perplexity_low"] is None and found["perplexity_high"] is None and found["perplexity"] > 1
 
 
-def test_the_tokens_counted_are_those_of_the_text_alone(tiny, tokenizer):
-    """Require that a tokenizer with a start token before every text changes nothing."""
-    adding = copy.deepcopy(tokenizer)
-    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    assert adding("ab")["input_ids"] == [1, *tokenizer("ab")["input_ids"]]
-    first, second = (quality.perplexity(tiny("llama"), t, TEXTS, window=16, stride=16, progress=False)
-                     for t in (tokenizer, adding))
+@pytest.fixture
+def adding(tokenizer):
+    """The toy tokenizer, putting a BOS token in front of every text, as those of Gemma and LLaMA do."""
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert made("ab")["input_ids"] == [1, *tokenizer("ab")["input_ids"]]
+    return made
+
+
+@pytest.mark.parametrize(("window", "stride", "max_tokens"), [
+    (94, 94, None), (20, 19, None), (20, 7, None), (16, 15, 64), (16, 15, 61), (3, 2, 30)])
+def test_windows_begin_with_bos_where_the_tokenizer_adds_one(tiny, tokenizer, adding, window, stride, max_tokens):
+    model = tiny("llama")
+    ids = tokenizer("\n\n".join(TEXTS))["input_ids"][:max_tokens]
+    expected, tokens = slow_perplexity(model, ids, window, stride, bos=[1])
+    found = quality.perplexity(model, adding, TEXTS, window=window, stride=stride, max_tokens=max_tokens)
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert (found["tokens"], found["bos_token"]) == (tokens, True)
+    assert not quality.perplexity(model, tokenizer, TEXTS, window=window, stride=stride)["bos_token"]
+
+
+def test_a_stride_of_a_whole_window_leaves_no_token_between_windows_with_bos(tiny, adding):
+    found = quality.perplexity(tiny("llama"), adding, ["".join(TEXTS)[:75]], window=16, stride=16)
+    assert found["tokens"] == 75 - 5  # five windows of 15, of each all but the first
+
+
+@pytest.mark.parametrize("special", [{}, {"eos_token": "</s>"}, {"bos_token": "<s>"}])
+def test_a_tokenizer_that_adds_none_gives_none(tiny, tokenizer, special):
+    """Also one without any special token; a BOS token that exists but is not added counts as little."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **special)
+    assert bos_token(bare) is None
+    first, second = (quality.perplexity(tiny("llama"), t, TEXTS, window=16) for t in (tokenizer, bare))
     assert first == second
+
+
+def test_nats_per_character_are_the_whole_loss_over_the_text_that_was_predicted(tiny, tokenizer):
+    """One character is one token here."""
+    found = quality.perplexity(tiny("llama"), tokenizer, TEXTS, window=16, stride=16, progress=False)
+    assert found["nats_per_character"] == pytest.approx(math.log(found["perplexity"]))
 
 
 @pytest.mark.parametrize(("texts", "window", "stride", "message"), [
@@ -266,7 +298,7 @@ def test_models_measured_on_other_tasks_or_other_numbers_of_items_are_not_compar
     ten, nine = (quality.pack(np.ones(n, bool)) for n in (10, 9))
     with pytest.raises(ValueError, match="piqa: 10 items against 9"):
         quality.paired({"piqa": ten}, {"piqa": nine})
-    with pytest.raises(ValueError, match=r"same tasks: \['piqa'\] and \['arc_easy'\]"):
+    with pytest.raises(ValueError, match=r"different tasks: \['piqa'\] and \['arc_easy'\]"):
         quality.paired({"piqa": ten}, {"arc_easy": ten})
     with pytest.raises(ValueError, match="same tasks"):
         quality.paired({}, {})

@@ -55,7 +55,7 @@ def test_the_loss_is_that_of_the_network_with_the_block_passed_by(network):
     found = CRITERIA["loss"].order(network, IMAGES, LABELS, 0)
     losses = [loss(name) for name in found]
     assert losses == sorted(losses) and losses[0] < losses[-1] - 0.01
-    with pytest.raises(ValueError, match="give labels, or take another criterion"):
+    with pytest.raises(ValueError, match="give the class of each image, or take another criterion"):
         CRITERIA["loss"].order(network, IMAGES, None, 0)
 
 

@@ -115,7 +115,7 @@ def test_the_address_of_the_repository_stands_in_one_place():
     files = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
     if files.returncode > 1:
         pytest.skip("not a git checkout; a clone has this test")
-    assert set(files.stdout.split()) <= {"book/_config.yml", "tests/test_drawings.py"}
+    assert set(files.stdout.split()) <= {"book/_config.yml", "tests/report/test_drawings.py"}
 
 
 def test_a_book_with_a_repository_has_edit_source_and_launch_links_and_an_absolute_card(tmp_path):
