@@ -216,8 +216,8 @@ def _rounded(model: Any) -> Any:
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
     """Return the logits (B, classes) of the network and of its checkpoint on random pixels."""
-    weight = next(network.parameters())
-    pixels = torch.rand(2, len(network.config.mean), 32, 32, generator=torch.Generator().manual_seed(0)).to(weight)
+    weight, size = next(network.parameters()), network.config.arguments.get("size", 32)
+    pixels = torch.rand(2, len(network.config.mean), size, size, generator=torch.Generator().manual_seed(0)).to(weight)
     # files have one memory format; another one may round differently
     plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     return plain(pixels), image_networks.read(folder).to(weight.device)(pixels)

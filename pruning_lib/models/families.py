@@ -56,6 +56,9 @@ IMAGE_FAMILIES: Table = Table("image family")
 IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(
     "pruning_lib.models.cifar_resnet.CifarResNet", ("pruning_lib.models.cifar_resnet.Block",),
     ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["keras_resnet"] = ImageFamily(
+    "pruning_lib.models.keras_resnet.KerasResNet", ("pruning_lib.models.keras_resnet.KerasBlock",),
+    ("layer1", "layer2", "layer3"), "linear")
 IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
     "torchvision.models.resnet.ResNet",
     ("torchvision.models.resnet.BasicBlock", "torchvision.models.resnet.Bottleneck"),
