@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
+from pruning_lib._extras import extra
 from pruning_lib._files import cache, digest
 from pruning_lib._registry import Table
 
@@ -91,7 +91,8 @@ def fingerprint(pixels: Tensor) -> str:
 
 def _digits(part: str) -> tuple[Tensor, Tensor]:
     """Read 8 x 8 grey digits; the last 597 of 1,797 are the test part."""
-    from sklearn.datasets import load_digits
+    with extra("vision"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
@@ -114,7 +115,8 @@ def _copy(folder: str, part: str) -> tuple[Tensor, Tensor] | None:
 
 
 def _torchvision_cifar10(part: str) -> tuple[Tensor, Tensor]:
-    from torchvision.datasets import CIFAR10
+    with extra("vision"):
+        from torchvision.datasets import CIFAR10
 
     folder = cache() / "cifar10"
     try:
@@ -128,14 +130,16 @@ def _torchvision_cifar10(part: str) -> tuple[Tensor, Tensor]:
 def _cifar10_jpeg75(part: str) -> tuple[Tensor, Tensor]:
     if found := _copy("cifar10-jpeg", part):
         return found
-    from torchvision.io import decode_jpeg, encode_jpeg
+    with extra("vision"):
+        from torchvision.io import decode_jpeg, encode_jpeg
 
     pixels, labels = _torchvision_cifar10(part)
     return torch.stack([decode_jpeg(encode_jpeg(image, quality=75)) for image in pixels]), labels
 
 
 def _parquet(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    import pandas as pd
+    with extra("vision"):
+        import pandas as pd
 
     files = sorted(folder.glob(f"{part}-*.parquet"))
     if not files:
@@ -147,6 +151,9 @@ def _parquet(folder: Path, part: str) -> tuple[Tensor, Tensor]:
 
 def _decoded(content: bytes) -> np.ndarray:
     """Return the (height, width, 3) pixels of a PNG, WebP or JPEG file."""
+    with extra("vision"):
+        from PIL import Image
+
     return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 

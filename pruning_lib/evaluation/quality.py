@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,19 +17,18 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import extra
 from pruning_lib.data.batching import bos_token
-from pruning_lib.data.text import INPUTS
-from pruning_lib.evaluation import window_losses
+from pruning_lib.evaluation import harness_tasks, window_losses
+from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
 from pruning_lib.evaluation.window_losses import WindowLosses
 from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
 
-WINDOW = 2048  # tokens of a window of ``perplexity``, where the model takes as many
+__all__ = ["OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval", "mean_interval", "pack",
+           "paired", "perplexity", "questions", "unpack", "zero_shot"]
 
-# task -> reported kind of accuracy: acc compares log-likelihoods, acc_norm log-likelihoods per character
-OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc_norm",
-            "arc_challenge": "acc_norm"}
-TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in OFFICIAL.items()}, "none": {}}
+WINDOW = 2048  # tokens of a window of ``perplexity``, where the model takes as many
 
 
 @torch.inference_mode()
@@ -114,57 +111,89 @@ def check_window(model: nn.Module, window: int | None, stride: int | None = None
 
 def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limits: dict[str, int] | None = None,
               stock: bool = False) -> tuple[dict[str, float], dict[str, str]]:
-    """Measure zero-shot accuracy on five multiple-choice tasks through lm-eval's Python API.
+    """Measure zero-shot accuracy through lm-eval's Python API.
 
     Parameters
     ----------
-    tasks : ``"official"`` (piqa, hellaswag, winogrande, arc_easy, arc_challenge; from the hub or its cache), or
-        ``"mini"``, 250 items of our own in the same five styles, not comparable with the official ones
+    tasks : ``"official"`` (piqa, hellaswag, winogrande, arc_easy, arc_challenge; from the hub or its cache);
+        ``"mini"``, 250 items of our own in the same five styles, not comparable with the official ones; or names of
+        tasks and groups of lm-eval, and paths of their YAML files, joined by commas
     limits : task -> number of leading items to use
     stock : score with lm-eval's own model class instead of the faster ``SharedContextLM``
 
     Returns
     -------
     values : per task ``<task>_<kind>_fraction`` for every kind it offers, ``_low`` and ``_high`` (Wilson, 95 %) for the
-        reported kind, ``<task>_items``; and ``<tasks>_mean_fraction`` over the tasks
+        reported kind, ``<task>_items``; other numbers of a task as ``<task>_<metric>``; and ``<tasks>_mean_fraction``
+        over the tasks that have an accuracy
     items : task -> correctness of every item, packed by ``pack``, for paired comparisons
+
+    Raises
+    ------
+    ValueError
+        for unknown names, with the nearest.
+    ConnectionError
+        when the data of a task is not available.
     """
-    if tasks not in TASKS or tasks == "none":
-        raise ValueError(f"tasks={tasks!r}; allowed: official, mini")
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    if tasks == "none":
+        raise ValueError("tasks='none'; allowed: official, mini, or names of lm-eval joined by commas")
+    harness_tasks.check_tasks(tasks)
+    kinds = TASKS[tasks] if tasks in TASKS else dict.fromkeys(harness_tasks.names_of(tasks), "")
+    for task, n in (limits or {}).items():
+        if task not in kinds or n < 1:
+            raise ValueError(f"limits={{{task!r}: {n}}}; give at least 1 item of one of {', '.join(kinds)}")
+    lm = _harness_model(model, tokenizer, stock)
+    values: dict[str, float] = {}
+    items: dict[str, str] = {}
+    means = []
+    for task, kind in kinds.items():
+        result = _evaluated(lm, task, (limits or {}).get(task))
+        for name, samples in result["samples"].items():  # one, or the tasks of a group
+            right = harness_tasks.correctness(samples)
+            reported = kind or next(iter(right), "")
+            others = harness_tasks.other_metrics(result["results"][name])
+            values |= {f"{name}_{metric}": value for metric, value in others.items()}
+            if reported:
+                values |= _accuracies(name, right, reported)
+                means.append(values[f"{name}_{reported}_fraction"])
+                items[name] = pack(right[reported])
+    if means:
+        values[f"{tasks}_mean_fraction"] = float(np.mean(means))
+    return values, items
+
+
+def _harness_model(model: nn.Module, tokenizer: Any, stock: bool) -> Any:
+    with extra("eval"):
+        from lm_eval.models.huggingface import HFLM
 
     from pruning_lib.evaluation.shared_context_lm import SharedContextLM
 
-    lm = (HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, softmax_dtype="float32") if stock
-          else SharedContextLM(model, tokenizer))
-    manager = _manager(everything=tasks == "official")
-    for task, n in (limits or {}).items():
-        if task not in TASKS[tasks] or n < 1:
-            raise ValueError(f"limits={{{task!r}: {n}}}; give at least 1 item of one of {', '.join(TASKS[tasks])}")
-    samples = {task: list(range(n)) for task, n in (limits or {}).items()}
-    values: dict[str, float] = {}
-    items: dict[str, str] = {}
-    for task, kind in TASKS[tasks].items():
-        try:
-            result = lm_eval.simple_evaluate(
-                lm, tasks=[_task(task)], num_fewshot=0, bootstrap_iters=0, log_samples=True,
-                task_manager=manager, samples={task: samples[task]} if task in samples else None,
-            )
-        except Exception as error:
-            if tasks == "mini":
-                raise
-            raise ConnectionError(f"task {task!r} could not be evaluated: {error}\nWithout a network, set "
-                                  f"HF_DATASETS_CACHE to a folder that holds it, or use tasks='mini'") from error
-        right = {k: np.array([s[k] for s in result["samples"][task]], bool)
-                 for k in ("acc", "acc_norm") if k in result["samples"][task][0]}
-        values.update({f"{task}_{k}_fraction": float(r.mean()) for k, r in right.items()})
-        low, high = interval(right[kind])
-        values.update({f"{task}_{kind}_low": low, f"{task}_{kind}_high": high, f"{task}_items": len(right[kind])})
-        items[task] = pack(right[kind])
-    kinds = TASKS[tasks].items()
-    values[f"{tasks}_mean_fraction"] = float(np.mean([values[f"{t}_{k}_fraction"] for t, k in kinds]))
-    return values, items
+    return (HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, softmax_dtype="float32") if stock
+            else SharedContextLM(model, tokenizer))
+
+
+def _evaluated(lm: Any, task: str, limit: int | None) -> dict[str, Any]:
+    """Return lm-eval's results and samples of one task or group."""
+    with extra("eval"):
+        import lm_eval
+
+    ours = task.startswith("mini_")
+    try:
+        return lm_eval.simple_evaluate(
+            lm, tasks=[harness_tasks.task(task)], num_fewshot=0, bootstrap_iters=0, log_samples=True,
+            task_manager=harness_tasks.manager(everything=not ours and not task.endswith(".yaml")),
+            samples=None if limit is None else {task: list(range(limit))})
+    except Exception as error:
+        if ours:
+            raise
+        raise ConnectionError(f"task {task!r} could not be evaluated: {error}\nWithout a network, set "
+                              f"HF_DATASETS_CACHE to a folder that holds it, or use tasks='mini'") from error
+
+
+def _accuracies(task: str, right: dict[str, np.ndarray], reported: str) -> dict[str, float]:
+    low, high = interval(right[reported])
+    return {**{f"{task}_{kind}_fraction": float(hits.mean()) for kind, hits in right.items()},
+            f"{task}_{reported}_low": low, f"{task}_{reported}_high": high, f"{task}_items": len(right[reported])}
 
 
 def interval(right: np.ndarray) -> tuple[float, float]:
@@ -289,22 +318,3 @@ def _mean_interval(losses: np.ndarray, counts: np.ndarray) -> tuple[float, float
 
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
-
-
-@cache
-def _manager(*, everything: bool) -> Any:
-    """Return lm-eval's index of tasks, built once: it reads 14,000 files for its own tasks, and none for ours."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_defaults=everything)
-
-
-def _task(name: str) -> Any:
-    """Return a task as lm-eval expects it: the name of an official task, a complete config for one of ours."""
-    if not name.startswith("mini_"):
-        return name
-    import yaml
-
-    config = yaml.safe_load((INPUTS / "mini" / f"{name}.yaml").read_text())
-    file: Path = INPUTS / "mini" / f"{name.removeprefix('mini_')}.jsonl"
-    return {**config, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}}}

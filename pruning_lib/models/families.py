@@ -8,6 +8,7 @@ Order of this file: language families · image families · residual blocks · si
 from __future__ import annotations
 
 import copy
+import sys
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,14 +16,10 @@ from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from torch import nn
-from torchvision.models.mobilenetv2 import InvertedResidual, MobileNetV2
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from pruning_lib._registry import Table
 from pruning_lib.models import structure, verification
-from pruning_lib.models.cifar_resnet import Block, CifarResNet
 from pruning_lib.models.classifier_logits import logits, logits_known
-from pruning_lib.models.keras_resnet import KerasBlock, KerasResNet
 from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
 from pruning_lib.models.parts import (
     Projections,
@@ -49,18 +46,26 @@ __all__ = ["FAMILIES", "IMAGE_FAMILIES", "NO_EXPERTS", "BlockInfo", "Experts", "
 class ImageFamily:
     """Module paths of the residual blocks in one family of image networks."""
 
-    network: type[nn.Module]
-    block: tuple[type[nn.Module], ...]  # classes of residual blocks among the members of the sequences
+    network: str  # path of its class; torchvision's are looked up only when a model comes, for it may not be installed
+    block: tuple[str, ...]  # classes of residual blocks among the members of the sequences
     sequences: tuple[str, ...]  # paths to the sequences of blocks, in forward order
     classifier: str  # the layer that maps features (N, P) to classes
 
 
 IMAGE_FAMILIES: Table = Table("image family")
-IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(CifarResNet, (Block,), ("layer1", "layer2", "layer3"), "linear")
-IMAGE_FAMILIES["keras_resnet"] = ImageFamily(KerasResNet, (KerasBlock,), ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(
+    "pruning_lib.models.cifar_resnet.CifarResNet", ("pruning_lib.models.cifar_resnet.Block",),
+    ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["keras_resnet"] = ImageFamily(
+    "pruning_lib.models.keras_resnet.KerasResNet", ("pruning_lib.models.keras_resnet.KerasBlock",),
+    ("layer1", "layer2", "layer3"), "linear")
 IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
-    ResNet, (BasicBlock, Bottleneck), ("layer1", "layer2", "layer3", "layer4"), "fc")
-IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2, (InvertedResidual,), ("features",), "classifier.1")
+    "torchvision.models.resnet.ResNet",
+    ("torchvision.models.resnet.BasicBlock", "torchvision.models.resnet.Bottleneck"),
+    ("layer1", "layer2", "layer3", "layer4"), "fc")
+IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(
+    "torchvision.models.mobilenetv2.MobileNetV2", ("torchvision.models.mobilenetv2.InvertedResidual",), ("features",),
+    "classifier.1")
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,13 @@ def blocks(model: nn.Module) -> nn.ModuleList:
 
 def image_family(model: nn.Module) -> ImageFamily | None:
     """Return the record of an image network, found by its class; None for any other model."""
-    return next((family for family in IMAGE_FAMILIES.values() if isinstance(model, family.network)), None)
+    return next((family for family in IMAGE_FAMILIES.values() if _is_a(model, family.network)), None)
+
+
+def _is_a(module: nn.Module, path: str) -> bool:
+    """Return whether ``module`` is an instance of the class at ``path``; False while that was never imported."""
+    home, _, name = path.rpartition(".")
+    return home in sys.modules and isinstance(module, getattr(sys.modules[home], name))
 
 
 def residual_blocks(model: nn.Module) -> list[BlockInfo]:
@@ -190,7 +201,7 @@ def image_blocks(model: nn.Module) -> list[BlockInfo]:
     found: list[BlockInfo] = []
     for sequence in family.sequences:
         for i, block in enumerate(cast(nn.Sequential, model.get_submodule(sequence))):
-            if isinstance(block, family.block):
+            if any(_is_a(block, name) for name in family.block):
                 keeps = keeps_shape(block)
                 stage = found[-1].stage + (not keeps) if found else 0
                 found.append(BlockInfo(f"{sequence}.{i}", stage, keeps))
@@ -280,12 +291,10 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     family, config = family_of(model), text_config(model)
     counts = block_counts(blocks(model)[0], family, config, head_width(model))
     H, G = counts["heads"], counts["groups"]
-    if heads == H:
-        return
     for name, reason in family.heads_fixed_by.items():
-        if _field(config, name):
+        if heads != H and _field(config, name):
             raise ValueError(f"heads of this model cannot be removed ({name}: {reason}); use scope='neurons'")
-    if family.found:
+    if family.found and heads != H:
         _refuse_unstorable(model, family, counts, heads)
     in_the_way = [name for name in family.not_stored_with if getattr(config, name, False)]
     if in_the_way and config.hidden_size % heads:

@@ -19,8 +19,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.models.mobilenetv2 import MobileNetV2
-from torchvision.models.resnet import BasicBlock, Bottleneck, ResNet
 
 from pruning_lib._files import new_folder
 from pruning_lib._registry import Table
@@ -72,46 +70,35 @@ def keras_resnet(blocks: Sequence[int] = (9, 9, 9), channels: int = 3, classes: 
     return KerasResNet(blocks, channels, classes, size)
 
 
-class _OnPixels:
-    """Mixin for a torchvision network that normalises its input; the names of the weights are those of torchvision."""
-
-    normalise: Normalise
-
-    def forward(self, pixels: Tensor) -> Tensor:
-        return super().forward(self.normalise(pixels))  # type: ignore[misc]
-
-
-class ResNetOnPixels(_OnPixels, ResNet):
-    pass
-
-
-class MobileNetV2OnPixels(_OnPixels, MobileNetV2):
-    pass
-
-
 @NETWORKS.register()
 def resnet18(classes: int = 1000) -> nn.Module:
-    return ResNetOnPixels(BasicBlock, [2, 2, 2, 2], classes)
+    return _torchvision_networks().resnet18(classes)
 
 
 @NETWORKS.register()
 def resnet34(classes: int = 1000) -> nn.Module:
-    return ResNetOnPixels(BasicBlock, [3, 4, 6, 3], classes)
+    return _torchvision_networks().resnet34(classes)
 
 
 @NETWORKS.register()
 def resnet50(classes: int = 1000) -> nn.Module:
-    return ResNetOnPixels(Bottleneck, [3, 4, 6, 3], classes)
+    return _torchvision_networks().resnet50(classes)
 
 
 @NETWORKS.register()
 def resnet101(classes: int = 1000) -> nn.Module:
-    return ResNetOnPixels(Bottleneck, [3, 4, 23, 3], classes)
+    return _torchvision_networks().resnet101(classes)
 
 
 @NETWORKS.register()
 def mobilenet_v2(classes: int = 1000) -> nn.Module:
-    return MobileNetV2OnPixels(classes)
+    return _torchvision_networks().mobilenet_v2(classes)
+
+
+def _torchvision_networks() -> Any:
+    from pruning_lib.models import torchvision_networks  # language models do without torchvision
+
+    return torchvision_networks
 
 
 def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Module:

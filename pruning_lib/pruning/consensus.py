@@ -16,17 +16,22 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import Lazy
 from pruning_lib.models import families, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.hooks import evaluating, inputs_to, resume_after
 from pruning_lib.pruning import similarity
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = Lazy("pandas", "vision")  # language models do without tables
 
 Batch = Tensor | Mapping[str, Tensor]
 

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib._registry import Table
+from pruning_lib._registry import Table, function_of
+from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families
 from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
 from pruning_lib.pruning import amp, reconstruction
@@ -146,37 +147,48 @@ def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -
     cannot remove heads.  The score of heads is our extension: the same product for every column of a head, from its
     query row and its output column, summed over the head.
     """
-    norms, family, D = _prompt_norms(model, batches, progress), families.family_of(model), families.head_width(model)
+    norms, s = _prompt_norms(model, batches, progress), families.sizes(model)
+    with_heads = s.blocks * bool(s.heads)
     heads, neurons = [], []
     for i, block in enumerate(families.blocks(model)):
-        p = families.projections(block, family)
-        heads.append((_range_shares((p.queries,), p.heads_out) * norms[i]).view(-1, D).sum(1))
-        neurons.append(_range_shares(p.neurons_in, p.neurons_out) * norms[len(norms) // 2 + i])
-    return Importance(torch.stack(heads), torch.stack(neurons), {"method": "peak_to_peak"})
+        if s.heads:
+            heads.append((_range_shares(model, block, "heads", s.head_width) * norms[i].view(-1, s.head_width)).sum(1))
+        if s.neurons:
+            neurons.append(_range_shares(model, block, "neurons", 1).flatten() * norms[with_heads + i])
+    return Importance(_rows(heads, s.blocks), _rows(neurons, s.blocks), {"method": "peak_to_peak"})
 
 
 def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Tensor]:
     """Return the L2 norm over a prompt's tokens of every input of every output projection, summed over prompts."""
     modules = output_projections(model)
-    sums = [torch.zeros(m.in_features, device=m.weight.device) for m in modules]
+    weights = [families.matrix(m) for m in modules]
+    sums = [torch.zeros(w.shape[1], device=w.device) for w in weights]
 
     def see(i: int, x: Tensor) -> None:
-        x = x.float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
+        x = by_prompt(x, mask).float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
         sums[i] += x.pow(2).sum(1).sqrt().sum(0)
 
     with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
         for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
-            mask = batch["attention_mask"].to(modules[0].weight.device)
+            mask = batch["attention_mask"].to(weights[0].device)
             model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
                              attention_mask=mask, use_cache=False)
     return [s.cpu() for s in sums]
 
 
-def _range_shares(rows_in: Iterable[families.Rows], out: nn.Linear) -> Tensor:
-    """Add up, for every column of ``out``, the ranges of its weights as shares of the largest; (columns,) float32."""
-    vectors = [rows.of(rows.linear.weight.detach()).float() for rows in rows_in] + [out.weight.detach().float().T]
-    ranges = [v.amax(1) + v.amin(1).abs() for v in vectors]
-    return torch.stack([r / (r.max() + 1e-8) for r in ranges]).sum(0).cpu()
+def _range_shares(model: nn.Module, block: nn.Module, unit: str, columns: int) -> Tensor:
+    """Add up, for every column of a unit, the ranges of its weights as shares of the largest; (units, columns)."""
+    family, s = families.family_of(model), families.sizes(model)
+    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
+    total = torch.zeros(counts[unit], columns)
+    for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
+        weight = families.tensor(block, part.parameter).detach()
+        if part.unit == unit and weight.ndim == 2:
+            vectors = weight.float().movedim(part.axis, 0)
+            ranges = (vectors.amax(1) + vectors.amin(1).abs()).cpu()[places]
+            for piece in ranges.view(counts[unit], -1, columns).unbind(1):
+                total += piece / (piece.max() + 1e-8)
+    return total
 
 
 def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
@@ -217,17 +229,53 @@ METHODS["reconstruction_error"] = Method(
     "removes the smallest error left after least squares (ours; OBS, ZipLM)", needs_text=True)
 
 
-def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Importance:
+def method_of(method: str | Callable[..., Any]) -> Method:
+    """Return a method of the table, or one made of a function of your own, of which the lowest scores go.
+
+    Parameters
+    ----------
+    method : key of ``METHODS``; a function of the model and the batches; or ``"module:function"``, which names one.
+        The function returns an ``Importance``, or scores of heads (L, H) and neurons (L, M)
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, and for a function that cannot be loaded.
+    """
+    if isinstance(method, str) and ":" not in method:
+        return METHODS[method]
+    function = function_of(method) if isinstance(method, str) else method
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def scores(model: nn.Module, batches: Batches) -> Importance:
+        found = function(model, batches)
+        if isinstance(found, Importance):
+            return found
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+            raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores "
+                             f"of heads (L, H) and of neurons (L, M)")
+        heads, neurons = (part.detach().float().cpu() for part in found)
+        return Importance(heads, neurons, {"method": name})
+
+    return Method(scores, "lowest", f"{name}: removes the lowest scores")
+
+
+def importance(model: nn.Module, batches: Batches, *, method: str | Callable[..., Any] = "amp") -> Importance:
     """Return the importance of every head and neuron of a language model.
 
     Parameters
     ----------
-    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
-    method : key of ``METHODS``
+    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on one side
+    method : key of ``METHODS``, or a function of your own, as in ``method_of``
 
     Returns
     -------
     Importance with heads (L, H) and neurons (L, M); larger means keep
+
+    Raises
+    ------
+    ValueError
+        for unknown names, and for batches of another form.
 
     Examples
     --------
@@ -236,13 +284,13 @@ def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Im
     >>> pl.importance(model, pl.batches(["The sea is"], tokenizer)).heads.shape  # doctest: +SKIP
     torch.Size([30, 9])
     """
-    return METHODS[method].importance(model, batches)
+    return method_of(method).importance(model, right_padded(batches))
 
 
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:
     """Return the importances of several methods; an importance shared by two methods is measured once."""
     functions = {name: METHODS[name].importance for name in methods}  # refuses unknown names
-    batches, measured = list(batches), {}
+    batches, measured = right_padded(batches), {}
     for function in functions.values():
         if function not in measured:
             measured[function] = function(model, batches)

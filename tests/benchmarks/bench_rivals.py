@@ -18,6 +18,7 @@ import multiprocessing
 import resource
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from importlib import metadata
 from pathlib import Path
 
@@ -25,16 +26,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruning_lib import data
+from pruning_lib.data.batching import batches as make_batches
 from pruning_lib.evaluation import quality
 from pruning_lib.models import checkpoints, families, loading
-from pruning_lib.pruning import amp, importance, pipeline
+from pruning_lib.pruning import importance, pipeline
 
 OUT = Path(__file__).resolve().parents[2] / "data" / "inputs" / "rivals.json"
 
 
 def one_by_one(prompts, tokenizer):
     """A batch per prompt: OptiPFair counts padding, and a Taylor loss would."""
-    return [batch for prompt in prompts for batch in amp.batches([prompt], tokenizer)]
+    return [batch for prompt in prompts for batch in make_batches([prompt], tokenizer)]
 
 
 def optipfair(model, batches, neurons, *, data_driven):
@@ -94,22 +96,21 @@ def reloaded(model, tokenizer, *, own):
             return f"{type(error).__name__}: {str(error).splitlines()[0][:160]}"
 
 
-def measure(name, arguments, answers):
-    """Run one rival in this process and put its line of the table into ``answers``."""
+def measure(name, arguments):
+    """Run one rival in this process and return its line of the table."""
     torch.set_num_threads(arguments.threads)
     model, tokenizer = loading.load_model(arguments.model)
     function, options = RIVALS[name]
     if options.get("reconstruction"):
         texts = data.texts(arguments.reconstruction_text, arguments.texts)
-        options = {**options, "text": amp.batches(texts, tokenizer)}
+        options = {**options, "text": make_batches(texts, tokenizer)}
     prompts = data.texts(arguments.calibration, arguments.prompts)
-    batches = amp.batches(prompts, tokenizer) if function is ours else one_by_one(prompts, tokenizer)
+    batches = make_batches(prompts, tokenizer) if function is ours else one_by_one(prompts, tokenizer)
     start, cpu = time.perf_counter(), time.process_time()
     try:
         pruned = function(model, batches, arguments.neurons, **options)
     except Exception as error:
-        answers.put({"name": name, "refused": f"{type(error).__name__}: {str(error)[:300]}"})
-        return
+        return {"name": name, "refused": f"{type(error).__name__}: {str(error)[:300]}"}
     line = {"name": name, "seconds": time.perf_counter() - start, "cpu_s": time.process_time() - cpu,
             "peak_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
             "parameters": sum(p.numel() for p in pruned.parameters()),
@@ -120,7 +121,7 @@ def measure(name, arguments, answers):
         line["reload_corrected"] = reloaded(pruned, tokenizer, own=False)
     found = quality.perplexity(pruned, tokenizer, data.texts(arguments.text, split="test"), window=arguments.window,
                                stride=arguments.window, max_tokens=arguments.tokens, progress=False)
-    answers.put({**line, "neurons_kept": kept, **found})
+    return {**line, "neurons_kept": kept, **found}
 
 
 def score_difference(model, tokenizer, prompts):
@@ -133,7 +134,7 @@ def score_difference(model, tokenizer, prompts):
     norms = mlp_glu.get_activation_norms()
     for handle in handles:
         handle.remove()
-    score = importance.peak_to_peak(model, amp.batches(prompts, tokenizer), progress=False).neurons
+    score = importance.peak_to_peak(model, make_batches(prompts, tokenizer), progress=False).neurons
     for i, block in enumerate(families.blocks(model)):
         theirs = mlp_glu.compute_neuron_pair_importance_maw_hybrid(
             *(p.weight.detach() for p in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj)), norms[i])
@@ -163,11 +164,8 @@ def main():
     for name in arguments.only:
         if "reconstruction" in name and not arguments.texts:
             continue
-        answers = spawn.Queue()
-        process = spawn.Process(target=measure, args=(name, arguments, answers))
-        process.start()
-        lines.append(answers.get())
-        process.join()
+        with ProcessPoolExecutor(1, mp_context=spawn) as process:
+            lines.append(process.submit(measure, name, arguments).result())
         print({k: v for k, v in lines[-1].items() if k != "windows"}, flush=True)
     difference = score_difference(*loading.load_model(arguments.model), prompts[:8])
     print(f"our score of OptiPFair's differs from its own by {difference:.1e} at most, relative")

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+import torchvision
 from conftest import image_network, pixels
 from safetensors.torch import load_file, save_file
 
@@ -181,7 +182,7 @@ def test_other_folders_are_not_ours(tmp_path, tiny):
 
 def test_a_network_that_was_not_made_here_is_not_written(tmp_path):
     with torch.device("meta"):
-        network = image_networks.ResNet(image_networks.BasicBlock, [1, 1, 1, 1])
+        network = torchvision.models.resnet.ResNet(torchvision.models.resnet.BasicBlock, [1, 1, 1, 1])
     with pytest.raises(ValueError, match="ResNet has no config.*image_networks.build.*load_state_dict"):
         image_networks.write(network, tmp_path)
     assert not list(tmp_path.iterdir())

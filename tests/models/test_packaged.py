@@ -12,7 +12,7 @@ from pruning_lib.models.packaged import PackagedModel, Wheel
 PIECES = [b"GGUF" + bytes(500), bytes(range(256)) * 3, b"the end"]
 WHOLE = hashlib.sha256(b"".join(PIECES)).hexdigest()
 ENTRY = PackagedModel(tuple(Wheel(f"toy-part{i}", "1.0", "", f"toy{i}/data") for i in range(3)), "Toy terms",
-                      terms="Be kind.", sha256=WHOLE)
+                      "toy/base", terms="Be kind.", sha256=WHOLE)
 
 
 @pytest.fixture

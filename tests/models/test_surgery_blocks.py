@@ -158,7 +158,8 @@ def test_blocks_and_width_can_go_in_either_order(family, tiny, random_importance
     model = language_model(tiny, family)
 
     def narrower(model, seed):
-        return surgery.remove(model, choose(random_importance(model, seed=seed), model, removed_fraction=0.2))
+        return surgery.remove(model, choose(random_importance(model, seed=seed), model, removed_fraction=0.2,
+                                            heads_removed="same_share"))
 
     def shorter(model):
         plan = BlockPlan.of(model, ["model.layers.1"])

@@ -54,7 +54,7 @@ def test_a_method_scores_every_head_and_neuron_and_its_rule_makes_a_plan(family,
     assert (found.heads.shape, found.neurons.shape) == ((s.blocks, s.heads), (s.blocks, s.neurons))
     assert found.heads.dtype == found.neurons.dtype == torch.float32
     assert found.made_with["method"] and METHODS[method].about
-    plan = selection.choose(found, model, removed_fraction=0.2, rule=METHODS[method].rule)
+    plan = selection.choose(found, model, removed_fraction=0.2, rule=METHODS[method].rule, heads_removed="same_share")
     assert abs(plan.removed_parameters - 0.2 * s.parameters) <= s.blocks * s.neuron_parameters
     assert plan.neurons.shape[1] > 0
 
@@ -228,7 +228,8 @@ def test_an_unknown_method_is_refused_before_anything_is_measured(tiny, monkeypa
 def test_the_reversed_control_removes_none_of_what_amp_removes(tiny, batches):
     model = tiny("llama", neurons=40)
     scores = importance.importances(["amp", "highest"], model, batches)
-    lowest, highest = (selection.choose(scores[m], model, removed_fraction=0.2, rule=METHODS[m].rule)
+    lowest, highest = (selection.choose(scores[m], model, removed_fraction=0.2, rule=METHODS[m].rule,
+                                        heads_removed="same_share")
                        for m in ("amp", "highest"))
     for i in range(2):
         gone, stay = set(lowest.neurons[i].tolist()), set(highest.neurons[i].tolist())
@@ -240,7 +241,7 @@ def test_the_reversed_control_removes_none_of_what_amp_removes(tiny, batches):
 def test_random_removes_other_parts_with_another_seed_and_the_same_with_the_same(tiny):
     model = tiny("llama", heads=8, groups=8, neurons=40)
     drawn = [selection.choose(importance.uniform(model), model, removed_fraction=0.3, rule=METHODS["random"].rule,
-                              seed=seed)
+                              seed=seed, heads_removed="same_share")
              for seed in (0, 0, 1)]
     for part in ("heads", "neurons"):
         first, again, other = (getattr(plan, part) for plan in drawn)
