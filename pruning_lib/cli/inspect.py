@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pruning_lib.cli import output
-from pruning_lib.models import expert_surgery, families, image_networks, loading, opening
+from pruning_lib.models import deployment, expert_surgery, families, image_networks, loading, opening
 from pruning_lib.pruning import consensus
 from pruning_lib.pruning.selection import lossless_cuts
 
@@ -43,6 +43,8 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     for cut in facts["cuts"]:
         reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")
+    facts["served"] = deployment.head_width_note(facts["family"])
+    lines += [facts["served"]] if facts["served"] else []
     lines += [f"{unit} cannot be removed: {reason}" for unit, reason in facts["refused"].items()
               if reason not in ("", families.NO_EXPERTS)]
     if not facts["refused"]["experts"]:

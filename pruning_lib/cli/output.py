@@ -7,7 +7,8 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from pruning_lib.experiments.records import finite
@@ -22,7 +23,8 @@ def answer(act: Command, arguments: argparse.Namespace) -> int:
     if arguments.quiet:
         _silence_transformers()
     try:
-        facts, text = act(arguments)
+        with _no_bars() if arguments.quiet else nullcontext():
+            facts, text = act(arguments)
     except (ValueError, OSError, ImportError) as error:  # ConnectionError is an OSError
         print(f"pruning-lib {arguments.command}: {in_options(str(error), arguments)}", file=sys.stderr)
         return 1
@@ -78,6 +80,23 @@ def perplexity(values: dict[str, Any]) -> str:
     if values["perplexity_low"] is None or values["perplexity_high"] is None:
         return f"{values['perplexity']:.2f} [no interval from one window]"
     return f"{values['perplexity']:.2f} [{values['perplexity_low']:.2f}, {values['perplexity_high']:.2f}]"
+
+
+@contextmanager
+def _no_bars() -> Iterator[None]:
+    """Disable every progress bar for the time of a block; a bar that is asked for ignores tqdm's own variable."""
+    from tqdm import tqdm
+
+    original: Any = tqdm.__init__
+
+    def disabled(self: Any, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **{**options, "disable": True})
+
+    tqdm.__init__ = disabled  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        tqdm.__init__ = original  # type: ignore[method-assign]
 
 
 def _silence_transformers() -> None:

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -23,7 +23,7 @@ from pruning_lib.cli import hub, measure, output
 from pruning_lib.cli.card import provenance, write_card
 from pruning_lib.cli.out_folder import refuse_folder, refuse_full_disk, replace_checkpoint
 from pruning_lib.experiments import records
-from pruning_lib.models import checkpoints, families
+from pruning_lib.models import checkpoints, deployment, families
 from pruning_lib.pruning import pipeline
 from pruning_lib.training import lora
 
@@ -100,6 +100,9 @@ def _refuse_early(a: argparse.Namespace) -> None:
 def _refuse_late(model: nn.Module, a: argparse.Namespace) -> None:
     """Refuse options that this model cannot take, before it is scored."""
     refuse_full_disk(a.out, model, 1 - (a.removed_fraction or 0))
+    note = deployment.head_width_note(cast(Any, model.config).model_type) if a.heads_removed else ""
+    if note:
+        output.note(note, a)
     if a.recover and next(model.parameters()).dtype == torch.float16:
         raise ValueError("--recover: gradients overflow in float16; give --dtype bfloat16 or float32")
 

@@ -200,15 +200,24 @@ def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
     ids = ids.to(offload.input_device(model))
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
     # module by module: only the weights of the running layer of the copy are in memory beside the model
+    return _rounded(model)(ids).logits, offload.load_from_disk(folder, ids.device, **how)(ids).logits
+
+
+def _rounded(model: Any) -> Any:
+    """Return the model, or a copy whose weights are rounded as they are stored."""
     dtype = stored_dtype(model)
-    written = model if dtype == model.dtype else _with_config(model, _storable(model), dtype).to(model.dtype).eval()
-    return written(ids).logits, offload.load_from_disk(folder, ids.device, **how)(ids).logits
+    if dtype == model.dtype:
+        return model
+    written = families.copy_of(model)
+    for parameter in written.parameters():
+        parameter.data = parameter.to(dtype).to(parameter.dtype)
+    return written
 
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
     """Return the logits (B, classes) of the network and of its checkpoint on random pixels."""
-    weight = next(network.parameters())
-    pixels = torch.rand(2, len(network.config.mean), 32, 32, generator=torch.Generator().manual_seed(0)).to(weight)
+    weight, size = next(network.parameters()), network.config.arguments.get("size", 32)
+    pixels = torch.rand(2, len(network.config.mean), size, size, generator=torch.Generator().manual_seed(0)).to(weight)
     # files have one memory format; another one may round differently
     plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
     return plain(pixels), image_networks.read(folder).to(weight.device)(pixels)

@@ -56,6 +56,9 @@ IMAGE_FAMILIES: Table = Table("image family")
 IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(
     "pruning_lib.models.cifar_resnet.CifarResNet", ("pruning_lib.models.cifar_resnet.Block",),
     ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["keras_resnet"] = ImageFamily(
+    "pruning_lib.models.keras_resnet.KerasResNet", ("pruning_lib.models.keras_resnet.KerasBlock",),
+    ("layer1", "layer2", "layer3"), "linear")
 IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
     "torchvision.models.resnet.ResNet",
     ("torchvision.models.resnet.BasicBlock", "torchvision.models.resnet.Bottleneck"),
@@ -288,12 +291,10 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     family, config = family_of(model), text_config(model)
     counts = block_counts(blocks(model)[0], family, config, head_width(model))
     H, G = counts["heads"], counts["groups"]
-    if heads == H:
-        return
     for name, reason in family.heads_fixed_by.items():
-        if _field(config, name):
+        if heads != H and _field(config, name):
             raise ValueError(f"heads of this model cannot be removed ({name}: {reason}); use scope='neurons'")
-    if family.found:
+    if family.found and heads != H:
         _refuse_unstorable(model, family, counts, heads)
     in_the_way = [name for name in family.not_stored_with if getattr(config, name, False)]
     if in_the_way and config.hidden_size % heads:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from pruning_lib._registry import Table
 from pruning_lib.models import families, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.cifar_resnet import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Normalise
+from pruning_lib.models.keras_resnet import KerasResNet, PixelMean
 
 FORMAT, VERSION = "pruning_lib image network", 1
 
@@ -51,6 +52,8 @@ class ImageConfig:
         for name in ("mean", "std", "kept_blocks"):  # JSON has lists only
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in self.arguments.items()}
+        object.__setattr__(self, "arguments", arguments)
 
 
 NETWORKS: Table = Table("image network")
@@ -60,6 +63,11 @@ NETWORKS: Table = Table("image network")
 def cifar_resnet(depth: int = 56, shortcut: str = "A", channels: int = 3, classes: int = 10) -> nn.Module:
     # the normalisation is in the config and is added by ``_normalising``
     return CifarResNet(depth, shortcut, channels, classes, mean=(0.0,) * channels, std=(1.0,) * channels)
+
+
+@NETWORKS.register()
+def keras_resnet(blocks: Sequence[int] = (9, 9, 9), channels: int = 3, classes: int = 10, size: int = 32) -> nn.Module:
+    return KerasResNet(blocks, channels, classes, size)
 
 
 @NETWORKS.register()
@@ -114,12 +122,16 @@ def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Modul
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             bound = module.in_features ** -0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
+        elif isinstance(module, PixelMean):
+            nn.init.zeros_(module.mean)  # until it is measured on training images
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"no rule to initialise {type(module).__name__}; add one to image_networks.build")
     return _normalising(network)

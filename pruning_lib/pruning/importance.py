@@ -147,20 +147,15 @@ def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -
     cannot remove heads.  The score of heads is our extension: the same product for every column of a head, from its
     query row and its output column, summed over the head.
     """
-    norms, family, s = _prompt_norms(model, batches, progress), families.family_of(model), families.sizes(model)
-    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
-    scores: dict[str, list[Tensor]] = {"heads": [], "neurons": []}
+    norms, s = _prompt_norms(model, batches, progress), families.sizes(model)
+    with_heads = s.blocks * bool(s.heads)
+    heads, neurons = [], []
     for i, block in enumerate(families.blocks(model)):
-        shares = {"heads": torch.zeros(s.heads, s.head_width), "neurons": torch.zeros(s.neurons, 1)}
-        for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
-            weight = families.tensor(block, part.parameter).detach().float()
-            if part.unit in shares and weight.ndim == 2:
-                ranges = (weight.amax(1 - part.axis) + weight.amin(1 - part.axis).abs()).cpu()[places]
-                shares[part.unit] += ranges / (ranges.max() + 1e-8)
-        for unit, share in shares.items():
-            norm = norms[i - s.blocks if unit == "neurons" else i] if share.numel() else torch.zeros(0)
-            scores[unit].append((share * norm.cpu().view(share.shape)).sum(1))
-    return Importance(torch.stack(scores["heads"]), torch.stack(scores["neurons"]), {"method": "peak_to_peak"})
+        if s.heads:
+            heads.append((_range_shares(model, block, "heads", s.head_width) * norms[i].view(-1, s.head_width)).sum(1))
+        if s.neurons:
+            neurons.append(_range_shares(model, block, "neurons", 1).flatten() * norms[with_heads + i])
+    return Importance(_rows(heads, s.blocks), _rows(neurons, s.blocks), {"method": "peak_to_peak"})
 
 
 def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Tensor]:
@@ -179,6 +174,21 @@ def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Te
             model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
                              attention_mask=mask, use_cache=False)
     return [s.cpu() for s in sums]
+
+
+def _range_shares(model: nn.Module, block: nn.Module, unit: str, columns: int) -> Tensor:
+    """Add up, for every column of a unit, the ranges of its weights as shares of the largest; (units, columns)."""
+    family, s = families.family_of(model), families.sizes(model)
+    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
+    total = torch.zeros(counts[unit], columns)
+    for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
+        weight = families.tensor(block, part.parameter).detach()
+        if part.unit == unit and weight.ndim == 2:
+            vectors = weight.float().movedim(part.axis, 0)
+            ranges = (vectors.amax(1) + vectors.amin(1).abs()).cpu()[places]
+            for piece in ranges.view(counts[unit], -1, columns).unbind(1):
+                total += piece / (piece.max() + 1e-8)
+    return total
 
 
 def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:

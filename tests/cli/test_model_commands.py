@@ -173,5 +173,5 @@ def test_inspect_gives_the_reason_of_the_page_of_model_types(name, said, tmp_pat
 
 def test_an_adapter_is_refused_with_the_option_that_merges_it(tmp_path, capsys):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
-    assert main.main(["evaluate", str(tmp_path)]) == 1
+    assert main.main(["evaluate", str(tmp_path), "--text", "mini_text"]) == 1
     assert "adapter of some/base" in (said := capsys.readouterr().err) and "--merge-adapter" in said

@@ -2,6 +2,9 @@
 
 import inspect
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -127,6 +130,17 @@ def test_measuring_can_be_left_out(prune, tmp_path, monkeypatch):
     status, shown, _ = prune("--text", "none", "--json")
     assert status == 0 and json.loads(shown)["measured"] == {}
     assert "Measured" not in (tmp_path / "small" / "README.md").read_text()
+
+
+def test_quiet_shows_results_and_no_progress(dense, tmp_path):
+    """In a process of its own, without the variable that silences the bars of tests."""
+    given = ["prune", "--model", dense, "--out", tmp_path / "small", "--removed-fraction", "0.2", *QUICK]
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
+    quiet, loud = (subprocess.run([sys.executable, "-m", "pruning_lib", *map(str, given), *more], capture_output=True,
+                                  text=True, env=environment) for more in (["-q"], ["--out", str(tmp_path / "b")]))
+    assert quiet.returncode == loud.returncode == 0 and "saved in" in quiet.stdout
+    assert "%|" in loud.stderr and "measuring" in loud.stderr
+    assert "%|" not in quiet.stderr and "it/s" not in quiet.stderr and "measuring" not in quiet.stderr
 
 
 # --- refused before work ----------------------------------------------------------------------------------------------

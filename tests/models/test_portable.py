@@ -12,8 +12,9 @@ import torch
 import transformers
 from conftest import build
 from safetensors.torch import save_file
+from transformers import AutoTokenizer
 
-from pruning_lib.models import checkpoints, families, surgery
+from pruning_lib.models import checkpoints, families, loading, surgery
 from pruning_lib.pruning.selection import choose
 
 COMPAT = Path(os.environ.get("PRUNING_COMPAT") or Path(__file__).resolve().parents[2] / "build" / "compat")
@@ -112,3 +113,83 @@ def test_the_other_transformers_reads_the_same_numbers(reread, family):
     assert len(mine) == 6 * len(TAKEN_BY_4.get(family, ROTARY))
     assert not {key: found[0] for key, found in mine.items() if not found[0] < 2e-4}
     assert all(found[1:] == [f"torch.{key.split('-')[3]}", key.split("-")[2] == "tied"] for key, found in mine.items())
+
+
+# --- a folder in, a folder out ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def source(tmp_path, tiny, tokenizer):
+    """A folder as on the hub: bfloat16, tokenizer.model, chat template, no padding token, an odd generation config."""
+    folder = tmp_path / "source"
+    model = tiny("llama", dtype=torch.bfloat16, heads=4, groups=2, neurons=96)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config = {k: v for k, v in json.loads((folder / "tokenizer_config.json").read_text()).items() if k != "pad_token"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "chat_template": "{{ messages }}"}))
+    (folder / "special_tokens_map.json").unlink(missing_ok=True)
+    (folder / "tokenizer.model").write_bytes(b"sentences")
+    (folder / "generation_config.json").write_text('{"temperature": 0.9, "top_p": 0.6, "do_sample": false}')
+    return folder
+
+
+def pruned(folder, out, random_importance, **how):
+    model, tokenizer = loading.load_model(str(folder), **how)
+    tokenizer(["a", "abc"], padding=True, truncation=True, max_length=2)  # leaves a state behind
+    plan = choose(random_importance(model), model, removed_fraction=0.1)
+    return checkpoints.save(surgery.remove(model, plan), tokenizer, out)
+
+
+def size(folder):
+    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+@pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
+def test_a_checkpoint_keeps_its_number_format_and_gets_smaller(tmp_path, source, random_importance, stored):
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, stored))
+    model.generation_config = transformers.GenerationConfig()
+    model.save_pretrained(source)
+    loaded, _ = loading.load_model(str(source), device="cpu")
+    assert loaded.dtype == (torch.float32 if stored == "float16" else getattr(torch, stored))
+    out = pruned(source, tmp_path / "out", random_importance, device="cpu")
+    assert size(out) < size(source)
+    again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert {str(p.dtype) for p in again.parameters()} == {f"torch.{stored}"}
+    wanted = pruned(source, tmp_path / "wide", random_importance, device="cpu", dtype="float32")
+    assert size(wanted) > 1.8 * size(out) or stored == "float32"
+
+
+def test_files_of_the_tokenizer_and_the_generation_config_come_out_as_they_went_in(tmp_path, source, random_importance):
+    out = pruned(source, tmp_path / "out", random_importance)
+    for name in ("tokenizer.model", "tokenizer.json"):
+        assert (out / name).read_bytes() == (source / name).read_bytes(), name
+    stated = json.loads((out / "tokenizer_config.json").read_text())
+    assert "pad_token" not in stated and stated["chat_template"] == "{{ messages }}"
+    assert stated["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert AutoTokenizer.from_pretrained(out).pad_token is None
+    generation = json.loads((out / "generation_config.json").read_text())
+    assert (generation["temperature"], generation["top_p"]) == (0.9, 0.6)
+
+
+def test_a_tokenizer_that_was_changed_is_saved_changed_and_keeps_the_other_files(tmp_path, source, tiny):
+    _, tokenizer = loading.load_model(str(source))
+    tokenizer.add_tokens(["<new>"])
+    out = checkpoints.save(tiny("llama"), tokenizer, tmp_path / "out")
+    assert AutoTokenizer.from_pretrained(out).convert_tokens_to_ids("<new>") == len(tokenizer) - 1
+    assert (out / "tokenizer.model").is_file() and AutoTokenizer.from_pretrained(out).pad_token is None
+
+
+@pytest.mark.parametrize("flag", [True, False])
+@pytest.mark.parametrize("same", [True, False])
+def test_embeddings_are_stated_as_tied_when_they_are_one_matrix(tmp_path, tiny, random_importance, flag, same):
+    """The flag may say otherwise: after tuning by hand, or in a config that was edited."""
+    model = tiny("llama", heads=4, groups=4, neurons=96)
+    if same:
+        model.lm_head.weight = model.model.embed_tokens.weight
+    model.config.tie_word_embeddings = flag
+    plan = choose(random_importance(model), model, removed_fraction=0.1, heads_removed=1, multiple_of=1)
+    out = checkpoints.save(surgery.remove(model, plan), None, tmp_path / "out")  # verified by reloading
+    again = transformers.AutoModelForCausalLM.from_pretrained(out)
+    first, last = (part().weight for part in (again.get_input_embeddings, again.get_output_embeddings))
+    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] == same
+    assert (first.data_ptr() == last.data_ptr()) == same and torch.equal(last, model.lm_head.weight)
