@@ -62,6 +62,11 @@ class Importance:
             raise ValueError(f"{path} holds no importance; make one with Importance.save ({error})") from error
 
 
+def stacked(scores: list[Tensor], blocks: int) -> Tensor:
+    """Return scores as (L, units) float32 on the CPU; (L, 0) where the family has no such unit."""
+    return torch.stack(scores).float().cpu() if scores else torch.zeros(blocks, 0)
+
+
 def choose(importance: Importance, model: nn.Module, *, removed_fraction: float, scope: str = "heads_and_neurons",
            rule: str = "lowest", grouped_query: str = "whole_groups", heads_removed: int | str | None = 0,
            multiple_of: int | None = None, seed: int = 0) -> Plan:
