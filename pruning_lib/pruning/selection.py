@@ -188,7 +188,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
 def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: int) -> int:
     """Return the number of neurons to remove so that the nearest multiple of ``multiple_of`` is kept; 0 stays 0.
 
-    ``with_heads`` parameters per block are removed in any case.
+    ``with_heads`` is the number of parameters per block that removed heads have.
     """
     if not s.neurons:
         return 0
@@ -211,7 +211,7 @@ def _too_coarse(s: Sizes, removed: int, multiple_of: int, with_heads: int) -> Va
         return f"{kept} neurons per block remove {s.blocks * per_block / s.parameters:.4f}"
 
     below = max(multiple_of, (s.neurons - removed) // multiple_of * multiple_of)
-    near = [share(kept) for kept in (below, below - multiple_of) if kept >= multiple_of]
+    near = [share(kept) for kept in (below + multiple_of, below) if kept <= s.neurons]
     return ValueError(f"multiple_of={multiple_of} is too coarse: {s.neurons - removed} of {s.neurons} neurons per "
                       f"block were to be kept; {', '.join(near)} of all parameters. Give such a fraction, or a smaller "
                       f"multiple_of")
