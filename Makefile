@@ -4,13 +4,14 @@
 # make report      re-run the stale rows of the report (hours; needs the data sets)
 # make bench       speed of the importance pass, reconstruction, and scoring blocks, growth of cost
 # make lint        style and types
+# make compat      the tests of families, surgery and checkpoints with the oldest transformers, installed beside the newest
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
 export PRUNING_CACHE ?= $(CURDIR)/data/cache
 
-.PHONY: test reproduce book report bench lint
+.PHONY: test reproduce book report bench lint compat
 .DELETE_ON_ERROR:
 
 test: $(READY)
@@ -35,6 +36,16 @@ bench: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# tests/models/test_portable.py then has each version read what the other one saved
+compat: $(READY) build/compat/ready
+	PYTHONPATH=build/compat $(BIN)/python -m pytest -n 2 --dist loadfile tests/models/test_portable.py \
+	    tests/models/test_families.py tests/models/test_surgery.py tests/models/test_surgery_blocks.py tests/models/test_checkpoints.py
+
+# an older transformers with the two packages it does not share with the newer one, and no second torch
+build/compat/ready: Makefile
+	$(BIN)/pip install --upgrade --no-deps --target build/compat 'transformers==4.56.*' 'huggingface-hub>=0.34,<1' 'tokenizers>=0.22,<=0.23.0'
+	touch $@
 
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer wanted; name one: make PYTHON=...")'

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import http.client
 import os
 import shutil
 import tempfile
+import urllib.error
+import urllib.request
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +20,12 @@ from tqdm import tqdm
 def cache() -> Path:
     """Return the folder of downloaded files; the variable ``PRUNING_CACHE`` overrides the default."""
     return Path(os.environ.get("PRUNING_CACHE") or Path.home() / ".cache" / "pruning_lib")
+
+
+def tree() -> Path:
+    """Return the folder with data/inputs, notebooks and book: part of an installed package, else the repository."""
+    package = Path(__file__).resolve().parent
+    return package / "_tree" if (package / "_tree").is_dir() else package.parent
 
 
 def digest(content: str | bytes | Path | Iterable[bytes], digits: int = 16) -> str:
@@ -72,17 +81,15 @@ def download(url: str, path: Path, *, sha256: str, timeout_s: float = 60) -> Pat
     ValueError
         when the hash of the file differs from ``sha256``; the file is deleted.
     """
-    import requests
-
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     have = part.stat().st_size if part.exists() else 0
     try:
         if url.startswith("file://"):
-            shutil.copyfile(requests.utils.unquote(url.removeprefix("file://")), part)
+            shutil.copyfile(urllib.request.url2pathname(url.removeprefix("file://")), part)
         else:
             _stream(url, part, have, timeout_s)
-    except requests.RequestException as error:
+    except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
         raise ConnectionError(f"download of {path.name} stopped: {error}\nRun again to resume it") from error
     check(part, sha256, name=path.name)
     return part.replace(path)
@@ -98,21 +105,22 @@ def check(path: Path, sha256: str, *, name: str = "") -> None:
 
 
 def _stream(url: str, part: Path, have: int, timeout_s: float) -> None:
-    import requests
-
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with requests.get(url, headers=headers, stream=True, timeout=timeout_s) as answer:
-        if answer.status_code == 416:  # the file is complete already
+    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    try:
+        opened = urllib.request.urlopen(request, timeout=timeout_s)
+    except urllib.error.HTTPError as error:
+        if error.code == 416:  # the file is complete already
             return
-        answer.raise_for_status()
-        if answer.status_code != 206:
+        raise
+    with opened as answer:
+        if answer.status != 206:
             have = 0
         total = have + int(answer.headers.get("Content-Length", 0))
         with part.open("ab" if have else "wb") as file, tqdm(
             total=total or None, initial=have, unit="B", unit_scale=True, desc=part.stem
         ) as bar:
-            for chunk in answer.iter_content(1 << 16):  # a chunk that is interrupted is lost
+            while chunk := answer.read(1 << 16):
                 file.write(chunk)
                 bar.update(len(chunk))
     if total and part.stat().st_size < total:
-        raise requests.ConnectionError(f"{part.stat().st_size} of {total} bytes received")
+        raise ConnectionError(f"{part.stat().st_size} of {total} bytes received")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import difflib
+import importlib
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 
@@ -25,7 +29,8 @@ class Table(dict):
 
     def __missing__(self, key: object) -> Any:
         known = ", ".join(sorted(map(str, self)))
-        raise ValueError(f"unknown {self.what} {key!r}; known: {known}")
+        more = f" (nearest: {nearest(str(key), self)})" if len(self) > 6 else ""
+        raise ValueError(f"unknown {self.what} {key!r}; known: {known}{more}")
 
     def register(self, name: str | None = None, **facts: Any) -> Callable:
         """Return a decorator that enters a function under its own name (or ``name``)."""
@@ -39,3 +44,36 @@ class Table(dict):
             return entry
 
         return enter
+
+
+def nearest(name: str, known: Iterable[object], n: int = 3) -> str:
+    """Return the ``n`` known names most like ``name``, the nearest first, joined by commas."""
+    names = [str(other) for other in known]
+    lower = {other.lower(): other for other in names}
+    close = difflib.get_close_matches(name.lower(), list(lower), n=n, cutoff=0)
+    return ", ".join(lower[other] for other in close)
+
+
+def function_of(place: str) -> Callable:
+    """Return the function that ``"module:function"`` names; modules of the current folder count.
+
+    Raises
+    ------
+    ValueError
+        when there is no such module or function, or the module cannot be imported.
+    """
+    module, _, name = place.partition(":")
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except Exception as error:  # whatever a module of the user's own raises
+        raise ValueError(f"{place!r} cannot be loaded: {type(error).__name__}: {error}; wanted MODULE:FUNCTION, with "
+                         f"the module in the current folder or installed") from error
+    finally:
+        sys.path.remove(here)
+    if not callable(found):
+        raise ValueError(f"{place!r} is a {type(found).__name__}, not a function")
+    return found

@@ -14,7 +14,7 @@ MODULES = {  # module of version 0.1 -> module today
     "networks": "models.image_networks", "recover": "training.lora", "finetune": "training.sgd",
     "images": "data.images", "evaluate": "evaluation.quality", "attacks": "evaluation.attacks",
     "corruptions": "evaluation.corruptions", "shortcuts": "evaluation.spurious_cues", "cost": "evaluation.cost",
-    "results": "experiments.records", "practice": "cli.model_commands",
+    "results": "experiments.records", "practice": "pruning.selection",
 }
 NAMES = {  # name of version 0.1 -> place today
     "amp.batches": "data.batching.batches", "amp.choose": "pruning.selection.choose",

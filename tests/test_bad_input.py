@@ -14,7 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_execution import make_tree, notebook
 
-from pruning_lib.cli import main
+from pruning_lib import data
+from pruning_lib.cli import main, run
+from pruning_lib.data import sources
 from pruning_lib.experiments import execution, input_digests, records, staleness
 from pruning_lib.experiments import runs as rows
 from pruning_lib.experiments.runs import Row
@@ -26,7 +28,7 @@ from pruning_lib.pruning.selection import Importance
 
 CLEAR = (ValueError, SystemExit)
 CASES = {"runs": 300, "entries": 250, "parameters": 300, "records": 400, "edited": 200, "plans": 300, "choices": 250,
-         "scores": 100, "networks": 200, "configs": 150}
+         "scores": 100, "texts": 200, "networks": 200, "configs": 150}
 RAN: Counter = Counter()
 WORDS = st.sampled_from(["tiny", "look", "../tiny", "/etc/passwd", "notebook", "parameters", "reading", "count",
                          "a" * 300, "", "..", "\x00", "name", "1", "-f", "é", "a\nb", "run", "values"])
@@ -119,7 +121,23 @@ def test_any_parameters_of_a_row_and_on_the_command_line(tree, parameters, name)
         staleness.fingerprint(row, tree)
         input_digests.digests_of(row, tree)
     with clear():
-        main._override(f"{name}={parameters}")
+        run._override(f"{name}={parameters}")
+    for default in (0.5, 3, "text", True, None):
+        run._typed(f"{name} {parameters}", default)
+
+
+@fuzz("texts")
+@given(row=JSON, raw=st.binary(max_size=30), kind=st.sampled_from(["jsonl", "json", "txt"]),
+       name=st.one_of(WORDS, st.text()))
+def test_any_file_of_texts_and_any_name_of_one(tmp_path, row, raw, kind, name):
+    file = tmp_path / f"mine.{kind}"
+    for content in (json.dumps(row).encode(), raw, json.dumps(row).encode() + b"\n" + raw):
+        file.write_bytes(content)
+        for read in (data.texts, data.pairs):
+            with clear():
+                assert read(str(file))
+    with clear():
+        sources.parse(name)
 
 
 RECORD = {"run": "small", "notebook": "tiny", "parameters": {"count": 3}, "values": {"twice": 1.5}, "rows": [],

@@ -17,7 +17,9 @@ from packaging.version import Version
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 EXTRAS = PROJECT.get("optional-dependencies", {})
-WANTED = [Requirement(r) for r in [*PROJECT["dependencies"], *sum(EXTRAS.values(), [])]]
+OWN = canonicalize_name(PROJECT["name"])
+WANTED = list({r.name: r for r in map(Requirement, [*PROJECT["dependencies"], *sum(EXTRAS.values(), [])])
+               if canonicalize_name(r.name) != OWN}.values())
 LOCK = (ROOT / "requirements.lock").read_text()
 
 
@@ -66,18 +68,47 @@ def test_each_python_gets_one_version_of_everything(python):
     assert not [r.name for r in WANTED if count[canonicalize_name(r.name)] != 1]
 
 
-def test_every_package_the_library_imports_is_declared():
+def brought(extra):
+    """Names of the packages that an extra (None: the core) brings, those of extras it names included."""
+    found = set()
+    for requirement in map(Requirement, EXTRAS[extra] if extra else PROJECT["dependencies"]):
+        if canonicalize_name(requirement.name) == OWN:
+            found |= set().union(*(brought(name) for name in requirement.extras))
+        else:
+            found.add(canonicalize_name(requirement.name))
+    return found
+
+
+def imports(node, extra=None):
+    """Yield (package, extra that guards the import) for every import below ``node`` but those for type checkers."""
+    if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+        return
+    if isinstance(node, ast.Import):
+        yield from ((alias.name.split(".")[0], extra) for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        yield node.module.split(".")[0], extra
+    for call in [item.context_expr for item in node.items] if isinstance(node, ast.With) else []:
+        if isinstance(call, ast.Call) and ast.unparse(call.func) == "extra" and isinstance(call.args[0], ast.Constant):
+            extra = ast.literal_eval(call.args[0])
+    for child in ast.iter_child_nodes(node):
+        yield from imports(child, extra)
+
+
+def test_every_import_of_the_library_is_in_the_core_or_guarded_by_the_extra_that_brings_it():
     """What comes along with something else today may be gone with its next release."""
-    declared = {canonicalize_name(Requirement(r).name) for r in PROJECT["dependencies"]}
-    owners, missing = packages_distributions(), {}
-    for path in (ROOT / "pruning_lib").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            names = ([a.name for a in node.names] if isinstance(node, ast.Import) else
-                     [node.module] if isinstance(node, ast.ImportFrom) and not node.level else [])
-            for name in {n.split(".")[0] for n in names} - set(sys.stdlib_module_names) - {"pruning_lib"}:
-                if not {canonicalize_name(d) for d in owners.get(name, [name])} & declared:
-                    missing.setdefault(name, set()).add(path.name)
-    assert not missing, f"imported, but not among the dependencies of pyproject.toml: {missing}"
+    owners, wrong = packages_distributions(), set()
+    for path in (ROOT / "pruning_lib").rglob("*.py"):
+        for name, extra in imports(ast.parse(path.read_text())):
+            if name not in {*sys.stdlib_module_names, "pruning_lib", "__future__"}:
+                have = brought(None) | {"huggingface-hub"} | (brought(extra) if extra else set())  # of transformers
+                if not {canonicalize_name(d) for d in owners.get(name, [name])} & have:
+                    wrong.add((path.name, name, extra))
+    assert not wrong
+
+
+def test_the_extra_all_brings_every_other_one_and_the_core_is_that_of_the_design():
+    assert brought("dev") > brought("all") == set().union(*(brought(name) for name in set(EXTRAS) - {"dev"}))
+    assert brought(None) == {"torch", "transformers", "safetensors", "accelerate", "numpy", "scipy", "tqdm"}
 
 
 def test_conda_users_get_the_same_python_and_the_same_lock():

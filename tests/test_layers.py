@@ -10,7 +10,7 @@ import pytest
 import pruning_lib
 
 FOLDERS = ("models", "data", "pruning", "training", "evaluation", "experiments", "report", "cli")  # in order
-PRIVATE = ("_registry", "_files", "_locks", "_renamed")  # below all of them
+PRIVATE = ("_registry", "_files", "_locks", "_renamed", "_extras")  # below all of them
 PACKAGE = Path(pruning_lib.__file__).parent
 MODULES = sorted(path for path in PACKAGE.rglob("*.py")
                  if path.parent != PACKAGE or path.stem not in ("__init__", "__main__"))

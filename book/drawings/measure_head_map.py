@@ -30,7 +30,7 @@ def lost(scores, gone):
 
 def step(importance, model, fraction, heads_removed, gone):
     """Return [heads and neurons removed in each block, fraction reached, importance lost of heads and of neurons]."""
-    plan = selection.choose(importance, model, removed_fraction=fraction, heads_removed=heads_removed)
+    plan = selection.choose(importance, model, removed_fraction=fraction, heads_removed=heads_removed, multiple_of=1)
     gone[plan.removed_heads.shape[1]] = plan.removed_heads.tolist()
     return [plan.removed_heads.shape[1], plan.neurons.shape[1], round(plan.removed_fraction, 4),
             round(lost(importance.heads, plan.removed_heads), 4), round(lost(importance.neurons, plan.neurons), 4)]

@@ -34,6 +34,7 @@ from pruning_lib.models.structure import input_axis
 from pruning_lib.models.toy_models import toy
 
 ROUNDING = 1e-6  # as a share of the largest logit: some experts are multiplied in an order that memory decides
+UNCUT = "transformers loads even an uncut network of this type with other logits"
 UNITS = ("heads", "neurons", "experts", "blocks")
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "chapters" / "model_types.md"
@@ -66,10 +67,8 @@ def examine(name: str) -> dict[str, Any]:
                 row["cut"][unit] = masked
                 row["reload"][unit] = _reload(pruned)
                 if not row["cut"][unit] < 1e-5 or not row["reload"][unit] < ROUNDING:
-                    uncut = _reload(model)
-                    row[unit] = ("transformers loads even an uncut network of this type with other logits" if uncut >
-                                 ROUNDING else f"logits differ by {row['cut'][unit]:.2g}, "
-                                              f"after loading by {row['reload'][unit]:.2g}")
+                    differ = f"logits differ by {row['cut'][unit]:.2g}, after loading by {row['reload'][unit]:.2g}"
+                    row[unit] = differ if _reload(model) < ROUNDING else UNCUT
             except Exception as error:
                 row[unit] = f"{type(error).__name__}: {_line(error)}"
     return row
@@ -113,8 +112,8 @@ def _plan(model: nn.Module, unit: str) -> Plan:
         return Plan("whole_groups", none, columns, s)
     if family.found:
         trial = verification.trials(model, family, "heads")[0]
-        kept = (s.groups - len(trial["groups"]) if "groups" in trial
-                else s.heads // s.groups - len(trial["heads"]) // s.groups)
+        kept = (s.groups - len(trial["groups"]) if "groups" in trial else
+                s.heads // s.groups - len(trial["heads"]) // s.groups)
     else:
         trial, kept = {"groups": ()}, s.groups - 1
     if "groups" in trial:
@@ -185,13 +184,12 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         f"- Whole blocks can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), whole experts "
         f"from {can['experts']}.", "",
         "Every ✓ was measured on a toy network of two blocks with random weights in float32. The masked network and "
-        f"the cut network differ in their logits by at most {worst:.1g} of the largest logit. "
-        "Plain `AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are "
-        f"equal bit for bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the "
-        "reason below the table. *Inside experts* means that all neurons of a size belong to experts; – that a type "
-        "has none. Types without a record of their own are found from the shapes of the network (see {doc}`adding`); "
-        "a setting of a "
-        "particular model can still forbid what its type allows, and is then refused with the reason.", "",
+        f"the cut network differ in their logits by at most {worst:.1g} of the largest logit. Plain "
+        "`AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are equal bit "
+        f"for bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the reason "
+        "below the table. *Inside experts* means that all neurons of a size belong to experts; – that a type has none. "
+        "Types without a record of their own are found from the shapes of the network (see {doc}`adding`); a setting "
+        "of a particular model can still forbid what its type allows, and is then refused with the reason.", "",
         "| type | heads | neurons | experts | blocks |", "| --- | --- | --- | --- | --- |"]
     reasons = {reason: types for reason, types in reasons.items() if types}
     numbers = {reason: str(i) for i, reason in enumerate(reasons, 1)}

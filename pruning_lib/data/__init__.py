@@ -6,11 +6,14 @@ from pruning_lib.data.text import (
     INPUTS,
     Dataset,
     articles,
+    calibration_texts,
     fingerprint,
     instruction_prompt,
+    is_test_text,
     pairs,
+    same_place,
     texts,
 )
 
-__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "batches", "fingerprint", "instruction_prompt", "pairs",
-           "texts"]
+__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "batches", "calibration_texts", "fingerprint",
+           "instruction_prompt", "is_test_text", "pairs", "same_place", "texts"]

@@ -1,13 +1,15 @@
 """Images by name: pixels and labels in a fixed order, decoded once.
 
-CIFAR-10 is read through torchvision.  ``cifar10-jpeg75`` contains the same images recompressed as JPEG of quality 75,
-which are harder to classify; ``PRUNING_DATA`` may contain it as parquet files, as on the hub.  The digits are part of
-scikit-learn and need no download.
+CIFAR-10 is read through torchvision, or from parquet files under ``PRUNING_DATA``, as on the hub; both give one order
+of the images, so that a split and the first n images are the same from either source.  ``cifar10-jpeg75`` contains the
+same images recompressed as JPEG of quality 75, which are harder to classify.  The digits are part of scikit-learn and
+need no download.
 Every set has three disjoint splits: "calibration" for scores, "train" for training, "test" for reported accuracies.
 """
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pruning_lib._extras import extra
 from pruning_lib._files import cache, digest
 from pruning_lib._registry import Table
 
@@ -88,7 +91,8 @@ def fingerprint(pixels: Tensor) -> str:
 
 def _digits(part: str) -> tuple[Tensor, Tensor]:
     """Read 8 x 8 grey digits; the last 597 of 1,797 are the test part."""
-    from sklearn.datasets import load_digits
+    with extra("vision"):
+        from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = torch.from_numpy((bunch.images * (255 / 16)).round().astype(np.uint8))[:, None]
@@ -97,7 +101,22 @@ def _digits(part: str) -> tuple[Tensor, Tensor]:
 
 
 def _cifar10(part: str) -> tuple[Tensor, Tensor]:
-    from torchvision.datasets import CIFAR10
+    """Return the original pixels, sorted by digest: copies of this set differ in their order."""
+    pixels, labels = _copy("cifar10", part) or _torchvision_cifar10(part)
+    digests = [digest(image.tobytes(), 64) for image in pixels.numpy()]
+    order = torch.tensor(sorted(range(len(digests)), key=digests.__getitem__))
+    return pixels[order], labels[order]
+
+
+def _copy(folder: str, part: str) -> tuple[Tensor, Tensor] | None:
+    """Return a data set as ``PRUNING_DATA`` holds it; None where it holds nothing."""
+    local = Path(os.environ.get("PRUNING_DATA", "")) / folder / "data"
+    return _parquet(local, part) if os.environ.get("PRUNING_DATA") and local.is_dir() else None
+
+
+def _torchvision_cifar10(part: str) -> tuple[Tensor, Tensor]:
+    with extra("vision"):
+        from torchvision.datasets import CIFAR10
 
     folder = cache() / "cifar10"
     try:
@@ -109,25 +128,33 @@ def _cifar10(part: str) -> tuple[Tensor, Tensor]:
 
 
 def _cifar10_jpeg75(part: str) -> tuple[Tensor, Tensor]:
-    local = Path(os.environ.get("PRUNING_DATA", "")) / "cifar10-jpeg" / "data"
-    if os.environ.get("PRUNING_DATA") and local.is_dir():
-        return _parquet(local, part)
-    from torchvision.io import decode_jpeg, encode_jpeg
+    if found := _copy("cifar10-jpeg", part):
+        return found
+    with extra("vision"):
+        from torchvision.io import decode_jpeg, encode_jpeg
 
-    pixels, labels = _cifar10(part)
+    pixels, labels = _torchvision_cifar10(part)
     return torch.stack([decode_jpeg(encode_jpeg(image, quality=75)) for image in pixels]), labels
 
 
 def _parquet(folder: Path, part: str) -> tuple[Tensor, Tensor]:
-    import pandas as pd
-    from torchvision.io import decode_image
+    with extra("vision"):
+        import pandas as pd
 
     files = sorted(folder.glob(f"{part}-*.parquet"))
     if not files:
         raise ValueError(f"{folder} has no {part}-*.parquet")
     table = pd.concat(map(pd.read_parquet, files))
-    encoded = (np.frombuffer(cell["bytes"], dtype=np.uint8).copy() for cell in table["img"])
-    return torch.stack([decode_image(torch.from_numpy(e)) for e in encoded]), torch.tensor(table["label"].to_numpy())
+    images = np.stack([_decoded(cell["bytes"]) for cell in table["img"]])
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), torch.tensor(table["label"].to_numpy())
+
+
+def _decoded(content: bytes) -> np.ndarray:
+    """Return the (height, width, 3) pixels of a PNG, WebP or JPEG file."""
+    with extra("vision"):
+        from PIL import Image
+
+    return np.asarray(Image.open(io.BytesIO(content)).convert("RGB"))
 
 
 IMAGES: Table = Table("image set")

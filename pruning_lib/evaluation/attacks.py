@@ -16,12 +16,15 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchattacks
 from torch import Tensor, nn
 
+from pruning_lib._extras import extra
 from pruning_lib._registry import Table
 from pruning_lib.data import labelled_images
 from pruning_lib.models.hooks import evaluating
+
+with extra("robustness"):
+    import torchattacks
 
 ATTACKS: Table = Table("attack")
 BLOCK = 128  # images attacked together, in order; some attacks draw random numbers or stop for a whole batch

@@ -22,11 +22,14 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.random import Generator
-from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 
+from pruning_lib._extras import extra
 from pruning_lib._registry import Table
+
+with extra("vision"):
+    from PIL import Image
 
 CORRUPTIONS: Table = Table("corruption")
 SEVERITIES = (1, 2, 3, 4, 5)

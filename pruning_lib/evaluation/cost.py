@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from pruning_lib._extras import extra
 from pruning_lib.models.hooks import evaluating
 
 
@@ -130,7 +131,8 @@ def emissions(work: Callable[[], Any], *, inputs: int, country: str = "BRA", rep
 
 def _check_country(country: str) -> None:
     """Raise ValueError for a country unknown to codecarbon, which would silently use the mean of the world."""
-    from codecarbon.input import DataSource
+    with extra("emissions"):
+        from codecarbon.input import DataSource
 
     known = DataSource().get_global_energy_mix_data()
     if country not in known:
@@ -141,7 +143,8 @@ def _check_country(country: str) -> None:
 @contextmanager
 def _tracking(country: str) -> Iterator[Callable[[Callable[[], Any], float], dict[str, Any]]]:
     """Yield ``measured(work, units)``: energy in joules, CO2 equivalent in kilograms and seconds, per unit."""
-    from codecarbon import OfflineEmissionsTracker
+    with extra("emissions"):
+        from codecarbon import OfflineEmissionsTracker
 
     logger = logging.getLogger("codecarbon")
     level, off = logger.level, logger.disabled

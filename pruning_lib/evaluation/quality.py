@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,110 +17,184 @@ from scipy import stats
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import extra
 from pruning_lib.data import labelled_images
-from pruning_lib.data.text import INPUTS
-from pruning_lib.models import families
+from pruning_lib.data.batching import bos_token
+from pruning_lib.evaluation import harness_tasks, window_losses
+from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
+from pruning_lib.evaluation.window_losses import WindowLosses
+from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
 
-# task -> reported kind of accuracy: acc compares log-likelihoods, acc_norm log-likelihoods per character
-OFFICIAL = {"piqa": "acc_norm", "hellaswag": "acc_norm", "winogrande": "acc", "arc_easy": "acc_norm",
-            "arc_challenge": "acc_norm"}
-TASKS = {"official": OFFICIAL, "mini": {f"mini_{name}": kind for name, kind in OFFICIAL.items()}, "none": {}}
+__all__ = ["OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval", "mean_interval", "pack",
+           "paired", "perplexity", "questions", "unpack", "zero_shot"]
+
+WINDOW = 2048  # tokens of a window of ``perplexity``, where the model takes as many
 
 
 @torch.inference_mode()
-def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int = 1024, stride: int = 1024,
-               max_tokens: int | None = None, progress: bool = True) -> dict[str, float | None]:
+def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window: int | None = None,
+               stride: int | None = None, max_tokens: int | None = None, progress: bool = True
+               ) -> dict[str, Any]:
     """Compute perplexity: the exponential of the mean negative log-likelihood of a token, given its window so far.
 
     The texts are joined by blank lines and cut into windows of ``window`` tokens whose starts are ``stride`` apart.
-    Each token counts once, in the first window that contains it and a token before it.  Windows share no context.
+    Each token counts once, in the first window that contains it and a token before it.  Windows share no context.  If
+    the tokenizer puts a BOS token in front of a text, as those of Gemma and LLaMA do, every window begins with one, as
+    in training (Gemma 3 270M without it: perplexity 93 instead of 48).  It is one of the ``window`` tokens and is not
+    predicted.
 
     Parameters
     ----------
     texts : test texts, in order
+    window : by default 2,048, or the trained positions of the model where there are fewer
+    stride : by default the window
     max_tokens : number of leading tokens to use; None for all
 
     Returns
     -------
     dict with ``perplexity``, its 95 % interval over windows (``perplexity_low``, ``perplexity_high``; None for a
-    single window), ``tokens`` (predicted), ``window``, ``stride``
+    single window), ``tokens`` (predicted), ``window``, ``stride``, ``bos_token`` (whether windows begin with one),
+    ``nats_per_character`` of the predicted text, which compares models of different tokenizers (None where the
+    tokenizer does not tell which characters a token stands for),
+    and ``windows``, the loss of every window as text for ``window_losses.paired``
+
+    Raises
+    ------
+    ValueError
+        for texts of fewer than two tokens, a window beyond the trained positions of the model.
     """
-    if not 0 < stride <= window or window < 2:
-        raise ValueError(f"window={window}, stride={stride}; give 0 < stride <= window, window >= 2")
-    ids = torch.tensor(tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False)["input_ids"])[:max_tokens]
+    window, stride = check_window(model, window, stride)
+    if isinstance(texts, str):
+        raise ValueError(f"texts is a single text, {texts[:40]!r}; give a list of texts: [text]")
+    if max_tokens is not None and max_tokens < 2:
+        raise ValueError(f"max_tokens={max_tokens}; give 2 or more, or None for all")
+    fast = getattr(tokenizer, "is_fast", False)  # only those tell which characters a token stands for
+    encoded = tokenizer("\n\n".join(texts), add_special_tokens=False, verbose=False, return_offsets_mapping=fast)
+    ids, spans = torch.tensor(encoded["input_ids"])[:max_tokens], encoded.get("offset_mapping")
     if len(ids) < 2:
         raise ValueError("the texts have fewer than two tokens; give more text")
-    losses, counts, done = [], [], 1
+    bos = bos_token(tokenizer)
+    first = torch.tensor([] if bos is None else [bos], dtype=torch.long)
+    room = window - len(first)  # for tokens of the text
+    if room < 2:
+        raise ValueError(f"window={window} holds a BOS token and {room} token of the text; give 3 or more")
+    losses, counts, characters, done = [], [], 0, 1
     with evaluating(model):
         known = families.logits_known(model)
-        for start in tqdm(range(0, len(ids) - 1, stride), desc="perplexity", disable=not progress, leave=False):
-            end = min(start + window, len(ids))
-            predicted = end - max(done, start + 1)  # the first token of a window has no context
+        for start in tqdm(range(0, len(ids) - 1, min(stride, room)), desc="perplexity", disable=not progress,
+                          leave=False):
+            end = min(start + room, len(ids))
+            predicted = end - max(done, start + 1)  # the first token of the text in a window is not predicted
             if predicted <= 0:
                 break
-            losses.append(_loss(model, ids[start:end], last=predicted, known=known))
+            losses.append(_loss(model, torch.cat([first, ids[start:end]]), last=predicted, known=known))
             counts.append(predicted)
+            characters += spans[end - 1][1] - spans[end - predicted][0] if spans else 0
             done = end
     mean, half = _mean_interval(np.array(losses), np.array(counts))
     low, high = (None, None) if half is None else (_exp(mean - half), _exp(mean + half))
     return {"perplexity": _exp(mean), "perplexity_low": low, "perplexity_high": high,
-            "tokens": int(sum(counts)), "window": window, "stride": stride}
+            "tokens": int(sum(counts)), "window": window, "stride": stride, "bos_token": bos is not None,
+            "nats_per_character": sum(losses) / characters if characters else None,
+            "windows": WindowLosses(np.array(losses), np.array(counts)).pack()}
+
+
+def check_window(model: nn.Module, window: int | None, stride: int | None = None) -> tuple[int, int]:
+    """Return window and stride of ``perplexity``, defaults filled in; ValueError for those the model cannot take."""
+    window = positions.longest(model, WINDOW) if window is None else window
+    stride = window if stride is None else stride
+    if not 0 < stride <= window or window < 2:
+        raise ValueError(f"window={window}, stride={stride}; wanted 0 < stride <= window, window >= 2")
+    positions.refuse_beyond(model, window, "the window")
+    return window, stride
 
 
 def zero_shot(model: nn.Module, tokenizer: Any, tasks: str = "official", *, limits: dict[str, int] | None = None,
               stock: bool = False) -> tuple[dict[str, float], dict[str, str]]:
-    """Measure zero-shot accuracy on five multiple-choice tasks through lm-eval's Python API.
+    """Measure zero-shot accuracy through lm-eval's Python API.
 
     Parameters
     ----------
-    tasks : ``"official"`` (piqa, hellaswag, winogrande, arc_easy, arc_challenge; from the hub or its cache), or
-        ``"mini"``, 250 items of our own in the same five styles, not comparable with the official ones
+    tasks : ``"official"`` (piqa, hellaswag, winogrande, arc_easy, arc_challenge; from the hub or its cache);
+        ``"mini"``, 250 items of our own in the same five styles, not comparable with the official ones; or names of
+        tasks and groups of lm-eval, and paths of their YAML files, joined by commas
     limits : task -> number of leading items to use
     stock : score with lm-eval's own model class instead of the faster ``SharedContextLM``
 
     Returns
     -------
     values : per task ``<task>_<kind>_fraction`` for every kind it offers, ``_low`` and ``_high`` (Wilson, 95 %) for the
-        reported kind, ``<task>_items``; and ``<tasks>_mean_fraction`` over the tasks
+        reported kind, ``<task>_items``; other numbers of a task as ``<task>_<metric>``; and ``<tasks>_mean_fraction``
+        over the tasks that have an accuracy
     items : task -> correctness of every item, packed by ``pack``, for paired comparisons
+
+    Raises
+    ------
+    ValueError
+        for unknown names, with the nearest.
+    ConnectionError
+        when the data of a task is not available.
     """
-    if tasks not in TASKS or tasks == "none":
-        raise ValueError(f"tasks={tasks!r}; allowed: official, mini")
-    import lm_eval
-    from lm_eval.models.huggingface import HFLM
+    if tasks == "none":
+        raise ValueError("tasks='none'; allowed: official, mini, or names of lm-eval joined by commas")
+    harness_tasks.check_tasks(tasks)
+    kinds = TASKS[tasks] if tasks in TASKS else dict.fromkeys(harness_tasks.names_of(tasks), "")
+    for task, n in (limits or {}).items():
+        if task not in kinds or n < 1:
+            raise ValueError(f"limits={{{task!r}: {n}}}; give at least 1 item of one of {', '.join(kinds)}")
+    lm = _harness_model(model, tokenizer, stock)
+    values: dict[str, float] = {}
+    items: dict[str, str] = {}
+    means = []
+    for task, kind in kinds.items():
+        result = _evaluated(lm, task, (limits or {}).get(task))
+        for name, samples in result["samples"].items():  # one, or the tasks of a group
+            right = harness_tasks.correctness(samples)
+            reported = kind or next(iter(right), "")
+            others = harness_tasks.other_metrics(result["results"][name])
+            values |= {f"{name}_{metric}": value for metric, value in others.items()}
+            if reported:
+                values |= _accuracies(name, right, reported)
+                means.append(values[f"{name}_{reported}_fraction"])
+                items[name] = pack(right[reported])
+    if means:
+        values[f"{tasks}_mean_fraction"] = float(np.mean(means))
+    return values, items
+
+
+def _harness_model(model: nn.Module, tokenizer: Any, stock: bool) -> Any:
+    with extra("eval"):
+        from lm_eval.models.huggingface import HFLM
 
     from pruning_lib.evaluation.shared_context_lm import SharedContextLM
 
-    lm = (HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, softmax_dtype="float32") if stock
-          else SharedContextLM(model, tokenizer))
-    manager = _manager(everything=tasks == "official")
-    for task, n in (limits or {}).items():
-        if task not in TASKS[tasks] or n < 1:
-            raise ValueError(f"limits={{{task!r}: {n}}}; give at least 1 item of one of {', '.join(TASKS[tasks])}")
-    samples = {task: list(range(n)) for task, n in (limits or {}).items()}
-    values: dict[str, float] = {}
-    items: dict[str, str] = {}
-    for task, kind in TASKS[tasks].items():
-        try:
-            result = lm_eval.simple_evaluate(
-                lm, tasks=[_task(task)], num_fewshot=0, bootstrap_iters=0, log_samples=True,
-                task_manager=manager, samples={task: samples[task]} if task in samples else None,
-            )
-        except Exception as error:
-            if tasks == "mini":
-                raise
-            raise ConnectionError(f"task {task!r} could not be evaluated: {error}\nWithout a network, set "
-                                  f"HF_DATASETS_CACHE to a folder that holds it, or use tasks='mini'") from error
-        right = {k: np.array([s[k] for s in result["samples"][task]], bool)
-                 for k in ("acc", "acc_norm") if k in result["samples"][task][0]}
-        values.update({f"{task}_{k}_fraction": float(r.mean()) for k, r in right.items()})
-        low, high = interval(right[kind])
-        values.update({f"{task}_{kind}_low": low, f"{task}_{kind}_high": high, f"{task}_items": len(right[kind])})
-        items[task] = pack(right[kind])
-    kinds = TASKS[tasks].items()
-    values[f"{tasks}_mean_fraction"] = float(np.mean([values[f"{t}_{k}_fraction"] for t, k in kinds]))
-    return values, items
+    return (HFLM(pretrained=model, tokenizer=tokenizer, batch_size=8, softmax_dtype="float32") if stock
+            else SharedContextLM(model, tokenizer))
+
+
+def _evaluated(lm: Any, task: str, limit: int | None) -> dict[str, Any]:
+    """Return lm-eval's results and samples of one task or group."""
+    with extra("eval"):
+        import lm_eval
+
+    ours = task.startswith("mini_")
+    try:
+        return lm_eval.simple_evaluate(
+            lm, tasks=[harness_tasks.task(task)], num_fewshot=0, bootstrap_iters=0, log_samples=True,
+            task_manager=harness_tasks.manager(everything=not ours and not task.endswith(".yaml")),
+            samples=None if limit is None else {task: list(range(limit))})
+    except Exception as error:
+        if ours:
+            raise
+        raise ConnectionError(f"task {task!r} could not be evaluated: {error}\nWithout a network, set "
+                              f"HF_DATASETS_CACHE to a folder that holds it, or use tasks='mini'") from error
+
+
+def _accuracies(task: str, right: dict[str, np.ndarray], reported: str) -> dict[str, float]:
+    low, high = interval(right[reported])
+    return {**{f"{task}_{kind}_fraction": float(hits.mean()) for kind, hits in right.items()},
+            f"{task}_{reported}_low": low, f"{task}_{reported}_high": high, f"{task}_items": len(right[reported])}
 
 
 def interval(right: np.ndarray) -> tuple[float, float]:
@@ -176,18 +248,23 @@ def questions(items: dict[str, str]) -> dict[str, int]:
     return {task: int(packed.partition(":")[0]) for task, packed in items.items()}
 
 
-def paired(first: dict[str, str], second: dict[str, str]) -> dict[str, float]:
-    """Compare two models on the same items: mean over tasks of accuracy(first) - accuracy(second).
+def paired(first: dict[str, str] | str, second: dict[str, str] | str) -> dict[str, float]:
+    """Compare two models on the same items (mean over tasks of accuracy, first - second) or on the same windows.
 
     Parameters
     ----------
-    first, second : task -> packed items, as ``zero_shot`` returns them
+    first, second : task -> packed items, as ``zero_shot`` returns them; or ``windows``, as ``perplexity`` returns them,
+        which ``window_losses.paired`` compares
 
     Returns
     -------
-    dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within each task),
-    ``items``, and ``p_value`` of the exact McNemar test over the pooled items
+    For items a dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within
+    each task), ``items``, and ``p_value`` of the exact McNemar test over the pooled items
     """
+    if isinstance(first, str) and isinstance(second, str):
+        return window_losses.paired(first, second)
+    if isinstance(first, str) or isinstance(second, str):
+        raise ValueError("items of tasks cannot be compared with windows of a text; give two of the same kind")
     if set(first) != set(second) or not first:
         raise ValueError(f"the two models were measured on different tasks: {sorted(first)} and {sorted(second)}; "
                          f"measure both on the same tasks")
@@ -243,22 +320,3 @@ def _mean_interval(losses: np.ndarray, counts: np.ndarray) -> tuple[float, float
 
 def _exp(x: float) -> float:
     return math.exp(x) if x < 700 else math.inf
-
-
-@cache
-def _manager(*, everything: bool) -> Any:
-    """Return lm-eval's index of tasks, built once: it reads 14,000 files for its own tasks, and none for ours."""
-    from lm_eval.tasks import TaskManager
-
-    return TaskManager(include_defaults=everything)
-
-
-def _task(name: str) -> Any:
-    """Return a task as lm-eval expects it: the name of an official task, a complete config for one of ours."""
-    if not name.startswith("mini_"):
-        return name
-    import yaml
-
-    config = yaml.safe_load((INPUTS / "mini" / f"{name}.yaml").read_text())
-    file: Path = INPUTS / "mini" / f"{name.removeprefix('mini_')}.jsonl"
-    return {**config, "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(file)}}}

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
+from pruning_lib._extras import extra
 from pruning_lib.models import families
+
+with extra("eval"):
+    from lm_eval.models.huggingface import HFLM
 
 Request = tuple[tuple[str, str], list[int], list[int]]  # strings, tokens of the question, tokens of the answer
 

@@ -16,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import yaml
-
+from pruning_lib._extras import extra
 from pruning_lib._files import replacing
 from pruning_lib.experiments import code_digests, records, runs, staleness
 from pruning_lib.experiments.runs import Row, Tree
+
+with extra("report"):
+    import nbformat
+    import yaml
 
 TIMES = ("_s", "_ms", "_j", "_wh", "_kgco2", "_w", "_bytes_peak", "minutes")  # ends of keys of measured times
 

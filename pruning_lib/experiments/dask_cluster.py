@@ -20,13 +20,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from distributed import Client, Future
-
 from pruning_lib import _locks
+from pruning_lib._extras import extra
 from pruning_lib.experiments import code_digests, execution, input_digests, staleness
 from pruning_lib.experiments.local import POLL_S, Queue
 from pruning_lib.experiments.runs import Row, Tree, source
 from pruning_lib.experiments.worker import Outcome, RowProcess
+
+with extra("cluster"):
+    from distributed import Client, Future
 
 
 def work(job: dict[str, Any]) -> dict[str, Any]:
@@ -82,12 +84,13 @@ def _write(texts: dict[Path, str]) -> None:
 
 
 def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, log: Callable[[str], None] = print,
-        up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
+        warn: Callable[[str], None] | None = None, up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
     """Run rows on the cluster of ``scheduler`` and return the names of failed rows.
 
     Parameters
     ----------
     retries : number of further attempts after the process of a row died although its worker did not
+    warn : function that prints failures; by default ``log``
     up_to_date : predicate evaluated just before a row starts; rows with True are skipped
 
     Raises
@@ -100,7 +103,9 @@ def run(rows: Sequence[Row], tree: Tree, scheduler: str, *, retries: int = 1, lo
     except (OSError, ValueError) as error:
         raise SystemExit(f"no scheduler at {scheduler}: {error}") from None
     with client:
-        return _Run(rows, tree, client, retries, log, up_to_date).all()
+        running = _Run(rows, tree, client, retries, log, up_to_date)
+        running.waiting.progress.warn = warn or log
+        return running.all()
 
 
 class _Run:

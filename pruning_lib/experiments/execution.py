@@ -18,17 +18,19 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-from nbclient.exceptions import DeadKernelError
-from papermill.exceptions import PapermillExecutionError
-from traitlets.config import Config
-
 from pruning_lib import _locks
+from pruning_lib._extras import extra
 from pruning_lib._files import replacing
 from pruning_lib.experiments import records as results
 from pruning_lib.experiments.runs import Row, Tree, checked, parameters_of, source
 from pruning_lib.experiments.staleness import provenance
+
+with extra("report"):
+    import nbformat
+    import papermill
+    from nbclient.exceptions import DeadKernelError
+    from papermill.exceptions import PapermillExecutionError
+    from traitlets.config import Config
 
 
 class RowFailed(Exception):

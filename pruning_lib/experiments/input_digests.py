@@ -12,13 +12,15 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-import nbformat
-
+from pruning_lib._extras import extra
 from pruning_lib._files import cache, digest, replacing
 from pruning_lib.experiments.runs import Row, Tree, parameters_of, source
 
+with extra("report"):
+    import nbformat
+
 SMALL_BYTES = 1 << 20  # digests of larger files are cached
-IMAGE_FOLDERS = {"cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
+IMAGE_FOLDERS = {"cifar10": "cifar10", "cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
 LENT = ("PRUNING_DATA", "PRUNING_MODELS")  # variables that name local folders used instead of downloads
 
 

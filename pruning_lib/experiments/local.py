@@ -16,11 +16,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
-
+from pruning_lib._extras import extra
 from pruning_lib.experiments import records
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.worker import THREADS, Outcome, RowProcess
+
+with extra("report"):
+    import psutil
 
 USUAL_GB = 3.0  # assumed memory of a row without memory_gb when rows run in parallel
 POLL_S = 0.1
@@ -82,7 +84,7 @@ class Progress:
     def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, log: Callable[[str], None]) -> None:
         self.expected = {row.name: _minutes(row, tree) for row in rows}
         self.left, self.total = dict.fromkeys(self.expected), len(rows)
-        self.at_a_time, self.log = at_a_time, log
+        self.at_a_time, self.log, self.warn = at_a_time, log, log
         self.took: list[float] = []
         self.failed: list[str] = []
 
@@ -95,7 +97,7 @@ class Progress:
             self.log(f"[{self.total - len(self.left)}/{self.total}] {row.name}: {what}{self.estimate()}")
         else:
             self.failed.append(row.name)
-            self.log(f"[{self.total - len(self.left)}/{self.total}] {outcome.message}")
+            self.warn(f"[{self.total - len(self.left)}/{self.total}] {outcome.message}")
 
     def estimate(self) -> str:
         """Return the remaining time as text, from earlier records or else from the mean of finished rows."""
@@ -111,15 +113,18 @@ def _minutes(row: Row, tree: Tree) -> float | None:
 
 
 def run(rows: Sequence[Row], tree: Tree, machine: Machine, *, retries: int = 1, log: Callable[[str], None] = print,
-        up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
+        warn: Callable[[str], None] | None = None, up_to_date: Callable[[Row], bool] = lambda row: False) -> list[str]:
     """Run rows in processes of this machine and return the names of failed rows.
 
     Parameters
     ----------
     retries : number of further attempts after the process of a row died
+    warn : function that prints failures; by default ``log``
     up_to_date : predicate evaluated just before a row starts; rows with True are skipped
     """
-    return _Run(rows, tree, machine, retries, log, up_to_date).all()
+    running = _Run(rows, tree, machine, retries, log, up_to_date)
+    running.progress.warn = warn or log
+    return running.all()
 
 
 class Queue:

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchattacks
 from torch import Tensor, nn
 
+from pruning_lib._extras import extra
 from pruning_lib._files import digest
 from pruning_lib.data import images
 from pruning_lib.evaluation import attacks, quality
@@ -23,6 +23,9 @@ from pruning_lib.experiments import code_digests, network_cache, records
 from pruning_lib.models import image_networks
 from pruning_lib.pruning import block_ranking, consensus
 from pruning_lib.training import sgd
+
+with extra("robustness"):
+    import torchattacks
 
 SAME_ANSWERS = 0.98  # required share of predictions equal to the record; rounding differs between machines
 

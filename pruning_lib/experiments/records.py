@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pruning_lib._extras import extra
 from pruning_lib._files import digest, replacing
 
 if TYPE_CHECKING:
@@ -125,7 +126,8 @@ def to_dataframe(notebook: str) -> pd.DataFrame:
 
     Columns are ``run``, the parameters, the values and those of the row; columns of the row override parameters.
     """
-    import pandas as pd
+    with extra("report"):
+        import pandas as pd
 
     return pd.DataFrame([line for record in _all() if record.get("notebook") == notebook for line in _lines(record)])
 
@@ -148,7 +150,8 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     ``other_model`` are "" by default and are part of ``label`` and ``recipe``.  Lines that differ only in the number
     format are merged, with bfloat16 first, unless ``every_format`` is set.
     """
-    import pandas as pd
+    with extra("report"):
+        import pandas as pd
 
     wanted = {"method": "none", "criterion": "none", "reconstruction": "none", "tasks": "none", "recovery_pairs": 0}
     records = [record for record in _all() if record.get("notebook") in {"recipe", "zero_shot"}]
@@ -209,23 +212,37 @@ def made_with(data: Mapping[str, str]) -> dict[str, Any]:
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {_processor()}"
-    return {"commit": _commit(), **{name: metadata.version(name) for name in VERSIONS}, "python":
+    return {"commit": commit() or "unknown", **versions(), "python":
             platform.python_version(), "device": device, "threads": torch.get_num_threads(),
             "minutes": round((time.monotonic() - _started) / 60, 2), "data": dict(data)}
 
 
+def finite(value: Any) -> Any:
+    """Return ``value`` with null for every infinity and NaN; in a dict ``<key>_reason`` says which one it was."""
+    if isinstance(value, dict):
+        reasons = {f"{key}_reason": _reason(item) for key, item in value.items() if _reason(item)}
+        return {**{key: finite(item) for key, item in value.items()}, **reasons}
+    if isinstance(value, (list, tuple)):
+        return [finite(item) for item in value]
+    return None if _reason(value) else value
+
+
+def _reason(value: Any) -> str:
+    if not isinstance(value, float) or math.isfinite(value):
+        return ""
+    return "not a number" if math.isnan(value) else "infinite: too large for a floating-point number"
+
+
 def _plain(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert values to JSON types; raise ValueError for others."""
+    """Convert values to JSON types, infinities and NaN to null with a reason; raise ValueError for other types."""
     plain = {}
     for key, value in values.items():
         if hasattr(value, "item"):
             value = value.item()
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{key} is {value}: a record needs finite numbers; store None and a reason")
         if not isinstance(value, (int, float, str, bool, type(None))):
             raise ValueError(f"{key} is a {type(value).__name__}; a record takes numbers, texts, true, false and null")
         plain[key] = value
-    return plain
+    return finite(plain)
 
 
 def _checked(run: str) -> str:
@@ -234,11 +251,36 @@ def _checked(run: str) -> str:
     return run
 
 
-def _commit() -> str:
-    here = Path(__file__).resolve().parents[1]
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=here, capture_output=True, text=True)
-    changed = subprocess.run(["git", "status", "--porcelain", "--", here], cwd=here, capture_output=True, text=True)
-    return (found.stdout.strip() or "unknown") + ("+changes" if changed.stdout.strip() else "")
+def versions() -> dict[str, str | None]:
+    """Return the versions of the packages that numbers depend on; None for one that is not installed."""
+    found: dict[str, str | None] = {}
+    for name in VERSIONS:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def commit() -> str:
+    """Return the commit of this repository, ``"+changes"`` where files differ; "" for an installed package.
+
+    An installed package may lie inside any other repository, say in its ``.venv``; that one's commit says nothing.
+    """
+    package = Path(__file__).resolve().parents[1]
+    top = _git("rev-parse", "--show-toplevel", where=package)
+    if not top or Path(top).resolve() != package.parent or not _git("ls-files", "--", Path(__file__), where=package):
+        return ""
+    changed = _git("status", "--porcelain", "--", package, where=package)
+    return _git("rev-parse", "--short", "HEAD", where=package) + "+changes" * bool(changed)
+
+
+def _git(*arguments: str | Path, where: Path) -> str:
+    """Return the output of git; "" on an error, or where it is not installed."""
+    try:
+        return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True).stdout.strip()
+    except OSError:
+        return ""
 
 
 def _processor() -> str:

@@ -13,9 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import papermill
-import yaml
+from pruning_lib._extras import extra
+
+with extra("report"):
+    import nbformat
+    import papermill
+    import yaml
 
 NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"  # also the name of a file, so never a path
 KEYS = ("notebook", "parameters", "reading", "resources", "memory_gb", "not_run")
@@ -34,7 +37,8 @@ class Tree:
     def at(cls, root: Path, out: Path | None = None) -> Tree:
         """Return the tree of the repository at ``root``, with pages and records in ``out`` if given."""
         if not (root / "notebooks" / "runs.yml").is_file():
-            raise SystemExit(f"{root} has no notebooks/runs.yml; call from the repository, or give --root")
+            raise SystemExit(f"{root} has no notebooks/runs.yml; call from the repository, or give --root; an "
+                             f"installed package lays one out with: pruning-lib init DIR")
         if out:
             return cls(root / "notebooks", out / "executed", out / "results", out / "failed")
         return cls(root / "notebooks", root / "book" / "executed", root / "data" / "results", root / "build" / "failed")

@@ -166,9 +166,16 @@ def _root(node: ast.AST) -> str:
     return node.id if isinstance(node, ast.Name) else ""
 
 
+def _unguarded(statement: ast.stmt) -> list[ast.stmt]:
+    """Return the imports inside a ``with extra(...)``, which computes nothing; else the statement."""
+    body = statement.body if isinstance(statement, ast.With) else []
+    return body if body and all(isinstance(part, (ast.Import, ast.ImportFrom)) for part in body) else [statement]
+
+
 def _without_docstrings(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            node.body = [part for statement in node.body for part in _unguarded(statement)]
             first = node.body[0] if node.body else None
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(
                     first.value.value, str):

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import nbformat
-
+from pruning_lib._extras import extra
 from pruning_lib._files import digest
 from pruning_lib.experiments import code_digests, input_digests, records
 from pruning_lib.experiments.runs import Row, Tree, source
+
+with extra("report"):
+    import nbformat
 
 # code that shows, stores or waits; a notebook's own code is in its fingerprint
 NO_NUMBERS = ("report.", "experiments.records.", "_locks.", code_digests.NOTEBOOK)

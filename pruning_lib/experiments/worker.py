@@ -18,12 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from pruning_lib import _locks
+from pruning_lib._extras import extra
 from pruning_lib.experiments import execution
 from pruning_lib.experiments.execution import RowFailed, WorkerDied
 from pruning_lib.experiments.runs import Row, Tree
+
+with extra("report"):
+    import psutil
 
 THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 KINDS = ("done", "failed", "lost", "held", "memory")

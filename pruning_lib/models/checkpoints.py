@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pruning_lib import _locks
-from pruning_lib.models import described_networks, families, image_networks, offload
+from pruning_lib.models import described_networks, families, image_networks, offload, portable
 from pruning_lib.models.hooks import evaluating
 
 SHARD_BYTES = 2 << 30  # largest file; a shard is held in memory once more while it is written
@@ -58,7 +58,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
         try:
             _write(model, work)
             if tokenizer is not None:
-                tokenizer.save_pretrained(work)
+                portable.write_tokenizer(tokenizer, work)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{folder} cannot be written: {error}. Nothing was written; it needs "
                           f"{_bytes(model) / 1e9:.1f} GB, give a folder where there is room") from error
@@ -113,22 +113,36 @@ def _write(model: Any, folder: Path) -> None:
     if families.is_image_network(model):
         image_networks.write(model, folder)
         return
-    config, other = model.config, _storable(model)
-    waits = offload.is_offloaded(model)
-    if other is not config and not waits:
-        model = _with_config(model, other)
-    model.config = other
+    config, other, dtype = model.config, _storable(model), stored_dtype(model)
+    waits, generation = offload.is_offloaded(model), model.generation_config
+    if (other is not config or dtype != model.dtype) and not waits:
+        model = _with_config(model, other, dtype)
+    model.config, model.generation_config = other, GenerationConfig()
     try:
         model.save_pretrained(folder, max_shard_size=min(SHARD_BYTES, _bytes(model) // 8) if waits else SHARD_BYTES)
     finally:
-        model.config = config
+        model.config, model.generation_config = config, generation
     if other is not config and waits:  # the names of the weights are the same in both; readers follow the config
         _state_architecture(folder / "config.json", other)
+    portable.write_both_forms(folder / "config.json")
+    portable.write_generation_config(model, folder)
+
+
+def stored_dtype(model: Any) -> torch.dtype:
+    """Return the dtype a model is written in: its own, or that of the checkpoint it was loaded from by ``"auto"``.
+
+    float16 has no place for numbers above 65,504; a model that came to hold one stays as it is.
+    """
+    wanted: torch.dtype = getattr(model, "stored_dtype", model.dtype)
+    if wanted == model.dtype or offload.is_offloaded(model):
+        return model.dtype
+    fits = all(p.abs().max() <= torch.finfo(wanted).max for p in model.parameters())
+    return wanted if fits else model.dtype
 
 
 def _storable(model: Any) -> Any:
     """Return the config of the model, or the config of the equivalent model that can be stored."""
-    config, family = model.config, families.family_of(model)
+    config, family = _tied_as_the_weights(model), families.family_of(model)
     if family.stored_as is None or config.hidden_size % config.num_attention_heads == 0:
         return config
     families.refuse_head_count(model, config.num_attention_heads)
@@ -137,11 +151,25 @@ def _storable(model: Any) -> Any:
     return AutoConfig.for_model(family.stored_as, **common, sliding_window=None)
 
 
-def _with_config(model: Any, config: Any) -> Any:
-    """Return a model of ``config`` with the same weights."""
+def _tied_as_the_weights(model: Any) -> Any:
+    """Return the config, corrected if it calls the two embedding matrices one while they differ, or two while one."""
+    first, last = (part and part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings()))
+    flag = bool(model.config.tie_word_embeddings)
+    if first is None or last is None or first.is_meta:
+        return model.config
+    tied = first is last or first.data_ptr() == last.data_ptr() or (flag and torch.equal(first, last))
+    if tied == flag:
+        return model.config
+    config = copy.deepcopy(model.config)
+    config.tie_word_embeddings = tied
+    return config
+
+
+def _with_config(model: Any, config: Any, dtype: torch.dtype) -> Any:
+    """Return a model of ``config`` with the same weights, as ``dtype``."""
     with torch.device("meta"):
-        stored = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    stored.load_state_dict(model.state_dict(), assign=True)
+        stored = AutoModelForCausalLM.from_config(copy.deepcopy(config), dtype=dtype)
+    stored.load_state_dict({name: weight.to(dtype) for name, weight in model.state_dict().items()}, assign=True)
     stored.tie_weights()
     stored.generation_config = model.generation_config
     return stored
@@ -172,7 +200,18 @@ def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
     ids = ids.to(offload.input_device(model))
     how = {"dtype": model.dtype, "attn_implementation": model.config._attn_implementation}
     # module by module: only the weights of the running layer of the copy are in memory beside the model
-    return model(ids).logits, offload.load_from_disk(folder, ids.device, **how)(ids).logits
+    return _rounded(model)(ids).logits, offload.load_from_disk(folder, ids.device, **how)(ids).logits
+
+
+def _rounded(model: Any) -> Any:
+    """Return the model, or a copy whose weights are rounded as they are stored."""
+    dtype = stored_dtype(model)
+    if dtype == model.dtype:
+        return model
+    written = families.copy_of(model)
+    for parameter in written.parameters():
+        parameter.data = parameter.to(dtype).to(parameter.dtype)
+    return written
 
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
@@ -180,7 +219,9 @@ def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
     weight = next(network.parameters())
     allowed: tuple[str, ...] = ()
     if families.image_family(network):
-        pixels = torch.rand(2, len(network.config.mean), 32, 32, generator=torch.Generator().manual_seed(0)).to(weight)
+        size = network.config.arguments.get("size", 32)
+        shape = (2, len(network.config.mean), size, size)
+        pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(weight)
     else:
         pixels = described_networks.random_inputs(network)
         source = described_networks.description(network).source

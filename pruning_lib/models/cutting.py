@@ -1,6 +1,6 @@
 """Slices the tensors of one block, and brings the counts that its modules keep up to date.
 
-``surgery`` decides what to remove; this is the part of it that knows tensors.
+``surgery`` carries out plans with these functions.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The plan of what to remove from the experts of a mixture-of-experts model.  Cutting is in ``expert_surgery``."""
+"""The plan of experts and of neurons of experts to remove from a model.  Cutting is in ``expert_surgery``."""
 
 from __future__ import annotations
 
@@ -34,24 +34,24 @@ class ExpertSizes:
     parameters: int
 
     def removed_parameters(self, experts: int, neurons: int) -> int:
-        """Return the number of parameters of so many experts per block and so many neurons of each kept expert."""
+        """Return the number of parameters of so many experts per block and so many neurons of each other expert."""
         inside = len(self.blocks) * (self.experts - experts) * neurons * self.neuron_parameters
         plain = sum(self.plain_removed(i, neurons) * per for i, per in enumerate(self.plain_parameters))
         return len(self.blocks) * experts * self.expert_parameters + inside + plain
 
     def plain_removed(self, block: int, neurons: int) -> int:
-        """Return the number of neurons removed from the ordinary MLP of a block with so many of every expert."""
+        """Return the number of neurons to remove from the ordinary MLP of a block with so many of every expert."""
         return self.plain[block] // self.neurons * neurons
 
 
 @dataclass(frozen=True)
 class ExpertPlan:
-    """Experts to remove, and neurons to remove from the others: the same number in every expert, chosen in each.
+    """The experts to remove, and the neurons to remove from the others: the same number in every expert.
 
     Attributes
     ----------
     experts : (Lx, e) numbers of the removed experts
-    neurons : (Lx, E, m) numbers of the removed neurons, of every expert; those of a removed expert do not count
+    neurons : (Lx, E, m) numbers of the removed neurons of every expert; those of a removed expert do not count
     plain : for every block of the model, numbers (k*m,) of the removed neurons of its ordinary MLP
     sizes : of the model the plan was made for
     """
@@ -68,7 +68,7 @@ class ExpertPlan:
         for i, places in enumerate(self.plain):
             if len(places) != s.plain_removed(i, m):
                 raise ValueError(f"plan.plain[{i}]: {s.plain_removed(i, m)} neurons of the ordinary MLP of block {i} "
-                                 f"have to go with {m} of every expert, got {len(places)}")
+                                 f"have to be removed with {m} of every expert, got {len(places)}")
             if len(places):
                 _check(f"plain[{i}]", places, (), s.plain[i])
 
@@ -85,7 +85,7 @@ class ExpertPlan:
 
     @property
     def removed_fraction(self) -> float:
-        """Return the exact fraction of all parameters of the model that is removed."""
+        """Return the removed fraction of all parameters of the model, exactly."""
         return self.removed_parameters / self.sizes.parameters
 
     def __str__(self) -> str:

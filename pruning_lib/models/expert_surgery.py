@@ -88,8 +88,8 @@ def _plain_count(block: nn.Module, parts: tuple[Part, ...]) -> int:
 def remove(model: nn.Module, plan: ExpertPlan, *, inplace: bool = False) -> nn.Module:
     """Return the model without the experts, and without the neurons of experts, that ``plan`` names.
 
-    The router loses the rows of the removed experts, so its tokens go to those that stay: the logits are those of the
-    whole model with the removed experts' router scores at minus infinity, and with the removed neurons at zero.
+    The router loses the rows of the removed experts, so their tokens are sent to the others: the model computes the
+    same as with the router scores of the removed experts at minus infinity and the removed neurons at zero.
 
     Raises
     ------
@@ -164,9 +164,8 @@ def _cut_inside(block: nn.Module, part: Part, neurons: Tensor) -> None:
     """Take other neurons out of every expert; ``neurons`` (E, m)."""
     old = tensor(block, part.parameter).detach()
     places = part.places(old.shape[part.axis] // part.entries)
-    slices = [old[e].index_select(part.axis - 1,
-                                  places[_others(len(places), gone)].flatten().sort().values.to(old.device))
-              for e, gone in enumerate(neurons)]
+    kept = [places[_others(len(places), gone)].flatten().sort().values.to(old.device) for gone in neurons]
+    slices = [old[e].index_select(part.axis - 1, entries) for e, entries in enumerate(kept)]
     owner, _, name = part.parameter.rpartition(".")
     replace_tensor(block.get_submodule(owner), name, torch.stack(slices))
 
@@ -238,7 +237,7 @@ def _try(model: nn.Module, experts: Experts, number: int, *, whole: bool) -> Non
 
 
 def mask_neurons(block: nn.Module, experts: Experts, number: int, neurons: Tensor | None, plain: Tensor) -> None:
-    """Set the weights behind given neurons of one block to zero: (E, m) of its experts, (k,) of its ordinary MLP."""
+    """Set the weights behind the given neurons of one block to zero: (E, m) of experts, (k,) of an ordinary MLP."""
     if neurons is not None:
         [down] = [part for part in experts.neurons if part.parameter == experts.down]
         for e, gone in enumerate(neurons):
@@ -251,7 +250,7 @@ def mask_neurons(block: nn.Module, experts: Experts, number: int, neurons: Tenso
 
 @contextmanager
 def masked_routers(blocks: Mapping[int, tuple[nn.Module, Tensor]], experts: Experts) -> Iterator[None]:
-    """Let the routers of the given blocks score some experts minus infinity inside the ``with``.
+    """Give some experts of the given blocks a router score of minus infinity inside the ``with``.
 
     Parameters
     ----------

@@ -14,13 +14,19 @@ from dataclasses import dataclass
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from pruning_lib._registry import Table
 from pruning_lib.models import described_networks, structure, verification
-from pruning_lib.models.image_families import IMAGE_FAMILIES, image_blocks, image_family, is_image_network
-from pruning_lib.models.language_families import FAMILIES, Experts, LanguageFamily, Part
+from pruning_lib.models.classifier_logits import logits, logits_known
+from pruning_lib.models.image_families import (
+    IMAGE_FAMILIES,
+    ImageFamily,
+    image_blocks,
+    image_family,
+    is_image_network,
+    keeps_shape,
+)
+from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
 from pruning_lib.models.parts import (
     Projections,
     Rows,
@@ -35,6 +41,13 @@ from pruning_lib.models.parts import (
 )
 from pruning_lib.models.residual_blocks import BlockInfo, Unit
 from pruning_lib.models.toy_models import toy
+
+__all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", "LanguageFamily", "NO_EXPERTS",
+           "Part", "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts",
+           "blocks", "classifier", "copy_of", "family_of", "head_width", "image_blocks", "image_family",
+           "is_image_network", "keeps_shape", "linear", "logits", "logits_known", "matrix", "named_paths",
+           "output_projections", "parameter_count", "places", "projections", "refuse_head_count", "refuse_wrapped",
+           "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny", "unit"]
 
 
 @dataclass(frozen=True)
@@ -62,8 +75,7 @@ def family_of(model: nn.Module) -> LanguageFamily:
     Raises
     ------
     ValueError
-        for anything but a language model of transformers, for one whose modules are not where the record says, or in
-        which neither heads nor neurons nor experts could be placed.
+        for a module that is no language model of transformers, or whose modules are not at the paths of the record.
     """
     refuse_wrapped(model)
     kind = getattr(getattr(model, "config", None), "model_type", type(model).__name__)
@@ -170,26 +182,10 @@ def classifier(model: nn.Module) -> nn.Module:
     return cast(Any, model).get_output_embeddings()
 
 
-def logits(model: nn.Module, hidden: Tensor) -> Tensor:
-    """Return the logits (..., vocabulary) of a language model from the input of its classifier, (..., C).
-
-    In most families they are the output of the classifier; Granite divides it, Gemma 2 caps it softly.
-    """
-    found: Tensor = cast(Any, model).get_output_embeddings()(hidden)
-    divisor, cap = (getattr(model.config, name, None) for name in ("logits_scaling", "final_logit_softcapping"))
-    if divisor:
-        found = found / divisor
-    return cap * torch.tanh(found / cap) if cap else found
-
-
-@torch.no_grad()
-def logits_known(model: nn.Module) -> bool:
-    """Return True if ``logits`` agrees with the forward pass of the model on two tokens."""
-    network = cast(Any, model)
-    ids = torch.zeros(1, 2, dtype=torch.long, device=network.device)
-    expected = network(input_ids=ids, use_cache=False).logits
-    found = logits(model, network.base_model(input_ids=ids, use_cache=False).last_hidden_state).to(expected.device)
-    return bool((found - expected).abs().max() <= 0.01 * expected.abs().max())
+def output_projections(model: nn.Module) -> list[nn.Module]:
+    """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
+    family, found = family_of(model), blocks(model)
+    return [block.get_submodule(path) for path in (family.heads_out, family.neurons_out) if path for block in found]
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -198,7 +194,7 @@ def parameter_count(module: nn.Module) -> int:
 
 
 def sizes(model: nn.Module) -> Sizes:
-    """Return the sizes of ``model``, read from its modules; the number of heads or neurons that cannot be removed is 0.
+    """Return the sizes of ``model``, read from its modules; 0 heads or neurons if none can be removed.
 
     Raises
     ------
@@ -255,12 +251,10 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     family, config = family_of(model), text_config(model)
     counts = block_counts(blocks(model)[0], family, config, head_width(model))
     H, G = counts["heads"], counts["groups"]
-    if heads == H:
-        return
     for name, reason in family.heads_fixed_by.items():
-        if _field(config, name):
+        if heads != H and _field(config, name):
             raise ValueError(f"heads of this model cannot be removed ({name}: {reason}); use scope='neurons'")
-    if family.found:
+    if family.found and heads != H:
         _refuse_unstorable(model, family, counts, heads)
     in_the_way = [name for name in family.not_stored_with if getattr(config, name, False)]
     if in_the_way and config.hidden_size % heads:

@@ -5,9 +5,11 @@ After each ``with`` block the model is in its previous state.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from functools import cache
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -112,7 +114,7 @@ def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]
 def _blocks_before(model: nn.Module, path: str) -> list[str]:
     """Return the paths of the blocks before ``path`` that need not run.
 
-    In a network of no family, blocks that change the shape run all the same, since later modules may depend on the shape.
+    In a network of no family, blocks that change the shape run all the same: later modules may depend on the shape.
     """
     anywhere = families.image_family(model) is not None or not families.is_image_network(model)
     before: list[str] = []
@@ -168,9 +170,19 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
 
 def _as_block(model: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Any]:
     """Return a forward that gives a tuple where the blocks of the model do."""
-    if families.is_image_network(model) or not families.family_of(model).block_gives_tuple:
+    if families.is_image_network(model):
+        return forward
+    if not (families.family_of(model).block_gives_tuple or _in_tuple(cast(Any, type(families.blocks(model)[0])))):
         return forward
     return lambda *args, **named: (forward(*args, **named),)
+
+
+@cache
+def _in_tuple(kind: Any) -> bool:
+    """Return whether blocks of a class put their output into a tuple, as more of them do in transformers 4."""
+    if not kind.__module__.startswith("transformers."):
+        return False
+    return "outputs = (hidden_states,)" in inspect.getsource(kind.forward)
 
 
 def _identity(hidden_states: Tensor, *others: Any, **named: Any) -> Tensor:

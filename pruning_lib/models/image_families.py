@@ -5,39 +5,51 @@ All other image networks need no record: ``residual_blocks.find`` finds their bl
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import cast
 
 from torch import nn
-from torchvision.models.mobilenetv2 import InvertedResidual
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pruning_lib._registry import Table
-from pruning_lib.models.cifar_resnet import Block, CifarResNet
 from pruning_lib.models.residual_blocks import BlockInfo
-from pruning_lib.models.torchvision_on_pixels import MobileNetV2OnPixels, ResNetOnPixels
 
 
 @dataclass(frozen=True)
 class ImageFamily:
     """Module paths of the residual blocks in one family of image networks."""
 
-    network: type[nn.Module]
-    block: tuple[type[nn.Module], ...]  # classes of residual blocks among the members of the sequences
+    network: str  # path of its class; torchvision's are looked up only when a model comes, for it may not be installed
+    block: tuple[str, ...]  # classes of residual blocks among the members of the sequences
     sequences: tuple[str, ...]  # paths to the sequences of blocks, in forward order
     classifier: str  # the layer that maps features (N, P) to classes
 
 
 IMAGE_FAMILIES: Table = Table("image family")
-IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(CifarResNet, (Block,), ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(
+    "pruning_lib.models.cifar_resnet.CifarResNet", ("pruning_lib.models.cifar_resnet.Block",),
+    ("layer1", "layer2", "layer3"), "linear")
+IMAGE_FAMILIES["keras_resnet"] = ImageFamily(
+    "pruning_lib.models.keras_resnet.KerasResNet", ("pruning_lib.models.keras_resnet.KerasBlock",),
+    ("layer1", "layer2", "layer3"), "linear")
 IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
-    ResNetOnPixels, (BasicBlock, Bottleneck), ("layer1", "layer2", "layer3", "layer4"), "fc")
-IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(MobileNetV2OnPixels, (InvertedResidual,), ("features",), "classifier.1")
+    "pruning_lib.models.torchvision_networks.ResNetOnPixels",
+    ("torchvision.models.resnet.BasicBlock", "torchvision.models.resnet.Bottleneck"),
+    ("layer1", "layer2", "layer3", "layer4"), "fc")
+IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(
+    "pruning_lib.models.torchvision_networks.MobileNetV2OnPixels",
+    ("torchvision.models.mobilenetv2.InvertedResidual",), ("features",), "classifier.1")
 
 
 def image_family(model: nn.Module) -> ImageFamily | None:
     """Return the record of an image network, found by its class; None for any other model."""
-    return next((family for family in IMAGE_FAMILIES.values() if isinstance(model, family.network)), None)
+    return next((family for family in IMAGE_FAMILIES.values() if _is_a(model, family.network)), None)
+
+
+def _is_a(module: nn.Module, path: str) -> bool:
+    """Return whether ``module`` is an instance of the class at ``path``; False while that was never imported."""
+    home, _, name = path.rpartition(".")
+    return home in sys.modules and isinstance(module, getattr(sys.modules[home], name))
 
 
 def is_image_network(model: nn.Module) -> bool:
@@ -51,7 +63,7 @@ def image_blocks(model: nn.Module) -> list[BlockInfo]:
     found: list[BlockInfo] = []
     for sequence in family.sequences:
         for i, block in enumerate(cast(nn.Sequential, model.get_submodule(sequence))):
-            if isinstance(block, family.block):
+            if any(_is_a(block, name) for name in family.block):
                 keeps = keeps_shape(block)
                 stage = found[-1].stage + (not keeps) if found else 0
                 found.append(BlockInfo(f"{sequence}.{i}", stage, keeps))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
 
 from pruning_lib._files import new_folder
 from pruning_lib._registry import Table
@@ -28,7 +27,7 @@ from pruning_lib.models import described_networks, families, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.cifar_resnet import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Normalise
 from pruning_lib.models.described_networks import describe as describe
-from pruning_lib.models.torchvision_on_pixels import MobileNetV2OnPixels, ResNetOnPixels
+from pruning_lib.models.keras_resnet import KerasResNet, PixelMean
 
 FORMAT, VERSION = "pruning_lib image network", 1
 DESCRIBED = 2  # version of the format of networks that are not in NETWORKS
@@ -56,6 +55,8 @@ class ImageConfig:
         for name in ("mean", "std", "kept_blocks"):  # JSON has lists only
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, tuple(getattr(self, name)))
+        arguments = {name: tuple(value) if isinstance(value, list) else value for name, value in self.arguments.items()}
+        object.__setattr__(self, "arguments", arguments)
 
 
 NETWORKS: Table = Table("image network")
@@ -68,28 +69,39 @@ def cifar_resnet(depth: int = 56, shortcut: str = "A", channels: int = 3, classe
 
 
 @NETWORKS.register()
+def keras_resnet(blocks: Sequence[int] = (9, 9, 9), channels: int = 3, classes: int = 10, size: int = 32) -> nn.Module:
+    return KerasResNet(blocks, channels, classes, size)
+
+
+@NETWORKS.register()
 def resnet18(classes: int = 1000) -> nn.Module:
-    return ResNetOnPixels(BasicBlock, [2, 2, 2, 2], classes)
+    return _torchvision_networks().resnet18(classes)
 
 
 @NETWORKS.register()
 def resnet34(classes: int = 1000) -> nn.Module:
-    return ResNetOnPixels(BasicBlock, [3, 4, 6, 3], classes)
+    return _torchvision_networks().resnet34(classes)
 
 
 @NETWORKS.register()
 def resnet50(classes: int = 1000) -> nn.Module:
-    return ResNetOnPixels(Bottleneck, [3, 4, 6, 3], classes)
+    return _torchvision_networks().resnet50(classes)
 
 
 @NETWORKS.register()
 def resnet101(classes: int = 1000) -> nn.Module:
-    return ResNetOnPixels(Bottleneck, [3, 4, 23, 3], classes)
+    return _torchvision_networks().resnet101(classes)
 
 
 @NETWORKS.register()
 def mobilenet_v2(classes: int = 1000) -> nn.Module:
-    return MobileNetV2OnPixels(classes)
+    return _torchvision_networks().mobilenet_v2(classes)
+
+
+def _torchvision_networks() -> Any:
+    from pruning_lib.models import torchvision_networks  # language models do without torchvision
+
+    return torchvision_networks
 
 
 def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Module:
@@ -113,12 +125,16 @@ def build(config: ImageConfig | str, *, seed: int | torch.Generator) -> nn.Modul
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu", generator=generator)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         elif isinstance(module, nn.Linear):
             bound = module.in_features ** -0.5
             nn.init.uniform_(module.weight, -bound, bound, generator=generator)
             nn.init.zeros_(module.bias)
         elif isinstance(module, nn.BatchNorm2d):
             module.reset_parameters()
+        elif isinstance(module, PixelMean):
+            nn.init.zeros_(module.mean)  # until it is measured on training images
         elif next(module.parameters(recurse=False), None) is not None:
             raise TypeError(f"no rule to initialise {type(module).__name__}; add one to image_networks.build")
     return _normalising(network)

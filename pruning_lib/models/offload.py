@@ -49,8 +49,11 @@ def load_from_disk(folder: Path, device: torch.device, **how: Any) -> nn.Module:
     ----------
     how : further arguments of ``from_pretrained``
     """
+    import transformers
     from transformers import AutoModelForCausalLM
 
+    if transformers.__version__.startswith("4."):  # it cannot leave every weight on disk
+        return cast(Any, AutoModelForCausalLM.from_pretrained(folder, **how)).to(device).eval()
     with _quiet("accelerate.big_modeling"):  # it warns of weights on the meta device, which is intended here
         try:
             loaded = AutoModelForCausalLM.from_pretrained(folder, device_map={"": "disk"}, **how)
@@ -58,7 +61,8 @@ def load_from_disk(folder: Path, device: torch.device, **how: Any) -> nn.Module:
             if "offload_folder" not in str(error):
                 raise
             # experts lie in files one by one and in the network together, so they cannot be read while it runs
-            return AutoModelForCausalLM.from_pretrained(folder, **how).to(device).eval()
+            whole: Any = AutoModelForCausalLM.from_pretrained(folder, **how)
+            return whole.to(device).eval()
     for module in loaded.modules():
         for part in _hooks(module):  # accelerate runs a model that is entirely on disk on the CPU
             part.execution_device = device

@@ -12,11 +12,12 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from safetensors import safe_open
 from torch import nn
 
+from pruning_lib._extras import extra
 from pruning_lib.models.language_families import FAMILIES
 
 # buffers that older versions of transformers stored, which newer ones compute
@@ -29,12 +30,15 @@ def config_of(source: str, **options: Any) -> Any:
     Raises
     ------
     ValueError
-        when that family has no place for a setting of the config, or the head width is nowhere stated.
+        when that family has no place for a field of the config, or the head width is nowhere stated.
     Exception
         of any kind, from transformers, when there is no config to be read.
     """
     from transformers import AutoConfig, PretrainedConfig
 
+    base = adapter_base(Path(source))
+    if base is not None:
+        refuse_adapter(source, base)
     fields, _ = PretrainedConfig.get_config_dict(source)
     kind = fields.get("model_type")
     family = FAMILIES[kind] if kind in FAMILIES else None
@@ -43,8 +47,8 @@ def config_of(source: str, **options: Any) -> Any:
     in_the_way = [name for name in family.not_stored_with if fields.get(name)]
     if in_the_way:
         raise ValueError(f"{fields['num_attention_heads']} heads do not divide the width {fields['hidden_size']}, "
-                         f"which transformers refuses, and with {', '.join(in_the_way)} no other family stores this "
-                         f"network")
+                         f"which transformers refuses, and with {', '.join(in_the_way)} no other family "
+                         f"stores this network")
     kept = {k: v for k, v in fields.items() if v is not None and k not in
             ("model_type", "architectures", "transformers_version", "pretraining_tp", *family.not_stored_with)}
     head_dim = fields.get("head_dim") or _head_width(source, fields["num_attention_heads"])
@@ -72,6 +76,13 @@ def adapter_base(folder: Path) -> str | None:
     return json.loads(path.read_text()).get("base_model_name_or_path") or ""
 
 
+def refuse_adapter(folder: str | Path, base: str) -> NoReturn:
+    """Raise ValueError with the two ways from an adapter to a model."""
+    raise ValueError(f"{folder} holds an adapter of {base or 'a base model it does not name'}, not a model: merge it "
+                     f"first (peft: merge_and_unload, then save_pretrained), or give merge_adapter=True, on the "
+                     f"command line --merge-adapter")
+
+
 def merged(base: nn.Module, folder: Path) -> nn.Module:
     """Return the base model with the adapter in ``folder`` added to its weights.
 
@@ -80,10 +91,8 @@ def merged(base: nn.Module, folder: Path) -> nn.Module:
     ValueError
         when the adapter does not fit, or cannot be merged.
     """
-    try:
+    with extra("recovery"):
         from peft import PeftModel
-    except ImportError as error:
-        raise ImportError("merging an adapter needs peft: pip install 'pruning-lib[recovery]'") from error
     try:
         return PeftModel.from_pretrained(base, folder).merge_and_unload()  # type: ignore[arg-type, operator]
     except Exception as error:  # peft raises many kinds

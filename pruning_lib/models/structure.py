@@ -1,8 +1,8 @@
 """Finds heads, neurons and experts of a language model that has no record, from the shapes transformers gives it.
 
 One size in the config is raised, the network is built once more without weights, and the parameters whose shape
-follows are those that heads, groups, neurons or experts pass through.  A plain reload therefore accepts the result.
-Shapes leave the order of rows in a fused matrix open: ``layouts`` lists the possible orders, and
+follows are those that heads, groups, neurons or experts pass through.  A plain reload therefore accepts the
+result.  Shapes leave the order of rows in a fused matrix open: ``layouts`` lists the possible orders, and
 ``verification`` tries them.
 Order of this file: find · blocks · growth · neurons · experts · heads.
 """
@@ -31,7 +31,7 @@ RAISE = 8  # by how many neurons a field is raised to see which shapes follow
 
 @dataclass(frozen=True)
 class Growth:
-    """Number of entries by which one axis of one tensor of a block grows when a size in the config grows by one."""
+    """Growth of one axis of one tensor of a block, in entries per step of a size in the config."""
 
     parameter: str
     axis: int
@@ -57,9 +57,11 @@ def find(model: nn.Module) -> LanguageFamily:
     Unplaced
         for a model without a config of transformers or without a list of blocks.
     """
-    path, refused = block_list(model), {}
+    path = block_list(model)
+    refused: dict[str, str] = {}
     parts: list[Part] = []
-    fields, outputs = {}, {"heads": "", "neurons": ""}
+    fields: dict[str, tuple[str, ...]] = {}
+    outputs = {"heads": "", "neurons": ""}
     for unit, search in (("heads", _heads), ("neurons", _neurons)):
         try:
             found, outputs[unit], more = search(model, path)
@@ -101,8 +103,8 @@ def _orders(part: Part, parts: tuple[Part, ...]) -> list[Part]:
 
 
 def _shared(part: Part, parts: tuple[Part, ...]) -> bool:
-    return any(other.unit == "heads" and (other.parameter, other.axis) == (part.parameter, part.axis)
-               for other in parts)
+    where = part.parameter, part.axis
+    return any(other.unit == "heads" and (other.parameter, other.axis) == where for other in parts)
 
 
 def text_config(config: Any) -> Any:
@@ -296,7 +298,7 @@ def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tupl
 
 def _head_growths(model: nn.Module, path: str, count: str, pairs: str | None, H: int, G: int
                   ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
-    """Return the axes that follow the heads alone, and those that follow the groups alone; none if both follow both."""
+    """Return the axes that follow the heads alone, and those of the groups alone; none where both grow together."""
     text = text_config(model.config)
     try:
         width = {"head_dim": getattr(text, "head_dim", None) or text.hidden_size // H}
@@ -323,8 +325,8 @@ def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]]
                   ) -> None:
     having = [i for i, rows in enumerate(queries) if rows]
     if not having or any(row.entries < 0 for row in queries[having[0]]):
-        raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as "
-                       "width / heads")
+        raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width "
+                       "/ heads")
     if len(set(queries)) > 1 or len(set(groups)) > 1:
         raise Unplaced(f"{len(having)} of {len(queries)} blocks have attention heads of this kind, a plan removes as "
                        f"many in every block")

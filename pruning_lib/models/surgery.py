@@ -128,18 +128,18 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
 
 
 def _reference(model: nn.Module, family: LanguageFamily, plan: Plan) -> nn.Module | None:
-    """Return the network of the sizes that are left, built by transformers, for a family that was found; else None.
+    """Return the network transformers builds for the remaining sizes, for a family that was found; None with a record.
 
     Raises
     ------
     ValueError
-        when none is built, or the weights are not loaded, so that the layout of its matrices could not be tried.
+        when it builds none, or the weights are not available, so that the layout of its matrices could not be tried.
     """
     if not family.found:
         return None
     if not family.verified:
-        raise ValueError("the weights of this model are not loaded, and its type has no record: the order of rows in "
-                         "its matrices cannot be tried. Load it on one device (device='cpu'), or add a record")
+        raise ValueError("the weights of this model are not available, and its type has no record: the order of rows "
+                         "in its matrices cannot be tried. Load it on one device (device='cpu'), or add a record")
     return structure.rebuilt(model, verification.values_of(model, family, plan.kept))
 
 

@@ -17,8 +17,8 @@ from pruning_lib.models.structure import text_config
 # field -> size; the first group is set wherever the config class has the field, the second where it has a value
 COMMON = {
     "vocab_size": 64, "hidden_size": 32, "d_model": 32, "n_embd": 32, "emb_dim": 32, "n_positions": 128,
-    "num_hidden_layers": 2, "num_layers": 2, "n_layers": 2, "n_layer": 2, "decoder_layers": 2, "encoder_layers": 1,
-    "num_decoder_layers": 2, "num_encoder_layers": 1,
+    "num_hidden_layers": 2, "num_layers": 2, "n_layers": 2,
+    "n_layer": 2, "decoder_layers": 2, "encoder_layers": 1, "num_decoder_layers": 2, "num_encoder_layers": 1,
     "intermediate_size": 24, "ffn_dim": 24, "n_inner": 24, "d_inner": 24, "ffn_hidden_size": 24, "inner_dim": 24,
     "dff": 24, "dim_ff": 24,
     "decoder_ffn_dim": 24, "encoder_ffn_dim": 24, "num_attention_heads": 4, "num_heads": 4, "n_heads": 4, "n_head": 4,

@@ -1,4 +1,4 @@
-"""Trials of a record of ``structure``: one unit masked, the same unit removed, and the logits of two tokens compared.
+"""Tries a record that ``structure`` found: one unit masked, the same unit removed, and logits compared.
 
 Order of this file: a record · one unit · the swap of a block · norms.
 """
@@ -21,14 +21,14 @@ from pruning_lib.models.parts import block_counts, places
 from pruning_lib.models.structure import Unplaced, input_axis, layouts, rebuilt, text_config
 
 EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
-ROUGH = 0.25  # the same in 16 bits, as a share of the difference that masking makes
+ROUGH = 0.25  # the same in 16 bits, as a share of the change that masking makes
 
 
 def verified(model: nn.Module, family: LanguageFamily) -> LanguageFamily:
     """Return the record with the layouts that hold for ``model``, and units that do not hold refused with the reason.
 
-    A model whose weights are not loaded (on the meta device, on disk) keeps the usual layouts, and ``verified`` of its
-    record stays False.
+    A model whose weights are not available (on the meta device, on disk) keeps the usual layouts, and ``verified``
+    of its record stays False.
     """
     if any(p.device.type == "meta" for p in model.parameters()):
         return family
@@ -54,7 +54,8 @@ def without(family: LanguageFamily, unit: str, reason: str) -> LanguageFamily:
     return replace(family, refused={**family.refused, unit: family.refused.get(unit, reason)},
                    parts=tuple(part for part in family.parts if part.unit not in gone),
                    fields={name: fields for name, fields in family.fields.items() if name not in gone},
-                   **({"heads_out": ""} if unit == "heads" else {"neurons_out": ""}))
+                   heads_out="" if unit == "heads" else family.heads_out,
+                   neurons_out="" if unit == "neurons" else family.neurons_out)
 
 
 def _verified_unit(model: nn.Module, family: LanguageFamily, unit: str) -> LanguageFamily:
@@ -87,8 +88,8 @@ def trials(model: nn.Module, family: LanguageFamily, unit: str) -> list[dict[str
     return [next((t for t in options if _storable(model, family, counts, t)), options[0]) for options in found]
 
 
-def _storable(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int],
-              removed: Mapping[str, Tensor]) -> bool:
+def _storable(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int], removed: Mapping[str, Tensor]
+              ) -> bool:
     try:
         rebuilt(model, values_of(model, family, _left(counts, removed)))
     except Unplaced:
@@ -121,7 +122,7 @@ def first_block(model: nn.Module, family: LanguageFamily) -> nn.Module:
 
 
 def _compare(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Tensor]) -> None:
-    """Raise Unplaced unless the first block without ``removed`` has the output it has with ``removed`` masked."""
+    """Raise Unplaced unless the first block gives the same without ``removed`` as with ``removed`` masked."""
     block = first_block(model, family)
     config = text_config(cast(Any, model).config)
     counts = block_counts(block, family, config, columns(family))
@@ -130,7 +131,7 @@ def _compare(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Ten
         if unit in removed:
             layer = masked.get_submodule(path)
             [(_, entries)] = [(p, e) for p, e in places(family.parts, counts) if p.parameter == f"{path}.weight"]
-            zero(layer.weight, entries[removed[unit]].flatten(), input_axis(layer))
+            zero(cast(Tensor, layer.weight), entries[removed[unit]].flatten(), input_axis(layer))
     kept = {unit: _others(counts[unit], gone) for unit, gone in removed.items()}
     values = values_of(model, family, _left(counts, removed))
     cut_block(cut, family.parts, counts, kept)
@@ -168,7 +169,7 @@ def same(model: nn.Module, path: str, number: int, masked: nn.Module, cut: nn.Mo
 
 @contextmanager
 def swapped(blocks: nn.ModuleList, number: int, other: nn.Module | None) -> Iterator[None]:
-    """Let another block take the place of one of the list inside the ``with``."""
+    """Put another block in the place of one of the list, inside the ``with``."""
     own = blocks[number]
     blocks[number] = own if other is None else other
     try:
@@ -185,7 +186,7 @@ def logits(model: Any) -> Tensor:
 
 
 def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
-    """Return the norms of the first block that take just the output of an output projection, and the block's output."""
+    """Return the norms of the first block behind the output projections, and the block's kind of output."""
     block, seen = first_block(model, family), {}
     found: dict[str, Any] = {"heads_norm": "", "neurons_norm": ""}
     handles = [block.register_forward_hook(lambda _, args, y: found.update(block_gives_tuple=isinstance(y, tuple)))]

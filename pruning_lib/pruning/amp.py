@@ -160,8 +160,7 @@ def _through_norm(x: Tensor, layer: nn.Module, norm: nn.Module, weights: Tensor)
 
     Some families norm the output of attention before it is added to the residual stream.  An RMS norm multiplies a
     token by one number, which all heads make together, and a channel by its gain.  That number is held: a head's own
-    contribution is then linear in the head, and the contributions of all heads add up to the sum that the stream
-    receives.
+    contribution is then linear in the head, and the contributions of all heads add up to the sum added to the stream.
     """
     w_out, bias = families.matrix(layer), getattr(layer, "bias", None)
     gain = norm(torch.ones(len(w_out), dtype=w_out.dtype, device=w_out.device))  # (C,): 1 has a root mean square of 1

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib._registry import Table
+from pruning_lib._registry import Table, function_of
 from pruning_lib.data.labelled_images import have_labels, labelled_batches, refuse_logits
 from pruning_lib.models import families
 from pruning_lib.models.hooks import evaluating, inputs_to, outputs_of
@@ -33,6 +33,7 @@ class Criterion:
 
     order: Callable[[nn.Module, Any, Any, int], Sequence[str]]
     about: str
+    needs_labels: bool = False  # so that it cannot choose blocks of a language model
 
 
 CRITERIA: Table = Table("criterion")
@@ -187,8 +188,40 @@ def _loss(classifier: nn.Module, features: Tensor, classes: Tensor) -> Tensor:
 CRITERIA["consensus"] = Criterion(_by(None), "removes the smallest sum of ranks over all metrics (the paper's method)")
 for _name in similarity.METRICS:
     CRITERIA[_name] = Criterion(_by((_name,)), f"removes the smallest change of the representation by {_name} alone")
-CRITERIA["loss"] = Criterion(least_loss, "removes the smallest increase of the loss on calibration images (a control)")
-
+CRITERIA["loss"] = Criterion(least_loss, "removes the smallest increase of the loss on calibration images (a control)",
+                             needs_labels=True)
 CRITERIA["block_influence"] = Criterion(influence_order, "removes the smallest change of direction (ShortGPT)")
 CRITERIA["network_order"] = Criterion(front_to_back, "removes from front to back, as was published (a control)")
 CRITERIA["random"] = Criterion(random_order, "removes a random block (a control)")
+
+
+def criterion_of(criterion: str | Callable[..., Sequence[str]]) -> Criterion:
+    """Return a criterion of the table for language models, or one made of a function of your own.
+
+    Parameters
+    ----------
+    criterion : key of ``CRITERIA``; a function of the model and the batches that returns the names of its blocks, the
+        first to remove first; or ``"module:function"``, which names one
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, one that needs labels, and a function that cannot be loaded.
+    """
+    if isinstance(criterion, str) and ":" not in criterion:
+        if CRITERIA[criterion].needs_labels:
+            others = ", ".join(name for name, other in CRITERIA.items() if not other.needs_labels)
+            raise ValueError(f"criterion={criterion!r} needs labelled images, a language model has none; take one of: "
+                             f"{others}")
+        return CRITERIA[criterion]
+    function = function_of(criterion) if isinstance(criterion, str) else criterion
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def order(model: nn.Module, inputs: Any, labels: Any, seed: int) -> Sequence[str]:
+        found, known = list(function(model, inputs)), {i.name for i in families.residual_blocks(model) if i.removable}
+        if not set(found) <= known:
+            raise ValueError(f"{name} returned {found[:3]}; wanted names of blocks: "
+                             f"{', '.join(sorted(known)[:3])}, ...")
+        return found
+
+    return Criterion(order, f"{name}: removes the blocks it names first")

@@ -18,18 +18,23 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import Lazy
 from pruning_lib.data.labelled_images import have_labels, inputs_for, labelled_batches
 from pruning_lib.models import families, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.hooks import evaluating, inputs_to, resume_after
 from pruning_lib.pruning import similarity
+
+if TYPE_CHECKING:
+    import pandas as pd
+else:
+    pd = Lazy("pandas", "vision")  # language models do without tables
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -138,7 +143,7 @@ def scores(model: nn.Module, inputs: Any, labels: Any = None, *, metrics: Sequen
     if known is None:
         chosen = _chosen(metrics, classes is not None)
     if metrics is None:
-        chosen = _numbered_labels(chosen, *whole.shape)
+        chosen = _defined_metrics(chosen, *whole.shape)
     if progress:
         _state_cost(whole, classes, len(names), chosen)
     found = similarity.distances(whole, without, classes, metrics=chosen, progress=progress)
@@ -167,7 +172,7 @@ def _state_cost(whole: Tensor, classes: Tensor | None, blocks: int, metrics: Seq
                    f"take fewer samples", file=sys.stderr)
 
 
-def _numbered_labels(metrics: list[str], samples: int, features: int) -> list[str]:
+def _defined_metrics(metrics: list[str], samples: int, features: int) -> list[str]:
     """Return the metrics that are defined for this number of samples and features; warn of the others."""
     fine = [name for name in metrics if samples > features + 1 or not similarity.METRICS[name].needs_samples]
     if fine != metrics:

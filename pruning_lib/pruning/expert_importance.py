@@ -1,9 +1,9 @@
-"""Importance of experts and of the neurons inside them, and the choice of those to remove.
+"""Importance of experts and of the neurons inside them, and the choice of the ones to remove.
 
-Ours, in the manner of AMP.  An expert matters as much as it adds to the residual stream: its router weight times the
-L1 norm of its output, summed over the tokens it is given and averaged over all tokens, every prompt weighing the same
-(REAP [1]_ takes the L2 norm and averages over the tokens an expert is given only).  A neuron matters as much as it
-fires on the tokens that its expert is given.
+Ours, in the manner of AMP.  The importance of an expert is its router weight times the L1 norm of its
+output, summed over the tokens it is given and averaged over all tokens, every prompt weighing the same (REAP [1]_ takes
+the L2 norm and averages over the tokens an expert is given only).  The importance of a neuron is its mean absolute
+activation on the tokens that its expert is given.
 
 References
 ----------
@@ -29,7 +29,7 @@ from pruning_lib.pruning.amp import _right_padded, neuron_scores
 
 @dataclass(frozen=True)
 class ExpertImportance:
-    """Importance of experts and of their neurons; larger means keep.
+    """Importance of experts and their neurons; larger means keep.
 
     Attributes
     ----------
@@ -155,8 +155,8 @@ def choose_experts(importance: ExpertImportance, model: nn.Module, *, experts_re
     Parameters
     ----------
     experts_removed : per block
-    removed_fraction : of all parameters; the part of it beyond the removed experts is taken from the neurons of the
-        others, the same number in each. None takes whole experts only
+    removed_fraction : of all parameters; neurons of the other experts make up the rest of it,
+        the same number in each. None takes whole experts only
     multiple_of : the number of neurons an expert keeps becomes the nearest multiple of this: torch multiplies all
         experts at once in rows of 16 bytes, which are 8 numbers in 16 bits and 4 in 32
 

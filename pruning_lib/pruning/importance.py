@@ -24,11 +24,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pruning_lib._registry import Table
+from pruning_lib._registry import Table, function_of
+from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families
 from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
-from pruning_lib.pruning import amp, reconstruction
-from pruning_lib.pruning.selection import Importance
+from pruning_lib.pruning import amp, peak_to_peak, reconstruction
+from pruning_lib.pruning.selection import Importance, stacked
 
 Batches = Iterable[Mapping[str, Tensor]]
 
@@ -77,10 +78,9 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
 
     Every token has the same weight; padding is ignored.
     """
-    modules = output_projections(model)
-    sums: list[Tensor] = [torch.zeros(2, families.matrix(m).shape[1], dtype=torch.float64,
-                                      device=families.matrix(m).device)
-                          for m in modules]
+    modules = families.output_projections(model)
+    weights = [families.matrix(m) for m in modules]
+    sums: list[Tensor] = [torch.zeros(2, w.shape[1], dtype=torch.float64, device=w.device) for w in weights]
     tokens = 0
 
     def see(i: int, x: Tensor) -> None:
@@ -96,12 +96,6 @@ def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> lis
     if tokens < 2:
         raise ValueError("fewer than two tokens: give at least one prompt to calibrate on")
     return [Moments(tokens, *(s / tokens)) for s in sums]
-
-
-def output_projections(model: nn.Module) -> list[nn.Module]:
-    """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
-    family, blocks = families.family_of(model), families.blocks(model)
-    return [block.get_submodule(path) for path in (family.heads_out, family.neurons_out) if path for block in blocks]
 
 
 def activation_norm(model: nn.Module, batches: Batches) -> Importance:
@@ -165,23 +159,61 @@ METHODS["magnitude"] = Method(magnitude, "lowest", "removes the smallest weights
 METHODS["activation_norm"] = Method(activation_norm, "lowest", "removes the smallest activations, without weights")
 METHODS["wanda"] = Method(wanda, "lowest", "removes the smallest weight x activation (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "removes the smallest variation over tokens (FLAP, without its biases)")
+METHODS["peak_to_peak"] = Method(
+    peak_to_peak.importance, "lowest", "removes the smallest weight range x activation (OptiPFair)")
 METHODS["taylor"] = Method(taylor, "lowest", "removes the smallest first-order change of the loss (LLM-Pruner)")
 METHODS["reconstruction_error"] = Method(
     reconstruction.reconstruction_error, "lowest",
     "removes the smallest error left after least squares (ours; OBS, ZipLM)", needs_text=True)
 
 
-def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Importance:
+def method_of(method: str | Callable[..., Any]) -> Method:
+    """Return a method of the table, or one made of a function of your own, of which the lowest scores go.
+
+    Parameters
+    ----------
+    method : key of ``METHODS``; a function of the model and the batches; or ``"module:function"``, which names one.
+        The function returns an ``Importance``, or scores of heads (L, H) and neurons (L, M)
+
+    Raises
+    ------
+    ValueError
+        for an unknown name, and for a function that cannot be loaded.
+    """
+    if isinstance(method, str) and ":" not in method:
+        return METHODS[method]
+    function = function_of(method) if isinstance(method, str) else method
+    name = getattr(function, "__name__", type(function).__name__)
+
+    def scores(model: nn.Module, batches: Batches) -> Importance:
+        found = function(model, batches)
+        if isinstance(found, Importance):
+            return found
+        if not (isinstance(found, tuple) and len(found) == 2 and all(isinstance(part, Tensor) for part in found)):
+            raise ValueError(f"{name} returned a {type(found).__name__}; wanted an Importance, or two tensors: scores "
+                             f"of heads (L, H) and of neurons (L, M)")
+        heads, neurons = (part.detach().float().cpu() for part in found)
+        return Importance(heads, neurons, {"method": name})
+
+    return Method(scores, "lowest", f"{name}: removes the lowest scores")
+
+
+def importance(model: nn.Module, batches: Batches, *, method: str | Callable[..., Any] = "amp") -> Importance:
     """Return the importance of every head and neuron of a language model.
 
     Parameters
     ----------
-    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
-    method : key of ``METHODS``
+    batches : calibration data, dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on one side
+    method : key of ``METHODS``, or a function of your own, as in ``method_of``
 
     Returns
     -------
     Importance with heads (L, H) and neurons (L, M); larger means keep
+
+    Raises
+    ------
+    ValueError
+        for unknown names, and for batches of another form.
 
     Examples
     --------
@@ -190,13 +222,13 @@ def importance(model: nn.Module, batches: Batches, *, method: str = "amp") -> Im
     >>> pl.importance(model, pl.batches(["The sea is"], tokenizer)).heads.shape  # doctest: +SKIP
     torch.Size([30, 9])
     """
-    return METHODS[method].importance(model, batches)
+    return method_of(method).importance(model, right_padded(batches))
 
 
 def importances(methods: Iterable[str], model: nn.Module, batches: Batches) -> dict[str, Importance]:
     """Return the importances of several methods; an importance shared by two methods is measured once."""
     functions = {name: METHODS[name].importance for name in methods}  # refuses unknown names
-    batches, measured = list(batches), {}
+    batches, measured = right_padded(batches), {}
     for function in functions.values():
         if function not in measured:
             measured[function] = function(model, batches)
@@ -211,17 +243,12 @@ def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, M
     """
     found = moments(model, batches)
     columns = [score(families.matrix(layer).detach().double(), m)
-               for layer, m in zip(output_projections(model), found, strict=True)]
+               for layer, m in zip(families.output_projections(model), found, strict=True)]
     s = families.sizes(model)
     with_heads = s.blocks * bool(s.heads)
     heads = [c.pow(power).view(-1, s.head_width).sum(1) for c in columns[:with_heads]]
-    return Importance(_rows(heads, s.blocks), _rows(columns[with_heads:], s.blocks),
+    return Importance(stacked(heads, s.blocks), stacked(columns[with_heads:], s.blocks),
                       {"method": name, "tokens": found[0].tokens})
-
-
-def _rows(scores: list[Tensor], blocks: int) -> Tensor:
-    """Return scores as (L, units) float32 on the CPU; (L, 0) where the family has no such unit."""
-    return torch.stack(scores).float().cpu() if scores else torch.zeros(blocks, 0)
 
 
 def _over_weights(model: nn.Module, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

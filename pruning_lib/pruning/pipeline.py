@@ -8,20 +8,27 @@ fraction of all parameters; depth alone removes the nearest number of whole bloc
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
-from pruning_lib.models import families, surgery
+from pruning_lib import data
+from pruning_lib.data.batching import right_padded
+from pruning_lib.models import families, positions, surgery
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import consensus, importance
-from pruning_lib.pruning.block_ranking import CRITERIA
+from pruning_lib.pruning.block_ranking import Criterion, criterion_of
+from pruning_lib.pruning.importance import Method
 from pruning_lib.pruning.reconstruction import MODES, RIDGES, Reconstruction, reconstruct
 from pruning_lib.pruning.selection import Importance, choose
 
 RECONSTRUCTIONS = ("none", *MODES)
+CALIBRATION, RECONSTRUCTION_TEXT = "alpaca", "c4"  # read where a tokenizer is given and nothing else
+PROMPTS, SAMPLES = 50, 100  # texts of each, where there are as many
+Texts = str | Path | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -47,92 +54,166 @@ class Pruned:
     blocks: tuple[str, ...] = ()
 
 
-def prune(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, method: str = "amp",
-          removed_fraction: float, heads_removed: int | None = None, grouped_query: str = "whole_groups",
-          criterion: str = "none", blocks_removed: int = 0, reconstruction: str = "none",
-          ridge: float | Sequence[float] = RIDGES, text: Iterable[Mapping[str, Tensor]] = (),
-          multiple_of: int = 1, seed: int = 0) -> Pruned:
+def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = "amp",
+          removed_fraction: float | None = None, heads_removed: int | str | None = 0,
+          grouped_query: str = "whole_groups", criterion: str | Callable[..., Any] = "none", blocks_removed: int = 0,
+          reconstruction: str = "none", ridge: float | Sequence[float] = RIDGES,
+          text: Iterable[Mapping[str, Tensor]] = (), calibration: Texts = CALIBRATION, prompts: int | None = None,
+          reconstruction_text: Texts = RECONSTRUCTION_TEXT, reconstruction_samples: int | None = None,
+          allow_test_text: bool = False, multiple_of: int | None = None, seed: int = 0) -> Pruned:
     """Remove ``removed_fraction`` of all parameters; ``model`` itself stays as it is.
+
+    Defaults are those of the command ``pruning-lib prune``, and both give the same model.
 
     Parameters
     ----------
-    batches : calibration prompts, as returned by ``data.batches``, for methods and criteria
-    method : key of ``importance.METHODS``, or ``"none"`` for depth alone
+    batches : the tokenizer, which turns ``calibration`` into batches; or batches of calibration prompts, as
+        ``data.batches`` makes them, a ``DataLoader`` or any other iterable of dicts of ``input_ids`` and
+        ``attention_mask``, each (B, T)
+    method : key of ``importance.METHODS``, or ``"none"`` for depth alone; or a function of your own or
+        ``"module:function"``, as in ``importance.method_of``
+    removed_fraction : of all parameters; may be left out for depth alone with ``blocks_removed``
     heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``
-    criterion : key of ``block_ranking.CRITERIA``, or ``"none"`` for width alone
+    criterion : key of ``block_ranking.CRITERIA``, or ``"none"`` for width alone; or a function of your own or
+        ``"module:function"``, as in ``block_ranking.criterion_of``
     blocks_removed : with both a method and a criterion, number of blocks to remove after width pruning; for depth
         alone, 0 means the number of blocks nearest to ``removed_fraction``
     reconstruction : ``"none"``, or the mode in which ``reconstruction.reconstruct`` re-solves the output projections
         after width pruning: ``"one_pass"``, ``"sequential"``, ``"asymmetric"``
     ridge : ridge of the reconstruction; of several values, the best one on held-out batches is used
-    text : calibration text of the reconstruction, and of methods that need long text; by default ``batches``
+    text : batches for the reconstruction, and for methods that need long text; by default ``batches``
+    calibration, prompts : with a tokenizer, the calibration prompts (a name, a file, see ``data.texts``, or a list),
+        and the number of them, from the first on; None takes 50 from a name or file, or all if there are fewer
+    reconstruction_text, reconstruction_samples : with a tokenizer, the same for ``text``; None takes 100
+    allow_test_text : whether a test set may be used for calibration
 
     Raises
     ------
     ValueError
-        for unknown names, and for fractions that cannot be reached.
+        for unknown names, fractions that cannot be reached, prompts longer than the trained positions of the model, and
+        test text.
     """
-    batches, text = list(batches), list(text)
-    _check(method, criterion, blocks_removed, reconstruction)
-    if method == "none":
-        return _depth(model, batches, criterion, removed_fraction, blocks_removed, seed)
-    width_fraction = _left_for_width(model, removed_fraction, blocks_removed)
+    width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction)
+    width_fraction = 0.0
+    if width:
+        assert removed_fraction is not None  # ``validate`` refused that
+        width_fraction = _left_for_width(model, removed_fraction, blocks_removed)
 
     def plan_of(scores: Importance) -> Plan:
-        return choose(scores, model, removed_fraction=width_fraction, rule=importance.METHODS[method].rule,
+        return choose(scores, model, removed_fraction=width_fraction, rule=width.rule if width else "lowest",
                       heads_removed=heads_removed, grouped_query=grouped_query, multiple_of=multiple_of, seed=seed)
 
-    plan_of(importance.uniform(model))  # refuses an unreachable fraction before any measurement
-    start = time.perf_counter()
-    seen = text if text and importance.METHODS[method].needs_text else batches
-    plan = plan_of(importance.importances([method], model, seen)[method])
-    seconds = {"scores_s": time.perf_counter() - start}
+    if width:
+        plan_of(importance.uniform(model))  # refuses an unreachable fraction before any measurement
+    elif depth:
+        blocks_removed = _block_count(model, removed_fraction, blocks_removed)
+    long = needs_long_text(method, reconstruction)
+    if callable(batches):  # a tokenizer
+        if long and not text:
+            samples = source_texts(reconstruction_text, reconstruction_samples, SAMPLES, allow_test_text)
+            text = tokenized(model, batches, samples)
+        batches = tokenized(model, batches, source_texts(calibration, prompts, PROMPTS, allow_test_text))
+    batches, text = _fitting(model, batches), _fitting(model, text)
+    network, plan, steps = model, None, []
+    seconds: dict[str, float] = {}
     reconstructions: list[Reconstruction] = []
-    start = time.perf_counter()
-    if reconstruction == "none":
-        network = surgery.remove(model, plan)
-    else:
-        network, reconstructions = reconstruct(model, plan, text or batches, ridge=ridge,
-                                             mode=reconstruction)
-        seconds["reconstruction_s"] = time.perf_counter() - start
-    steps: tuple[str, ...] = (f"{method}: {plan}",)
+    if width:
+        start = time.perf_counter()
+        plan = plan_of(width.importance(model, text if text and width.needs_text else batches))
+        seconds["scores_s"] = time.perf_counter() - start
+        steps.append(f"{_named(method)}: {plan}")
+        if reconstruction == "none":
+            network = surgery.remove(model, plan)
+        else:
+            start = time.perf_counter()
+            network, reconstructions = reconstruct(model, plan, text or batches, ridge=ridge, mode=reconstruction)
+            seconds["reconstruction_s"] = time.perf_counter() - start
     blocks: tuple[str, ...] = ()
-    if blocks_removed:
-        network, blocks = _without_blocks(network, batches, criterion, blocks_removed, seed)
-        steps += (_describe(criterion, blocks),)
-    return Pruned(network, _reached(model, network), steps, tuple(reconstructions), seconds, plan, blocks)
+    if depth:
+        network, blocks = _without_blocks(network, batches, depth, blocks_removed, seed)
+        steps.append(_describe(_named(criterion), blocks))
+    return Pruned(network, _reached(model, network), tuple(steps), tuple(reconstructions), seconds, plan, blocks)
 
 
-def _check(method: str, criterion: str, blocks_removed: int, reconstruction: str) -> None:
+def needs_long_text(method: str | Callable[..., Any], reconstruction: str) -> bool:
+    """Return whether a method or a reconstruction needs long text beside the calibration prompts."""
+    return reconstruction != "none" or (method != "none" and importance.method_of(method).needs_text)
+
+
+def source_texts(source: Texts, n: int | None, most: int, allow_test_text: bool = False) -> list[str]:
+    """Return the texts of a list, or the first ``n`` of a name or file; None takes ``most``, or all if there are fewer.
+
+    Raises
+    ------
+    ValueError
+        for test text, unless it is allowed, and for fewer than ``n`` texts.
+    """
+    if not isinstance(source, (str, Path)):
+        return list(source)[:n]
+    return data.calibration_texts(source, n, at_most=most, allow_test_text=allow_test_text)
+
+
+def tokenized(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[dict[str, Tensor]]:
+    """Return batches of texts, cut at 512 tokens, or at the trained positions of the model where there are fewer."""
+    return data.batches(texts, tokenizer, max_length=positions.longest(model, 512))
+
+
+def _fitting(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
+    """Return batches padded on the right; ValueError where one is longer than the trained positions of the model."""
+    found = right_padded(batches)
+    for batch in found:
+        positions.refuse_beyond(model, batch["input_ids"].shape[1], "a prompt")
+    return found
+
+
+def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: str, fraction: float | None
+              ) -> tuple[Method | None, Criterion | None]:
+    """Return method and criterion, None for ``"none"``; ValueError for unknown names and contradictions."""
     if reconstruction not in RECONSTRUCTIONS:
         raise ValueError(f"reconstruction={reconstruction!r}; allowed: {', '.join(RECONSTRUCTIONS)}")
-    for name, table in ((method, importance.METHODS), (criterion, CRITERIA)):
-        if name != "none":
-            table[name]  # an unknown name is refused here
-    if method == criterion == "none":
+    width = None if method == "none" else importance.method_of(method)
+    depth = None if criterion == "none" else criterion_of(criterion)
+    if not width and not depth:
         raise ValueError("method and criterion are both 'none', so nothing is removed; name at least one")
-    if method == "none" and reconstruction != "none":
+    if not width and reconstruction != "none":
         raise ValueError("reconstruction is for width pruning; with method='none' give reconstruction='none'")
-    if method != "none" and (criterion == "none") != (blocks_removed == 0):
-        raise ValueError(f"criterion={criterion!r} and blocks_removed={blocks_removed}: give both to remove "
+    if width and (depth is None) != (blocks_removed == 0):
+        raise ValueError(f"criterion={_named(criterion)!r} and blocks_removed={blocks_removed}: give both to remove "
                          f"blocks after width pruning, or neither for width alone")
+    if fraction is None and (width or not blocks_removed):
+        raise ValueError("removed_fraction is missing; give the fraction of all parameters to remove"
+                         + ", or blocks_removed" * (not width))
+    return width, depth
 
 
-def _depth(model: nn.Module, batches: list, criterion: str, fraction: float, blocks_removed: int, seed: int) -> Pruned:
-    wanted = blocks_removed or round(fraction * families.sizes(model).parameters / _block_parameters(model))
-    network, blocks = _without_blocks(model, batches, criterion, wanted, seed)
-    return Pruned(network, _reached(model, network), (_describe(criterion, blocks),), blocks=blocks)
+def _named(method: Any) -> str:
+    return method if isinstance(method, str) else getattr(method, "__name__", type(method).__name__)
+
+
+def _block_count(model: nn.Module, fraction: float | None, blocks_removed: int) -> int:
+    """Return the number of blocks for depth alone; ValueError where fraction and number contradict each other."""
+    share = _block_parameters(model) / families.sizes(model).parameters
+    if fraction is None:
+        return blocks_removed
+    nearest = round(fraction / share)
+    if nearest < 1:
+        raise ValueError(f"removed_fraction={fraction} is less than half a block, which has {share:.4f} of all "
+                         f"parameters; give more, or remove heads and neurons by a method")
+    if blocks_removed and blocks_removed != nearest:
+        raise ValueError(f"blocks_removed={blocks_removed} removes {blocks_removed * share:.4f} of all parameters, "
+                         f"removed_fraction={fraction} wants {nearest} blocks; give one of the two")
+    return nearest
 
 
 def _describe(criterion: str, blocks: tuple[str, ...]) -> str:
     return f"{criterion}: removes {len(blocks)} blocks: {', '.join(blocks)}"
 
 
-def _without_blocks(model: nn.Module, batches: list, criterion: str, count: int, seed: int
+def _without_blocks(model: nn.Module, batches: list, criterion: Criterion, count: int, seed: int
                     ) -> tuple[nn.Module, tuple[str, ...]]:
     """Return the model without the first ``count`` blocks of one ranking, and the paths of these blocks."""
     consensus.validate(model, rounds=1, per_round=count, min_blocks=1)
-    step = consensus.step(model, lambda network: CRITERIA[criterion].order(network, batches, None, seed),
+    step = consensus.step(model, lambda network: criterion.order(network, batches, None, seed),
                           per_round=count, min_blocks=1)
     return step.model, tuple(step.removed)
 

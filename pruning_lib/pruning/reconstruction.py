@@ -151,8 +151,11 @@ def grams(model: nn.Module, layers: Sequence[nn.Linear], batches: Sequence[Batch
           ) -> list[Gram]:
     """Return the Gram matrices of the inputs of linear ``layers`` of ``model``, from one pass without padding."""
     sums = [GramAccumulator(layer) for layer in layers]
-    with torch.no_grad(), evaluating(model), inputs_to(
-            layers, lambda i, x: sums[i].add(by_prompt(x, mask)[mask.to(x.device)])):
+
+    def see(i: int, x: Tensor) -> None:
+        sums[i].add(by_prompt(x, mask)[mask.to(x.device)])
+
+    with torch.no_grad(), evaluating(model), inputs_to(layers, see):
         for batch in tqdm(batches, desc="Gram matrices", disable=not progress, leave=False):
             mask = batch["attention_mask"].bool()
             _forward(model, batch)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,9 @@ from pruning_lib.models.families import Sizes
 from pruning_lib.models.plan import GROUPED, Plan
 
 RULES = ("lowest", "highest", "random")
+MULTIPLE = 32  # numbers in a block of a quantised file
 SCOPES = ("heads_and_neurons", "neurons", "heads")
+SAME_SHARE = "same_share"
 
 
 @dataclass(frozen=True)
@@ -59,9 +62,14 @@ class Importance:
             raise ValueError(f"{path} holds no importance; make one with Importance.save ({error})") from error
 
 
+def stacked(scores: list[Tensor], blocks: int) -> Tensor:
+    """Return scores as (L, units) float32 on the CPU; (L, 0) where the family has no such unit."""
+    return torch.stack(scores).float().cpu() if scores else torch.zeros(blocks, 0)
+
+
 def choose(importance: Importance, model: nn.Module, *, removed_fraction: float, scope: str = "heads_and_neurons",
-           rule: str = "lowest", grouped_query: str = "whole_groups", heads_removed: int | None = None,
-           multiple_of: int = 1, seed: int = 0) -> Plan:
+           rule: str = "lowest", grouped_query: str = "whole_groups", heads_removed: int | str | None = 0,
+           multiple_of: int | None = None, seed: int = 0) -> Plan:
     """Choose heads and neurons to remove so that ``removed_fraction`` of *all* parameters is removed.
 
     As in the published code, the same share of heads and of neurons is removed.  Heads are removed in whole units, the
@@ -79,16 +87,20 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
         ones
     grouped_query : ``"whole_groups"`` removes a key/value head with all its queries (smaller KV cache);
         ``"equal_queries"`` removes the same number of queries from every group (finer choice, same KV cache)
-    heads_removed : query heads to remove in every block; None gives heads and neurons the same share
-    multiple_of : number whose nearest multiple is the number of kept neurons per block.  Matrix units of GPUs need
-        multiples of 8 in 16-bit arithmetic; with an odd number the pruned model was up to three times slower than the
-        dense one (row ``speed-llama-2-7b`` of the report)
+    heads_removed : query heads to remove in every block, by default 0, the best choice in the report;
+        ``"same_share"`` removes the same share of heads and of neurons, as in the paper (None is an older name of it).
+        With ``scope="heads"`` and 0, the number follows from the fraction
+    multiple_of : number whose nearest multiple is the number of kept neurons per block; the plan states the fraction
+        this reaches.  None: 32, the block length of quantised files, where the model itself has a multiple of 32
+        neurons, else any number.  GPUs like 64 or 128; with an odd number the pruned model was up to three times slower
+        than the dense one (row ``speed-llama-2-7b`` of the report).  1 hits the fraction to within one neuron
     seed : seed for ``rule="random"``
 
     Raises
     ------
     ValueError
-        for a fraction that cannot be reached (the message gives the range), or head counts that cannot be stored.
+        for a fraction that cannot be reached (the message gives the range), a multiple too coarse for it, or head
+        counts that cannot be stored.
     """
     for name, value, allowed in (("scope", scope, SCOPES), ("rule", rule, RULES),
                                  ("grouped_query", grouped_query, GROUPED)):
@@ -97,12 +109,13 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     if not 0 <= removed_fraction < 1:
         raise ValueError(f"removed_fraction={removed_fraction}; give a fraction of all parameters, 0 <= fraction < 1")
     s = families.sizes(model)
-    _refuse_scope(model, s, scope, heads_removed)
+    heads = _head_count(heads_removed, scope)
+    _refuse_scope(model, s, scope, heads)
     if grouped_query == "equal_queries" and scope != "neurons" and s.heads == s.groups:
         raise ValueError("this model has one query head per key/value head; use grouped_query='whole_groups'")
     _check_importance(importance, s)
-    units, neurons = _how_many(s, removed_fraction, scope, grouped_query, heads_removed)
-    neurons = _rounded(s, neurons, multiple_of)
+    units, neurons = _how_many(s, removed_fraction, scope, grouped_query, heads)
+    neurons = _rounded(s, neurons, multiple_of, units * _unit(s, grouped_query).parameters)
     families.refuse_head_count(model, s.heads - units * _unit(s, grouped_query).heads)
     generator = torch.Generator().manual_seed(seed)
     if not s.heads:
@@ -114,7 +127,7 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
                 _which(importance.neurons.float(), neurons, rule, generator), s)
 
 
-def _refuse_scope(model: nn.Module, s: Sizes, scope: str, heads_removed: int | None) -> None:
+def _refuse_scope(model: nn.Module, s: Sizes, scope: str, heads_removed: int | str | None) -> None:
     """Raise ValueError, with the reason, for heads or neurons that this type of model cannot lose."""
     refused = families.family_of(model).refused
     if not s.heads and scope != "neurons" and heads_removed != 0:
@@ -140,6 +153,15 @@ def _unit(s: Sizes, grouped_query: str) -> _Unit:
     return _Unit(s.groups, s.groups * s.head_parameters, per_group)
 
 
+def _head_count(heads_removed: int | str | None, scope: str) -> int | None:
+    """Return the query heads to remove per block; None where their number follows from the fraction."""
+    if heads_removed in (SAME_SHARE, None) or (scope == "heads" and heads_removed == 0):
+        return None
+    if not isinstance(heads_removed, int) or isinstance(heads_removed, bool):
+        raise ValueError(f"heads_removed={heads_removed!r}; give a number of query heads per block, or {SAME_SHARE!r}")
+    return heads_removed
+
+
 def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_removed: int | None) -> tuple[int, int]:
     """Return the numbers of attention units and neurons to remove per block."""
     unit = _unit(s, grouped_query)
@@ -147,8 +169,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
     if heads_removed is not None:
         candidates = [_units_of(heads_removed, unit, scope)]
     else:
-        # at least one unit is kept
-        candidates = [0] if scope == "neurons" or not unit.count else list(range(unit.count))
+        candidates = [0] if scope == "neurons" or not unit.count else list(range(unit.count))  # keep one unit
     if scope == "heads":
         units = min(candidates, key=lambda k: abs(k * unit.parameters - target))
         if abs(units * unit.parameters - target) > unit.parameters / 2 or (units == 0 < target):
@@ -164,15 +185,36 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
     return units, rest[units]
 
 
-def _rounded(s: Sizes, removed: int, multiple_of: int) -> int:
-    """Return the number of neurons to remove so that a multiple of ``multiple_of`` is kept; 0 stays 0."""
+def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: int) -> int:
+    """Return the number of neurons to remove so that the nearest multiple of ``multiple_of`` is kept; 0 stays 0.
+
+    ``with_heads`` is the number of parameters per block that removed heads have.
+    """
     if not s.neurons:
         return 0
+    if multiple_of is None:
+        multiple_of = MULTIPLE if s.neurons % MULTIPLE == 0 else 1
     if not 1 <= multiple_of <= s.neurons:
         raise ValueError(f"multiple_of={multiple_of}; a block of this model has {s.neurons} neurons, "
                          f"give 1 (any number) to {s.neurons}, for a GPU 8 or 64")
     kept = multiple_of * max(1, min(round((s.neurons - removed) / multiple_of), s.neurons // multiple_of))
+    nothing = removed and kept == s.neurons and not with_heads
+    if nothing or (removed and abs(s.neurons - removed - kept) > multiple_of / 2):
+        raise _too_coarse(s, removed, multiple_of, with_heads)
     return s.neurons - kept if removed else 0
+
+
+def _too_coarse(s: Sizes, removed: int, multiple_of: int, with_heads: int) -> ValueError:
+    """Return the error for a fraction that no multiple comes near, with the fractions of the two next to it."""
+    def share(kept: int) -> str:
+        per_block = with_heads + (s.neurons - kept) * s.neuron_parameters
+        return f"{kept} neurons per block remove {s.blocks * per_block / s.parameters:.4f}"
+
+    below = max(multiple_of, (s.neurons - removed) // multiple_of * multiple_of)
+    near = [share(kept) for kept in (below + multiple_of, below) if kept <= s.neurons]
+    return ValueError(f"multiple_of={multiple_of} is too coarse: {s.neurons - removed} of {s.neurons} neurons per "
+                      f"block were to be kept; {', '.join(near)} of all parameters. Give such a fraction, or a smaller "
+                      f"multiple_of")
 
 
 def _units_of(heads_removed: int, unit: _Unit, scope: str) -> int:
@@ -201,6 +243,30 @@ def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[int, int]]) ->
     where = ", ".join(" to ".join(f"{s.blocks * n / s.parameters:.6f}" for n in dict.fromkeys(r)) for r in ranges)
     return ValueError(f"removed_fraction={fraction} cannot be reached with these arguments; reachable: {where} "
                       f"(one neuron and one unit of attention are kept in every block; embeddings are never removed)")
+
+
+def lossless_cuts(model: nn.Module) -> dict[str, Any]:
+    """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
+    s, refused = families.sizes(model), families.removable(model)
+    per_group, cuts = s.heads // max(s.groups, 1), []
+    units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
+             for g in range(s.groups)]
+    units += [("equal_queries", q * s.groups, q * s.groups * s.head_parameters) for q in range(1, per_group)]
+    for cut, heads, parameters in units:
+        reason = refused["heads"]
+        try:
+            families.refuse_head_count(model, s.heads - heads)
+        except ValueError as error:
+            reason = reason or str(error)
+        least = s.blocks * parameters / s.parameters
+        most = least + s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters
+        cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
+                     "refused": reason})
+    block = families.parameter_count(families.blocks(model)[0])
+    return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
+            "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
+            "neurons_fraction": s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters,
+            "block_fraction": block / s.parameters, "cuts": cuts, "refused": refused}
 
 
 def _which(scores: Tensor, n: int, rule: str, generator: torch.Generator) -> Tensor:

@@ -13,11 +13,13 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import yaml
-
+from pruning_lib._extras import extra
 from pruning_lib.experiments.runs import Tree, defaults, rows
 from pruning_lib.report import slides
+
+with extra("report"):
+    import nbformat
+    import yaml
 
 
 def refresh_prose(page: Any, notebook: Any) -> Any:
@@ -73,7 +75,8 @@ def build_book(root: Path, out: Path | None = None) -> Path:
         if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
             shutil.copyfile(page, book / "executed" / page.name)
     _refresh_all(book / "executed", tree.notebooks)
-    shutil.copytree(root / "pruning_lib", book.parent / "pruning_lib", dirs_exist_ok=True)  # chapters quote the code
+    shutil.copytree(Path(__file__).resolve().parents[1], book.parent / "pruning_lib", dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("_tree", "__pycache__"))  # chapters quote the code
     if (root / "CONTRIBUTING.md").is_file():  # one chapter includes the recipes
         shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")
     contents = yaml.safe_load((book / "_toc.yml").read_text())

@@ -7,12 +7,16 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
-import pandas as pd
-from matplotlib.axes import Axes
-from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 from torch import Tensor
+
+from pruning_lib._extras import extra
+
+with extra("report"):
+    import matplotlib as mpl
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 
 class _Looks(dict):
@@ -37,10 +41,10 @@ SPARE_MARKERS = ("<", ">", "h", "8", "H")
 COLOUR = _Looks(SPARE_COLOURS, {
     "dense": "#000000", "amp": "#0072B2", "random": "#999999", "highest": "#D55E00", "magnitude": "#E69F00",
     "activation_norm": "#56B4E9", "wanda": "#009E73", "flap": "#CC79A7", "taylor": "#F0E442",
-    "reconstruction_error": "#882255"})
+    "reconstruction_error": "#882255", "peak_to_peak": "#44AA99"})
 MARKER = _Looks(SPARE_MARKERS, {
     "dense": "*", "amp": "o", "random": "s", "highest": "^", "magnitude": "D", "activation_norm": "v", "wanda": "P",
-    "flap": "X", "taylor": "d", "reconstruction_error": "p"})
+    "flap": "X", "taylor": "d", "reconstruction_error": "p", "peak_to_peak": "<"})
 # colour and marker of criteria that rank blocks; variants of one metric share a colour and differ in LINE
 CRITERION = _Looks([(colour, marker) for colour in SPARE_COLOURS for marker in SPARE_MARKERS], {
     "none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
@@ -121,6 +125,24 @@ def bars(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axe
     ax.set(xlabel=label or quality.replace("_", " "))
     ax.margins(x=0.18)
     ax.grid(axis="y", visible=False)
+    return ax
+
+
+def draws(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Axes:
+    """Draw a point per line of ``table``, a row per method, and a bar at each method's mean; logarithmic.
+
+    ``table`` has columns ``method`` and ``quality``.
+    """
+    places = {method: -i for i, method in enumerate(dict.fromkeys(table.method))}
+    for method, place in places.items():
+        values = table[table.method == method][quality]
+        ax.plot(values, [place] * len(values), MARKER[method], color=COLOUR[method], alpha=0.6, linestyle="none")
+        ax.plot(values.mean(), place, "|", color=COLOUR[method], ms=18, mew=2)
+    ax.set_yticks(list(places.values()), [method.replace("_", " ") for method in places])
+    log_ticks(ax, leading=(1, 2, 3, 5))
+    ax.set(xlabel=label or quality.replace("_", " "))
+    ax.grid(axis="y", visible=False)
+    ax.margins(x=0.08, y=0.1)
     return ax
 
 

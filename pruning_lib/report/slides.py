@@ -11,8 +11,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import yaml
-from bs4 import BeautifulSoup, Tag
+from pruning_lib._extras import extra
+
+with extra("report"):
+    import yaml
+    from bs4 import BeautifulSoup, Tag
+
 
 USUAL = "p, ul, ol, table, img, .math, .highlight"
 STYLE = """

@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib._extras import extra
 from pruning_lib._files import bytes_of, digest, replacing
-from pruning_lib.models import families
+from pruning_lib.models import families, positions
 from pruning_lib.models.hooks import evaluating
 from pruning_lib.training.sgd import dropout_seeded
 
@@ -77,7 +78,7 @@ def tune(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
         unchanged.
     """
     _check(model, settings, teacher)
-    examples = _examples(tokenizer, pairs, settings.max_length)
+    examples = _examples(tokenizer, pairs, positions.longest(model, settings.max_length))
     batches = [b for epoch in range(settings.epochs) for b in _shuffled(examples, settings, epoch)]
     learns = {name: p.requires_grad for name, p in model.named_parameters()}
     modes = {module: module.training for module in model.modules()}
@@ -117,7 +118,8 @@ def _check(model: nn.Module, settings: Settings, teacher: nn.Module | None) -> N
 
 def _with_adapters(model: nn.Module, settings: Settings) -> Any:
     """Put adapters, drawn from the seed, on every projection of every block; freeze all other weights."""
-    from peft import LoraConfig, get_peft_model
+    with extra("recovery"):
+        from peft import LoraConfig, get_peft_model
 
     family = families.family_of(model)
     paths = set(families.named_paths(family))
@@ -129,20 +131,30 @@ def _with_adapters(model: nn.Module, settings: Settings) -> Any:
 
 
 def _examples(tokenizer: Any, pairs: Sequence[tuple[str, str]], max_length: int) -> list[Example]:
-    """Return the tokens of prompt, answer and end; pairs whose answer lies beyond ``max_length`` are left out."""
+    """Return the tokens of prompt, answer and the end; pairs whose answer lies beyond ``max_length`` are left out.
+
+    Prompt and answer are tokenised as one text, as at inference: tokenizers of the SentencePiece kind would begin an
+    answer of its own with a space.  A token that holds the end of the prompt and the start of the answer is predicted.
+    """
     found = []
     for prompt, answer in pairs:
-        question = tokenizer(prompt)["input_ids"]
-        if tokenizer.eos_token_id is not None and question and question[-1] == tokenizer.eos_token_id:
-            question = question[:-1]
+        question = _without_end(tokenizer, tokenizer(prompt)["input_ids"])
+        tokens = _without_end(tokenizer, tokenizer(prompt + answer)["input_ids"])
+        shared = next((i for i, (a, b) in enumerate(zip(question, tokens, strict=False)) if a != b),
+                      min(len(question), len(tokens)))
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        tokens = (question + tokenizer(answer, add_special_tokens=False)["input_ids"] + end)[:max_length]
-        if 0 < len(question) < len(tokens):
-            found.append((tokens, len(question)))
+        tokens = (tokens + end)[:max_length]
+        if 0 < shared < len(tokens):
+            found.append((tokens, shared))
     if not found:
         raise ValueError(f"none of {len(pairs)} pairs has a prompt and an answer within {max_length} tokens; "
                          f"give more pairs or a larger max_length")
     return found
+
+
+def _without_end(tokenizer: Any, tokens: list[int]) -> list[int]:
+    """Return ``tokens`` without the end token that some tokenizers add."""
+    return tokens[:-1] if tokens and tokens[-1] == tokenizer.eos_token_id else tokens
 
 
 def _shuffled(examples: list[Example], settings: Settings, epoch: int) -> list[list[Example]]:

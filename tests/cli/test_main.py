@@ -1,6 +1,8 @@
 """The command runs the requested rows, writes to the documented places, and refuses bad input before any run."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -74,13 +76,12 @@ def test_no_command_is_an_error_of_usage(capsys):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (["run", "amp-99"], "no row amp-99; rows: tiny, silent, look, small, plain, mute"),
+    (["run", "smal"], "no row smal; nearest to smal: small, silent, (plain|mute|tiny); all rows: pruning-lib"),
     (["run", "small", "-p", "fractoin=0.1"], "tiny has no parameter 'fractoin'; it has: fraction, count, name, flag"),
     (["run", "small", "-p", "count=many"], "parameter count takes int like 3, got 'many'"),
     (["run", "small", "-p", "count=true"], "parameter count takes int like 3, got True"),
     (["run", "plain", "look", "-p", "count=1"], "row look: look has no parameter 'count'"),
     (["run", "small", "-p", "count"], "-p count: give NAME=VALUE"),
-    (["run", "small", "-p", "name=[a"], r"-p name=\[a: .*quote"),
     (["run"], "give either names of rows, or --all, or --defaults"),
     (["run", "small", "--all"], "give either names of rows, or --all, or --defaults"),
     (["run", "--all", "--defaults"], "give either names of rows, or --all, or --defaults"),
@@ -119,6 +120,17 @@ def test_other_values_go_to_a_place_of_their_own_and_never_to_the_published_page
     assert row.parameters["name"] == "" and tree.pages == Path("mine/executed")
 
 
+@pytest.mark.parametrize(("given", "value"), [
+    ("name=runs/model #3", "runs/model #3"), ("name=[a", "[a"), ("name=007", "007"), ("name=true", "true"),
+    ("name=a: b=c", "a: b=c"), ("name='quoted # text'", "quoted # text"), ("name= x", " x"), ("name=null", "null"),
+    ("count=11", 11), ("fraction=1e-3", 0.001), ("fraction=2", 2.0), ("flag=true", True)])
+def test_values_arrive_as_typed(root, ran, given, value):
+    assert main.main(["run", "small", "-p", given]) == 0
+    (row, _), = ran
+    found = row.parameters[given.partition("=")[0]]
+    assert (found, type(found)) == (value, type(value))
+
+
 def test_a_notebook_can_be_named_instead_of_a_row(root, ran):
     assert main.main(["run", "tiny"]) == 0
     assert ran[0][0] == Row("tiny", "tiny", {})
@@ -134,8 +146,73 @@ def test_all_and_defaults_take_every_row_and_every_notebook(root, ran):
 def test_one_row_that_fails_does_not_keep_the_others_from_running(root, ran, capsys):
     assert main.main(["run", "mute", "small"]) == 1
     assert [row.name for row, _ in ran] == ["mute", "small"]
-    said = "".join(capsys.readouterr())
-    assert "row mute failed in cell 2: ValueError: boom" in said and "1 row(s) failed" in said
+    out, said = capsys.readouterr()
+    assert "row mute failed in cell 2: ValueError: boom" in said and "1 row(s) failed" in said and "mute" not in out
+
+
+def test_quiet_and_json_print_failures_on_stderr_and_the_result_alone_on_stdout(root, ran, capsys):
+    assert main.main(["run", "mute", "small", "-q"]) == 1
+    out, said = capsys.readouterr()
+    assert out == "" and "boom" in said
+    assert main.main(["run", "mute", "small", "--json"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert found == {"pages": {"small": str(Tree.at(root).page(Row("small", "tiny", {})))}, "failed": ["mute"]}
+    assert main.main(["status", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == dict.fromkeys(["small", "plain", "mute", "look"], "no page yet")
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["prune", "--help"], ["run", "--help"], ["--version"]])
+def test_help_loads_no_heavy_package(arguments):
+    """Counted, not timed: NumPy alone takes longer than all of this."""
+    heavy = ("torch", "transformers", "numpy", "scipy", "yaml", "nbformat", "papermill", "pandas", "lm_eval",
+             "datasets")
+    code = (f"import sys\nfrom pruning_lib.cli import main\ntry:\n    main.main({arguments})\nexcept SystemExit:\n"
+            f"    pass\nprint([m for m in {heavy} if m in sys.modules], len(sys.modules), file=sys.stderr)")
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded, _, count = done.stderr.strip().rpartition(" ")
+    assert loaded == "[]" and int(count) < 250
+
+
+def test_an_interruption_ends_without_a_traceback(root, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(execution, "run", interrupt)
+    assert main.main(["run", "small"]) == 130
+    assert capsys.readouterr().err == "pruning-lib: interrupted\n"
+
+
+def test_a_mistyped_command_answers_with_the_nearest(capsys):
+    with pytest.raises(SystemExit) as end:
+        main.main(["prun"])
+    assert end.value.code == 2 and "unknown 'prun'; nearest: prune, run" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "wanted"), [
+    (["pruning-lib", "pr"], ["prune"]), (["pruning-lib", "prune", "--method", "ac"], ["activation_norm"]),
+    (["pruning-lib", "prune", "--calib"], ["--calibration"]),
+    (["pruning-lib", "evaluate", "--tasks", "o"], ["official"]),
+    (["pruning-lib", "prune", "--grouped-query", "w"], ["whole_groups"]), (["pruning-lib", "list", "mo"], ["models"]),
+    (["pruning-lib", "evaluate", "cifar10-resnet2"], ["cifar10-resnet20"])])
+def test_the_completion_script_completes(capsys, words, wanted):
+    if not shutil.which("bash"):
+        pytest.skip("no bash here")
+    assert main.main(["completion", "bash"]) == 0
+    script = capsys.readouterr().out
+    given = " ".join(f"'{word}'" for word in words)
+    done = subprocess.run(["bash", "-c", f"{script}\nCOMP_WORDS=({given}); COMP_CWORD={len(words) - 1}\n_pruning_lib\n"
+                           'echo "${COMPREPLY[@]}"'], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == wanted and not done.stderr
+
+
+def test_every_name_in_a_table_is_listed_with_a_word(capsys):
+    from pruning_lib import data
+    from pruning_lib.pruning.importance import METHODS
+
+    assert main.main(["list", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["methods"]) == {*METHODS, "none"} and set(found["texts"]) == set(data.DATASETS)
+    assert "loss" not in found["criteria"] and all(found["criteria"].values())
 
 
 @pytest.fixture

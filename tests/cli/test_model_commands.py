@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from pruning_lib import data
-from pruning_lib.cli import main, model_commands
+from pruning_lib.cli import main
 from pruning_lib.models import families, loading
 from pruning_lib.models.plan import Plan
+from pruning_lib.models.toy_models import toy_config
 from pruning_lib.pruning import amp, selection
 
 
@@ -18,7 +19,8 @@ from pruning_lib.pruning import amp, selection
 def dense(tmp_path, tiny, tokenizer):
     """Return a folder with a toy LLaMA whose tokens are characters."""
     folder = tmp_path / "dense"
-    tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60).save_pretrained(folder)
+    model = tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60, fields={"max_position_embeddings": 512})
+    model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -70,7 +72,7 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
     model = AutoModelForCausalLM.from_pretrained(out)
     assert status == 0 and model.config.num_attention_heads == 4
     assert facts["parameters"] == sum(p.numel() for p in model.parameters())
-    assert facts == json.loads((out / "pruning.json").read_text())
+    assert facts == json.loads((out / "pruning.json").read_text()), "the JSON is the record"
     assert list(facts["measured"]) == ["dense", "pruned", "recovered"]
     assert set(facts["made_with"]["data"]) == {"mini_prompts", "mini_calibration_text (long)",
                                                "mini_prompts (recovery)"}
@@ -122,7 +124,7 @@ def test_perplexities_of_other_tokens_are_not_divided(dense, capsys, tmp_path):
 
 def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, capsys, tmp_path):
     out = tmp_path / "s"
-    one = [*SMALL[:-1], "2048"]
+    one = [*SMALL[:-1], "512"]
     status, shown, _ = run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--out", out, *one)
     assert status == 0 and shown.count("[no interval from one window] on 299 tokens") == 2
     assert (out / "README.md").read_text().count("no interval from one window") == 2
@@ -130,8 +132,8 @@ def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, capsy
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--removed-fraction", "0.99"), "cannot be reached"), (("--heads-removed", "1"), "not a lossless cut"),
-    (("--prompts", "1000"), "n=1000 texts of"), (("--blocks-removed", "1"), "give both"),
-    (("--recover", "mini_prompts", "--recover-pairs", "1000"), "n=1000 pairs of"),
+    (("--prompts", "1000"), "1000 texts of 'mini_prompts'; give 1 to 64"), (("--blocks-removed", "1"), "give both"),
+    (("--recover", "mini_prompts", "--recover-pairs", "1000"), "1000 pairs of"),
 ])
 def test_what_cannot_be_done_ends_at_once_with_the_way_out_and_no_folder(dense, capsys, tmp_path, arguments, message):
     status, shown, error = run(capsys, "prune", "--model", dense, "--out", tmp_path / "small",
@@ -155,6 +157,21 @@ def test_a_model_that_does_not_exist_is_refused_with_those_that_do(command, caps
 
 def test_allowed_counts_the_parameters_of_every_family(family, tiny):
     model = tiny(family, heads=6, groups=3)
-    facts, s = model_commands.lossless_cuts(model), families.sizes(model)
+    facts, s = selection.lossless_cuts(model), families.sizes(model)
     plan = Plan("whole_groups", torch.tensor([[0], [0]]), torch.arange(23).expand(2, 23), s)
     assert facts["cuts"][1]["most_fraction"] == pytest.approx(plan.removed_fraction, rel=1e-12)
+
+
+@pytest.mark.parametrize(("name", "said"), [
+    ("olmo2", "heads cannot be removed: removing does not equal masking: self_attn.q_norm"),
+    ("gpt2", "heads cannot be removed: no projection follows"), ("mixtral", "2 blocks have 4 experts of 24 neurons")])
+def test_inspect_gives_the_reason_of_the_page_of_model_types(name, said, tmp_path, capsys):
+    toy_config(name).save_pretrained(tmp_path)  # the config alone
+    assert main.main(["inspect", str(tmp_path)]) == 0
+    assert said in capsys.readouterr().out
+
+
+def test_an_adapter_is_refused_with_the_option_that_merges_it(tmp_path, capsys):
+    (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/base"}')
+    assert main.main(["evaluate", str(tmp_path), "--text", "mini_text"]) == 1
+    assert "adapter of some/base" in (said := capsys.readouterr().err) and "--merge-adapter" in said

@@ -64,6 +64,23 @@ def test_a_copy_under_pruning_data_is_read_and_split(copy_of_cifar):
         assert ((pixels[:, 1, 0, 0].long() * 256 + pixels[:, 0, 0, 0]) % 10).tolist() == labels.tolist()
 
 
+def test_copies_of_cifar_in_two_orders_give_the_same_images_in_the_same_order(tmp_path, monkeypatch):
+    found = []
+    for name, numbers in (("one", range(5010)), ("other", reversed(range(5010)))):
+        folder = tmp_path / name / "cifar10" / "data"
+        folder.mkdir(parents=True)
+        cells = [{"img": {"bytes": encoded(i)}, "label": i % 10} for i in numbers]
+        for part, some in (("train", cells), ("test", cells[:40] if name == "one" else cells[-40:])):
+            pd.DataFrame(some).to_parquet(folder / f"{part}-00000-of-00001.parquet")
+        monkeypatch.setenv("PRUNING_DATA", str(tmp_path / name))
+        found.append({split: images.load("cifar10", split) for split in SPLITS})
+    for split in SPLITS:
+        (pixels, labels), (others, their_labels) = found[0][split], found[1][split]
+        assert torch.equal(pixels, others) and torch.equal(labels, their_labels)
+        assert ((pixels[:, 1, 0, 0].long() * 256 + pixels[:, 0, 0, 0]) % 10).tolist() == labels.tolist()
+    assert [len(labels) for _, labels in found[0].values()] == [5000, 10, 40]
+
+
 @pytest.mark.parametrize("name", IMAGES)
 def test_an_entry_states_one_mean_and_deviation_per_channel_and_a_licence(name):
     entry = IMAGES[name]

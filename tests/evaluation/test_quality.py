@@ -6,14 +6,16 @@ import math
 import numpy as np
 import pytest
 import torch
+import yaml
 from conftest import build, hooks_of
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig
+from transformers import AutoConfig, PreTrainedTokenizerFast
 
 from pruning_lib import data
-from pruning_lib.evaluation import quality
+from pruning_lib.data.batching import bos_token
+from pruning_lib.evaluation import harness_tasks, quality
 from pruning_lib.evaluation.shared_context_lm import SharedContextLM
 from pruning_lib.models import families
 
@@ -23,15 +25,15 @@ TEXTS = ["It is a truth universally acknowledged,", "that a single man", "in pos
 # --- perplexity -------------------------------------------------------------------------------------------------------
 
 
-def slow_perplexity(model, ids, window, stride):
-    """Compute perplexity token by token, each in the first window that contains it and a token before it."""
-    losses = []
+def slow_perplexity(model, ids, window, stride, bos=()):
+    """Every token on its own: the first window that holds it together with a token before it, behind ``bos``."""
+    losses, window = [], window - len(bos)
     for t in range(1, len(ids)):
         start = next((s for s in range(0, t, stride) if t < s + window), None)
-        if start is None:  # first in the only window that contains it
+        if start is None:  # it stands first in the only window that holds it
             continue
         with torch.no_grad():
-            logits = model(torch.tensor([ids[start:t]])).logits[0, -1].double()
+            logits = model(torch.tensor([[*bos, *ids[start:t]]])).logits[0, -1].double()
         losses.append(-logits.log_softmax(0)[ids[t]].item())
     return math.exp(sum(losses) / len(losses)), len(losses)
 
@@ -104,14 +106,60 @@ def test_a_single_window_has_no_interval(tiny, tokenizer):
     assert found["perplexity_low"] is None and found["perplexity_high"] is None and found["perplexity"] > 1
 
 
-def test_the_tokens_counted_are_those_of_the_text_alone(tiny, tokenizer):
-    """Require that a tokenizer with a start token before every text changes nothing."""
-    adding = copy.deepcopy(tokenizer)
-    adding.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    assert adding("ab")["input_ids"] == [1, *tokenizer("ab")["input_ids"]]
-    first, second = (quality.perplexity(tiny("llama"), t, TEXTS, window=16, stride=16, progress=False)
-                     for t in (tokenizer, adding))
+@pytest.fixture
+def adding(tokenizer):
+    """The toy tokenizer, putting a BOS token in front of every text, as those of Gemma and LLaMA do."""
+    made = copy.deepcopy(tokenizer)
+    made.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    assert made("ab")["input_ids"] == [1, *tokenizer("ab")["input_ids"]]
+    return made
+
+
+@pytest.mark.parametrize(("window", "stride", "max_tokens"), [
+    (94, 94, None), (20, 19, None), (20, 7, None), (16, 15, 64), (16, 15, 61), (3, 2, 30)])
+def test_windows_begin_with_bos_where_the_tokenizer_adds_one(tiny, tokenizer, adding, window, stride, max_tokens):
+    model = tiny("llama")
+    ids = tokenizer("\n\n".join(TEXTS))["input_ids"][:max_tokens]
+    expected, tokens = slow_perplexity(model, ids, window, stride, bos=[1])
+    found = quality.perplexity(model, adding, TEXTS, window=window, stride=stride, max_tokens=max_tokens)
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
+    assert (found["tokens"], found["bos_token"]) == (tokens, True)
+    assert not quality.perplexity(model, tokenizer, TEXTS, window=window, stride=stride)["bos_token"]
+
+
+def test_a_stride_of_a_whole_window_leaves_no_token_between_windows_with_bos(tiny, adding):
+    found = quality.perplexity(tiny("llama"), adding, ["".join(TEXTS)[:75]], window=16, stride=16)
+    assert found["tokens"] == 75 - 5  # five windows of 15, of each all but the first
+
+
+@pytest.mark.parametrize("special", [{}, {"eos_token": "</s>"}, {"bos_token": "<s>"}])
+def test_a_tokenizer_that_adds_none_gives_none(tiny, tokenizer, special):
+    """Also one without any special token; a BOS token that exists but is not added counts as little."""
+    bare = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **special)
+    assert bos_token(bare) is None
+    first, second = (quality.perplexity(tiny("llama"), t, TEXTS, window=16) for t in (tokenizer, bare))
     assert first == second
+
+
+def test_nats_per_character_are_the_whole_loss_over_the_text_that_was_predicted(tiny, tokenizer):
+    """One character is one token here."""
+    found = quality.perplexity(tiny("llama"), tokenizer, TEXTS, window=16, stride=16, progress=False)
+    assert found["nats_per_character"] == pytest.approx(math.log(found["perplexity"]))
+
+
+def test_a_window_is_never_longer_than_the_trained_positions(tiny, tokenizer):
+    model, text = tiny("llama"), "".join(TEXTS) * 4  # 128 positions
+    assert quality.perplexity(model, tokenizer, [text])["window"] == 128
+    with pytest.raises(ValueError, match="the window has 129 tokens, the model was trained for 128 positions"):
+        quality.perplexity(model, tokenizer, [text], window=129)
+    assert quality.check_window(tiny("llama", fields={"max_position_embeddings": 8192}), None) == (2048, 2048)
+
+
+@pytest.mark.parametrize(("options", "message"), [({"max_tokens": -100}, "max_tokens=-100; give 2 or more"),
+                                                  ({"max_tokens": 1}, "max_tokens=1"), ({}, "a single text, 'It is a")])
+def test_counts_and_texts_of_another_form_are_refused(tiny, tokenizer, options, message):
+    with pytest.raises(ValueError, match=message):
+        quality.perplexity(tiny("llama"), tokenizer, TEXTS if options else TEXTS[0], **options)
 
 
 @pytest.mark.parametrize(("texts", "window", "stride", "message"), [
@@ -207,10 +255,33 @@ def test_the_mini_tasks_score_the_same_with_the_stock_class_and_count_what_they_
     assert values["mini_piqa_acc_fraction"] >= 0  # where there are two kinds, both are stated
 
 
-@pytest.mark.parametrize("tasks", ["none", "minis", ["piqa"]])
-def test_other_tasks_are_refused_with_those_there_are(tiny, tokenizer, tasks):
-    with pytest.raises((ValueError, TypeError), match="official, mini|unhashable"):
+@pytest.mark.parametrize(("tasks", "message"), [
+    ("none", "allowed: official, mini, or names"), ("arc_eazy", "no task or group 'arc_eazy'; nearest: arc_easy"),
+    ("piqa,,boolq", "joined by commas"), ("missing.yaml", "no task or group 'missing.yaml'")])
+def test_other_tasks_are_refused_with_the_nearest(tiny, tokenizer, tasks, message):
+    with pytest.raises(ValueError, match=message):
         quality.zero_shot(tiny("llama"), tokenizer, tasks)
+
+
+def test_groups_of_lm_eval_are_known():
+    for tasks in ("mmlu", "piqa,ai2_arc", "official", "mini", "none"):
+        harness_tasks.check_tasks(tasks)
+
+
+def test_tasks_are_named_one_by_one_or_by_their_file(tiny, tokenizer, tmp_path):
+    model = tiny("llama", fields={"max_position_embeddings": 512})
+    config = {**harness_tasks.task("mini_piqa"), "task": "mine"}
+    config["metric_list"] = [{"metric": name, "aggregation": "mean", "higher_is_better": True}
+                             for name in ("acc", "acc_norm", "brier_score")]
+    config["metric_list"][2]["aggregation"] = "brier_score"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(config))
+    tasks = f"mini_winogrande,{tmp_path / 'mine.yaml'}"
+    values, items = quality.zero_shot(model, tokenizer, tasks)
+    known, packed = quality.zero_shot(model, tokenizer, "mini")
+    assert items == {"mini_winogrande": packed["mini_winogrande"], "mine": packed["mini_piqa"]}
+    assert values["mine_acc_norm_fraction"] == known["mini_piqa_acc_norm_fraction"] and values["mine_brier_score"] > 0
+    assert values[f"{tasks}_mean_fraction"] == pytest.approx(
+        (known["mini_winogrande_acc_fraction"] + known["mini_piqa_acc_norm_fraction"]) / 2)
 
 
 @pytest.mark.model
@@ -220,6 +291,17 @@ def test_the_default_model_is_clearly_better_than_chance(smollm):
     right = np.concatenate([quality.unpack(packed) for packed in items.values()])
     assert len(right) == 100 and values["mini_mean_fraction"] == pytest.approx(right.mean())
     assert quality.interval(right)[0] > chance + 0.1
+
+
+@pytest.mark.model
+def test_the_default_models_windows_have_no_bos_as_in_the_published_numbers(smollm):
+    model, tokenizer = smollm
+    assert bos_token(tokenizer) is None
+    found = quality.perplexity(model, tokenizer, data.texts("mini_text"), window=256, stride=256, max_tokens=512)
+    ids = torch.tensor(tokenizer("\n\n".join(data.texts("mini_text")))["input_ids"][:512]).view(2, 256)
+    with torch.no_grad():
+        expected = torch.stack([model(row[None], labels=row[None]).loss for row in ids]).mean().exp().item()
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5) and not found["bos_token"]
 
 
 @pytest.mark.model

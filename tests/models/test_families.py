@@ -4,6 +4,7 @@ import pytest
 import torch
 import torchvision
 from conftest import build, image_network
+from torchvision.models.mobilenetv2 import InvertedResidual
 from transformers import AutoConfig, AutoModel
 
 from pruning_lib.models import families, image_families, image_networks, surgery
@@ -164,8 +165,8 @@ def test_a_block_is_removable_exactly_when_without_its_weights_it_hands_on_its_i
 
 
 def test_a_block_that_steps_over_pixels_changes_the_shape_even_with_as_many_channels():
-    assert image_families.keeps_shape(image_families.InvertedResidual(16, 16, stride=1, expand_ratio=6))
-    assert not image_families.keeps_shape(image_families.InvertedResidual(16, 16, stride=2, expand_ratio=6))
+    assert image_families.keeps_shape(InvertedResidual(16, 16, stride=1, expand_ratio=6))
+    assert not image_families.keeps_shape(InvertedResidual(16, 16, stride=2, expand_ratio=6))
 
 
 def test_the_blocks_of_a_language_model_are_one_stage_and_may_all_go(family, tiny):

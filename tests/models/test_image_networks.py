@@ -12,6 +12,11 @@ from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.image_networks import ImageConfig, build
 
 
+def size_of(network):
+    """Width of the images of a network; most take any."""
+    return network.config.arguments.get("size", 64)
+
+
 def same(a, b):
     ours, theirs = a.state_dict(), b.state_dict()
     return list(ours) == list(theirs) and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
@@ -22,7 +27,7 @@ def test_every_network_is_built_with_finite_weights_and_classifies(name):
     network = build(ImageConfig(name, {"classes": 6}), seed=0)
     assert not network.training and {p.device.type for p in network.parameters()} == {"cpu"}
     with torch.no_grad():
-        out = network(pixels(64))
+        out = network(pixels(size_of(network)))
     assert out.shape == (3, 6) and out.isfinite().all() and out.std() > 0
     assert all(tensor.isfinite().all() for tensor in network.state_dict().values())
 
@@ -94,7 +99,7 @@ def test_written_cut_and_read_again_and_again(name, tmp_path):
         again = image_networks.read(folder)
         assert same(network, again) and again.config == network.config and not again.training
         with torch.no_grad():
-            assert torch.equal(network(pixels(64)[:1]), again(pixels(64)[:1]))
+            assert torch.equal(network(pixels(size_of(network))[:1]), again(pixels(size_of(network))[:1]))
         assert all(p.requires_grad for p in again.parameters())
         network = again
     with torch.device("meta"):

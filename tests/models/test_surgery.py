@@ -85,7 +85,7 @@ def test_the_pruned_model_generates_at_once_with_its_key_value_cache(family, tin
 
 def test_the_original_stays_whole_unless_it_is_cut_in_place(family, tiny, ids, random_importance):
     model = tiny(family, heads=6, groups=3)
-    plan = choose(random_importance(model), model, removed_fraction=0.25)
+    plan = choose(random_importance(model), model, removed_fraction=0.25, heads_removed="same_share")
     before, fields = copy.deepcopy(model.state_dict()), model.config.to_dict()
     pruned = surgery.remove(model, plan)
     pruned_logits = pruned(ids).logits
@@ -105,7 +105,7 @@ def test_the_config_states_the_new_sizes_and_the_head_width(family, tiny, random
 
 def test_a_plan_for_other_sizes_is_refused_before_anything_is_cut(tiny, random_importance):
     model = tiny("llama", heads=6, groups=3)
-    plan = choose(random_importance(model), model, removed_fraction=0.2)
+    plan = choose(random_importance(model), model, removed_fraction=0.2, heads_removed="same_share")
     other = tiny("llama", heads=6, groups=3, neurons=25)
     pruned = surgery.remove(model, plan)
     for wrong in (other, pruned):
@@ -127,7 +127,7 @@ def test_a_pruned_model_can_be_pruned_again(family, tiny, ids, random_importance
 def test_tied_embeddings_stay_tied_and_frozen_weights_stay_frozen(tiny, random_importance):
     model = tiny("llama", fields={"tie_word_embeddings": True})
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
-    plan = choose(random_importance(model), model, removed_fraction=0.2)
+    plan = choose(random_importance(model), model, removed_fraction=0.2, heads_removed="same_share")
     pruned = surgery.remove(model, plan)
     assert pruned.lm_head.weight is pruned.model.embed_tokens.weight
     assert sum(p.numel() for p in pruned.parameters()) == plan.sizes.parameters - plan.removed_parameters
@@ -137,6 +137,7 @@ def test_tied_embeddings_stay_tied_and_frozen_weights_stay_frozen(tiny, random_i
 
 def test_every_remaining_weight_learns(family, tiny, ids, random_importance):
     model = tiny(family)
-    pruned = surgery.remove(model, choose(random_importance(model), model, removed_fraction=0.2))
+    pruned = surgery.remove(model, choose(random_importance(model), model, removed_fraction=0.2,
+                                          heads_removed="same_share"))
     pruned(ids, labels=ids).loss.backward()
     assert all(p.grad is not None and p.grad.shape == p.shape for p in pruned.parameters())

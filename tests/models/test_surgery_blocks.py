@@ -63,9 +63,10 @@ def test_blocks_of_every_named_network(name):
     """Remove the first, the last, and every second block together, to save time."""
     network = image_network(name, classes=7)
     names = removable(network)
-    assert len(names) == {"resnet18": 5, "resnet34": 13, "resnet50": 12, "resnet101": 29, "mobilenet_v2": 10}[name]
+    assert len(names) == {"resnet18": 5, "resnet34": 13, "resnet50": 12, "resnet101": 29, "mobilenet_v2": 10,
+                          "keras_resnet": 25}[name]
     for some in ([names[0]], [names[-1]], names[::2]):
-        assert_removing_is_bypassing(network, some, pixels(64)[:1])
+        assert_removing_is_bypassing(network, some, pixels(network.config.arguments.get("size", 64))[:1])
 
 
 def test_a_network_as_torchvision_makes_it_can_be_cut_too():
@@ -157,7 +158,8 @@ def test_blocks_and_width_can_go_in_either_order(family, tiny, random_importance
     model = language_model(tiny, family)
 
     def narrower(model, seed):
-        return surgery.remove(model, choose(random_importance(model, seed=seed), model, removed_fraction=0.2))
+        return surgery.remove(model, choose(random_importance(model, seed=seed), model, removed_fraction=0.2,
+                                            heads_removed="same_share"))
 
     def shorter(model):
         plan = BlockPlan.of(model, ["model.layers.1"])

@@ -5,7 +5,7 @@ import torch
 
 from pruning_lib.models import families
 from pruning_lib.models.hooks import inputs_to
-from pruning_lib.pruning import importance, selection
+from pruning_lib.pruning import importance, peak_to_peak, selection
 from pruning_lib.pruning.importance import METHODS, Method
 
 
@@ -54,7 +54,7 @@ def test_a_method_scores_every_head_and_neuron_and_its_rule_makes_a_plan(family,
     assert (found.heads.shape, found.neurons.shape) == ((s.blocks, s.heads), (s.blocks, s.neurons))
     assert found.heads.dtype == found.neurons.dtype == torch.float32
     assert found.made_with["method"] and METHODS[method].about
-    plan = selection.choose(found, model, removed_fraction=0.2, rule=METHODS[method].rule)
+    plan = selection.choose(found, model, removed_fraction=0.2, rule=METHODS[method].rule, heads_removed="same_share")
     assert abs(plan.removed_parameters - 0.2 * s.parameters) <= s.blocks * s.neuron_parameters
     assert plan.neurons.shape[1] > 0
 
@@ -108,6 +108,38 @@ def test_scores_from_activations_equal_the_definition_on_all_tokens(family, tiny
     slow = slow_scores(model, padded, SLOW[method])
     torch.testing.assert_close([found.heads, found.neurons], [s.float() for s in slow], rtol=1e-4, atol=1e-6)
     assert found.made_with["tokens"] == 5 + 17 + 1 + 9
+
+
+def test_the_range_score_equals_its_definition_one_neuron_and_one_prompt_at_a_time(family, tiny, padded):
+    model = tiny(family, heads=6, groups=2)
+    record, s = families.family_of(model), families.sizes(model)
+    found = METHODS["peak_to_peak"].importance(model, padded)
+    for path, D, scores in ((record.heads_out, s.head_width, found.heads), (record.neurons_out, 1, found.neurons)):
+        alone = [slow_inputs(model, path, [{k: v[i:i + 1] for k, v in b.items()}]) for b in padded
+                 for i in range(len(b["input_ids"]))]
+        for i, block in enumerate(families.blocks(model)):
+            out = block.get_submodule(path).weight.detach().double()  # (C, columns)
+            into = [block.get_submodule(record.queries).weight.detach().double()[:out.shape[1]]] if D > 1 else [
+                w.double() for w in inward(block, record, s.neurons)]
+            ranges = [[max(v) + abs(min(v)) for v in vectors] for vectors in (*into, out.T)]
+            shares = sum(torch.tensor(r) / max(r) for r in ranges)
+            slow = (shares * sum(x[i].norm(dim=0) for x in alone)).view(-1, D).sum(1)
+            torch.testing.assert_close(scores[i], slow.float(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_range_score_of_neurons_is_that_of_optipfair(tiny, batches):
+    """Their library, where it is installed, on prompts that come one at a time."""
+    theirs = pytest.importorskip("optipfair.pruning.mlp_glu")
+    model = tiny("llama")
+    handles = theirs.setup_mlp_hooks_for_importance(model, torch.device("cpu"))
+    theirs.run_calibration_forward_passes(model, batches, torch.device("cpu"), show_progress=False)
+    norms = theirs.get_activation_norms()
+    for handle in handles:
+        handle.remove()
+    expected = [theirs.compute_neuron_pair_importance_maw_hybrid(
+        b.mlp.gate_proj.weight, b.mlp.up_proj.weight, b.mlp.down_proj.weight, norms[i])
+        for i, b in enumerate(families.blocks(model))]
+    torch.testing.assert_close(peak_to_peak.importance(model, batches).neurons, torch.stack(expected))
 
 
 def slow_taylor(model, batches):
@@ -188,7 +220,7 @@ def test_methods_that_share_an_importance_measure_it_once(tiny, batches, monkeyp
 def test_an_unknown_method_is_refused_before_anything_is_measured(tiny, monkeypatch):
     measured = []
     monkeypatch.setitem(METHODS, "slow", Method(lambda *_: measured.append(1), "lowest", "for this test"))
-    with pytest.raises(ValueError, match="unknown method 'largest'; known: .*amp, .*highest, magnitude, random"):
+    with pytest.raises(ValueError, match="unknown method 'largest'; known: .*amp, .*highest, magnitude, .*random"):
         importance.importances(["slow", "largest"], tiny("llama"), [])
     assert not measured
 
@@ -196,7 +228,8 @@ def test_an_unknown_method_is_refused_before_anything_is_measured(tiny, monkeypa
 def test_the_reversed_control_removes_none_of_what_amp_removes(tiny, batches):
     model = tiny("llama", neurons=40)
     scores = importance.importances(["amp", "highest"], model, batches)
-    lowest, highest = (selection.choose(scores[m], model, removed_fraction=0.2, rule=METHODS[m].rule)
+    lowest, highest = (selection.choose(scores[m], model, removed_fraction=0.2, rule=METHODS[m].rule,
+                                        heads_removed="same_share")
                        for m in ("amp", "highest"))
     for i in range(2):
         gone, stay = set(lowest.neurons[i].tolist()), set(highest.neurons[i].tolist())
@@ -208,7 +241,7 @@ def test_the_reversed_control_removes_none_of_what_amp_removes(tiny, batches):
 def test_random_removes_other_parts_with_another_seed_and_the_same_with_the_same(tiny):
     model = tiny("llama", heads=8, groups=8, neurons=40)
     drawn = [selection.choose(importance.uniform(model), model, removed_fraction=0.3, rule=METHODS["random"].rule,
-                              seed=seed)
+                              seed=seed, heads_removed="same_share")
              for seed in (0, 0, 1)]
     for part in ("heads", "neurons"):
         first, again, other = (getattr(plan, part) for plan in drawn)

@@ -60,14 +60,15 @@ def test_the_fraction_is_of_all_parameters_and_within_one_neuron_per_block(
 
 def test_heads_and_neurons_lose_the_same_share(tiny, random_importance):
     model = tiny("llama", heads=8, groups=8, neurons=160)
-    plan = choose(random_importance(model), model, removed_fraction=0.3)
+    plan = choose(random_importance(model), model, removed_fraction=0.3, heads_removed="same_share")
     assert abs((8 - plan.kept["heads"]) / 8 - (160 - plan.kept["neurons"]) / 160) < 1 / 8
 
 
 def test_one_query_per_group_cannot_be_cut_evenly_and_the_refusal_says_what_can(tiny, random_importance):
     model = tiny("mistral", heads=4, groups=4)
     with pytest.raises(ValueError, match="grouped_query='whole_groups'"):
-        choose(random_importance(model), model, removed_fraction=0.2, grouped_query="equal_queries")
+        choose(random_importance(model), model, removed_fraction=0.2, grouped_query="equal_queries",
+               heads_removed="same_share")
     assert choose(random_importance(model), model, removed_fraction=0.2, grouped_query="equal_queries", scope="neurons")
 
 
@@ -100,14 +101,15 @@ def test_the_stated_range_can_be_reached_at_seven_billion_parameters_too(llama2_
         with pytest.raises(ValueError, match="reachable") as refused:
             choose(importance, llama2_7b, removed_fraction=0.97, heads_removed=heads_removed)
         for fraction in reachable(refused.value)[0]:
-            choose(importance, llama2_7b, removed_fraction=fraction, heads_removed=heads_removed)
+            choose(importance, llama2_7b, removed_fraction=fraction, heads_removed=heads_removed, multiple_of=1)
 
 
 @pytest.mark.parametrize(("fraction", "heads", "neurons", "parameters"), [
     (0.30034, 22, 7568, 4_714_663_936), (0.21024, 25, 8600, 5_321_789_440)])
 def test_at_the_papers_size_the_plan_is_the_published_network(
         llama2_7b, random_importance, fraction, heads, neurons, parameters):
-    plan = choose(random_importance(llama2_7b), llama2_7b, removed_fraction=fraction)
+    plan = choose(random_importance(llama2_7b), llama2_7b, removed_fraction=fraction, heads_removed="same_share",
+                  multiple_of=1)
     assert plan.kept["heads"] == heads
     assert abs(plan.kept["neurons"] - neurons) <= 1
     assert abs(plan.sizes.parameters - plan.removed_parameters - parameters) <= 32 * 3 * 4096
@@ -130,24 +132,57 @@ def test_heads_can_be_fixed_and_the_neurons_take_up_the_rest(tiny, random_import
 
 
 @pytest.mark.parametrize("multiple_of", [1, 2, 7, 8, 40])
-def test_the_neurons_kept_are_the_multiple_nearest_to_the_fraction(tiny, random_importance, multiple_of):
+def test_the_neurons_kept_are_the_nearest_multiple_or_the_fraction_is_refused(tiny, random_importance, multiple_of):
     model = tiny("llama", heads=6, groups=3, neurons=40)
     importance = random_importance(model)
-    multiples = range(multiple_of, 41, multiple_of)
+    multiples, refused = range(multiple_of, 41, multiple_of), 0
     for fraction in [0.0, *torch.linspace(0.01, 0.5, 30).tolist()]:
-        exact = choose(importance, model, removed_fraction=fraction)
-        plan = choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of)
+        exact = choose(importance, model, removed_fraction=fraction, heads_removed="same_share")
+        wanted = exact.kept["neurons"]
+        nearest = min(multiples, key=lambda m: (abs(m - wanted), m % (2 * multiple_of)))
+        unheard = wanted < 40 and nearest == 40 and exact.kept["heads"] == 6  # nothing at all would go
+        if unheard or (wanted < 40 and abs(nearest - wanted) > multiple_of / 2):
+            with pytest.raises(ValueError, match=f"multiple_of={multiple_of} is too coarse"):
+                choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of,
+                       heads_removed="same_share")
+            refused += 1
+            continue
+        plan = choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of, heads_removed="same_share")
         assert torch.equal(plan.heads, exact.heads)
-        wanted, kept = exact.kept["neurons"], plan.kept["neurons"]
-        assert kept == 40 if wanted == 40 else abs(kept - wanted) == min(abs(m - wanted) for m in multiples)
+        kept = plan.kept["neurons"]
+        assert kept == 40 if wanted == 40 else abs(kept - wanted) == abs(nearest - wanted)
         assert plan.removed_parameters == count(model) - count(surgery.remove(model, plan))
+    assert (refused > 0) == (multiple_of > 1)
+
+
+@pytest.mark.parametrize(("neurons", "fraction", "multiple_of", "said"), [
+    (192, 0.02, 64, "192 neurons per block remove 0.0000, 128 neurons per block remove"),  # removed nothing, silently
+    (200, 0.02, 128, "128 neurons per block remove")])  # removed a third of them
+def test_a_multiple_too_coarse_for_the_fraction_names_those_it_reaches(tiny, random_importance, neurons, fraction,
+                                                                       multiple_of, said):
+    model = tiny("llama", neurons=neurons)
+    with pytest.raises(ValueError, match=f"multiple_of={multiple_of} is too coarse.*{said}") as error:
+        choose(random_importance(model), model, removed_fraction=fraction, multiple_of=multiple_of)
+    reachable = float(str(error.value).split(" of all parameters")[0].rpartition(" ")[2])
+    plan = choose(random_importance(model), model, removed_fraction=reachable, multiple_of=multiple_of)
+    assert plan.kept["neurons"] == 128 and plan.removed_fraction == pytest.approx(reachable, abs=1e-4)
+
+
+@pytest.mark.parametrize(("neurons", "kept"), [(192, 160), (200, 170)])
+def test_without_a_multiple_blocks_of_32_stay_blocks_of_32_and_others_are_cut_to_the_neuron(tiny, random_importance,
+                                                                                            neurons, kept):
+    model = tiny("llama", neurons=neurons)
+    s = families.sizes(model)
+    fraction = s.blocks * 30 * s.neuron_parameters / s.parameters
+    assert choose(random_importance(model), model, removed_fraction=fraction).kept["neurons"] == kept
 
 
 @pytest.mark.parametrize("multiple_of", [0, -8, 41])
 def test_a_multiple_that_no_number_of_neurons_can_be_is_refused(tiny, random_importance, multiple_of):
     model = tiny("llama", neurons=40)
     with pytest.raises(ValueError, match=f"multiple_of={multiple_of};.* 40 neurons.*8 or 64"):
-        choose(random_importance(model), model, removed_fraction=0.1, multiple_of=multiple_of)
+        choose(random_importance(model), model, removed_fraction=0.1, multiple_of=multiple_of,
+               heads_removed="same_share")
 
 
 @pytest.mark.parametrize(("argument", "value", "allowed"), [
@@ -193,7 +228,7 @@ def test_each_block_loses_its_own_least_or_most_important_parts_and_ties_go_by_p
 def test_when_all_scores_are_equal_the_first_places_go(tiny, rule):
     model = tiny("qwen3", heads=6, groups=6, neurons=30)
     equal = Importance(torch.ones(2, 6), torch.ones(2, 30), {})
-    plan = choose(equal, model, removed_fraction=0.3, rule=rule)
+    plan = choose(equal, model, removed_fraction=0.3, rule=rule, heads_removed="same_share")
     assert 0 < plan.heads.shape[1] < 6 and 0 < plan.neurons.shape[1] < 30
     assert (plan.heads == torch.arange(plan.heads.shape[1])).all()
     assert (plan.neurons == torch.arange(plan.neurons.shape[1])).all()
@@ -205,7 +240,7 @@ def test_random_choices_repeat_with_their_seed_and_leave_the_global_generator_al
     state = torch.get_rng_state()
     first, same, other = (
         choose(random_importance(model, seed=importance_seed), model, removed_fraction=0.3, rule="random", seed=seed,
-               grouped_query=cut) for importance_seed, seed in ((0, 3), (1, 3), (0, 4)))
+               grouped_query=cut, heads_removed="same_share") for importance_seed, seed in ((0, 3), (1, 3), (0, 4)))
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.equal(first.heads, same.heads) and torch.equal(first.neurons, same.neurons)  # scores unused
     assert not torch.equal(first.neurons, other.neurons)
@@ -248,7 +283,7 @@ def test_blocks_may_lose_different_heads_but_never_a_different_number(tiny):
 
 def test_a_plan_says_what_it_does(tiny, random_importance):
     model = tiny("llama", heads=6, groups=3, neurons=40)
-    plan = choose(random_importance(model), model, removed_fraction=0.2)
+    plan = choose(random_importance(model), model, removed_fraction=0.2, heads_removed="same_share")
     kept = plan.kept
     assert f"{plan.removed_fraction:.4%} of {count(model):,} parameters" in str(plan)
     assert f"{kept['heads']} of 6 heads, {kept['groups']} of 3 groups, {kept['neurons']} of 40 neurons" in str(plan)
@@ -299,4 +334,4 @@ def test_an_importance_that_is_not_finite_is_refused(tiny, random_importance, pa
     importance = random_importance(model)
     getattr(importance, part)[1, 2] = value
     with pytest.raises(ValueError, match=f"{part} holds NaN or infinity"):
-        choose(importance, model, removed_fraction=0.1)
+        choose(importance, model, removed_fraction=0.1, heads_removed="same_share")

@@ -30,7 +30,8 @@ every_run = pytest.mark.parametrize("name", RUNS)
 MADE_WITH = {"commit": r"[0-9a-f]{7,40}(\+changes)?", "torch": r"\d+\.\d+.*", "transformers": r"\d+\.\d+.*",
              "lm-eval": r"\d+\.\d+.*", "python": r"3\.\d+\.\d+", "device": r".*\w.*", "threads": r"[1-9]\d*",
              "minutes": r"\d+(\.\d+)?", "data": r"\{.*\}"}
-VERDICTS = {"reproduced", "partly", "not at this scale", "contradicted", "not run"}
+VERDICTS = {"reproduced", "partly", "not at this scale", "partly contradicted", "contradicted", "no difference",
+            "not run"}
 PARTS = {"robustness": ("test",), "shortcut": ("tuned", "test"), "emissions": ("test",)}
 NO_DATA = {"block_costs", "by_hand", "inference_speed", "metrics_forgive", "scoring_cost"}  # random weights, numbers
 OF_A_MACHINE = r"(?<![\w.~)/-])/(?:work|tmp|home|root|Users|mnt|scratch|opt|usr|var|data)(?:/|\b)|[A-Z]:\\\\?Users|file://"

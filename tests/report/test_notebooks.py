@@ -35,7 +35,8 @@ PATHS = sorted(TREE.notebooks.glob("*.ipynb"))
 RUNS = [path for path in PATHS if path.stem not in READINGS]
 DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib", "pruning_lib.experiments.records",
                   "pruning_lib.data",  # for published figures, in data/inputs
-                  "pruning_lib.evaluation.quality"}  # for statistics over recorded items only
+                  "pruning_lib.evaluation.quality",  # for statistics over recorded items only
+                  "pruning_lib.evaluation.robustness_rule", "pruning_lib.evaluation.score_rule"}
 OF_THE_PACKAGE = {"plots", "records", "read_record", "compare"}
 STATISTICS = {"questions", "mean_interval", "paired"}
 MODULES_OF_A_NOTEBOOK = 3  # the median, at most
@@ -177,7 +178,8 @@ KEYS = {"model": {"fresh", "toy", *loading.MODELS}, "image_set": images.IMAGES,
         "text": data.DATASETS, "tasks": quality.TASKS, "grouped_query": GROUPED, "dtype": loading.DTYPES,
         "reconstruction": pipeline.RECONSTRUCTIONS, "reconstruction_text": data.DATASETS,
         "cue": spurious_cues.CUES, "language_model": {"toy", "none", *loading.MODELS}}
-LISTS = {"methods": importance.METHODS, "attacks": attacks.ATTACKS,
+LISTS = {"methods": importance.METHODS, "attacks": {"none", *attacks.ATTACKS}, "l2_attacks": {"none", *attacks.ATTACKS},
+         "criteria": block_ranking.CRITERIA,
          "corruptions": {"all", "none", *corruptions.CORRUPTIONS}}  # names separated by spaces
 
 

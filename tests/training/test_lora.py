@@ -5,7 +5,12 @@ import copy
 import pytest
 import torch
 from conftest import hooks_of
+from tokenizers import Regex, Tokenizer, pre_tokenizers
+from tokenizers.models import WordLevel
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
+from pruning_lib import data
 from pruning_lib.models import checkpoints
 from pruning_lib.training import lora
 from pruning_lib.training.lora import Settings
@@ -166,3 +171,46 @@ def test_a_bfloat16_model_stays_one_and_learns(tiny, tokenizer):
     losses = lora.tune(model, tokenizer, PAIRS, settings=settings, progress=False)
     assert len(losses) == 8 and losses[-1] < 0.9 * losses[0]
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.fixture
+def with_spaces():
+    """A tokenizer of the kind of LLaMA 2: a space in front of every text, one token per character, BOS added."""
+    letters = {c: i for i, c in enumerate(["<pad>", "<s>", "</s>", "\u2581", *"abcdefghijklmnopqrstuvwxyz.:\n"])}
+    inner = Tokenizer(WordLevel({**letters, "\n\n": len(letters)}, unk_token="<pad>"))
+    inner.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Metaspace(prepend_scheme="always", split=False),
+        pre_tokenizers.Split(Regex(r"\n\n|[\s\S]"), "isolated")])
+    inner.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+
+
+def test_an_answer_is_tokenised_with_its_prompt(with_spaces):
+    """As at inference: no space begins the answer that would not stand there in one text."""
+    assert with_spaces.convert_ids_to_tokens(with_spaces("no", add_special_tokens=False)["input_ids"])[0] == "\u2581"
+    examples = lora._examples(with_spaces, [("say:\n", "no"), ("q", "yes")], 64)
+    for (tokens, question), (prompt, answer) in zip(examples, [("say:\n", "no"), ("q", "yes")], strict=True):
+        assert with_spaces.convert_ids_to_tokens(tokens) == ["<s>", "\u2581", *prompt, *answer, "</s>"]
+        assert question == 2 + len(prompt)
+
+
+def test_a_token_across_the_border_is_predicted(with_spaces):
+    (tokens, question), = lora._examples(with_spaces, [("say\n", "\nno")], 64)
+    assert with_spaces.convert_ids_to_tokens(tokens[question:]) == ["\n\n", "n", "o", "</s>"]
+
+
+def test_examples_end_at_the_trained_positions(tiny, tokenizer):
+    """A model of 128 positions never sees a token beyond them."""
+    model, seen = tiny("llama"), []
+    model.model.register_forward_pre_hook(lambda m, a, k: seen.append(k["input_ids"].shape[1]), with_kwargs=True)
+    lora.tune(model, tokenizer, [("Say a.", "a" * 300)], settings=QUICK, progress=False)
+    assert set(seen) == {128}
+
+
+@pytest.mark.model
+def test_the_published_recovery_of_the_default_model_had_these_examples(smollm):
+    """Prompt and answer apart or together: the same tokens, with the default tokenizer and Alpaca's layout."""
+    _, tokenizer = smollm
+    pairs = data.pairs("mini_prompts", skip=0)
+    apart = [(tokenizer(p)["input_ids"], tokenizer(a)["input_ids"] + [tokenizer.eos_token_id]) for p, a in pairs]
+    assert lora._examples(tokenizer, pairs, 512) == [(p + a, len(p)) for p, a in apart]

@@ -1,0 +1,71 @@
+"""The command ``inspect``: possible cuts of a model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pruning_lib.cli import output
+from pruning_lib.models import deployment, expert_surgery, families, image_networks, loading, opening
+from pruning_lib.pruning import consensus
+from pruning_lib.pruning.selection import lossless_cuts
+
+
+def show(arguments: argparse.Namespace) -> int:
+    """Print the possible cuts of a model."""
+    return output.answer(inspect_model, arguments)
+
+
+def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    """Return the possible cuts of a model; a language model is read from its config alone."""
+    from transformers import AutoModelForCausalLM
+
+    source = loading.find(arguments.model)
+    if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
+        return _inspect_image_network(arguments.model, image_networks.read(Path(source)))
+    try:
+        config = opening.config_of(source)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers raises many kinds
+        raise ValueError(f"{arguments.model!r} has no config of a causal language model; "
+                         f"give another model ({error})") from error
+    s, facts = families.sizes(model), lossless_cuts(model)
+    lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks of {s.heads} heads "
+             f"in {s.groups} groups and {s.neurons} neurons",
+             f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
+             f"{facts['block_fraction']:.4f}",
+             "heads that can be removed from every block (--heads-removed), and the fractions in reach "
+             "(--removed-fraction):"]
+    for cut in facts["cuts"]:
+        reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
+        lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")
+    facts["served"] = deployment.head_width_note(facts["family"])
+    lines += [facts["served"]] if facts["served"] else []
+    lines += [f"{unit} cannot be removed: {reason}" for unit, reason in facts["refused"].items()
+              if reason not in ("", families.NO_EXPERTS)]
+    if not facts["refused"]["experts"]:
+        e = expert_surgery.sizes(model)
+        lines.append(f"{len(e.blocks)} blocks have {e.experts} experts of {e.neurons} neurons; both can be removed "
+                     f"(pruning.expert_importance)")
+    return {"model": arguments.model, **facts}, "\n".join(lines)
+
+
+def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str]:
+    """Return the removable blocks of an image network: blocks that keep the shape, if one per stage remains."""
+    infos = families.residual_blocks(network)
+    stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
+    facts = {"model": name, "network": image_networks.kind(network), "parameters": families.parameter_count(network),
+             "blocks": [info.name for info in infos], "removable": [info.name for info in infos if info.removable],
+             "most_blocks_removed": consensus.max_removable(network, min_blocks=1)}
+    lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "
+             f"{facts['most_blocks_removed']} can be removed together if every stage keeps one",
+             "blocks that can be removed, stage by stage (with consensus.prune, or: pruning-lib run consensus_prune -p "
+             f"model={name}):"]
+    for stage, members in stages.items():
+        free = ", ".join(info.name for info in members if info.removable)
+        lines.append(f"  stage {stage + 1}, {len(members)} blocks  {free or 'none'}")
+    return facts, "\n".join(lines)
