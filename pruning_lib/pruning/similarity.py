@@ -190,9 +190,9 @@ def expected_seconds(samples: int, features: int, classes: int, metrics: Sequenc
     """
     N, P, C = samples, features, max(1, classes)
     r = min(N, P)  # the Gaussian metrics work in the span of the samples
-    steps = 12 * C * r**3 * 18 if N >= P else 0  # products of approximate polar factors; in the span they are small
-    starts = 8 + 2 * max(2, min(64, 500_000 // r**3)) if r < 128 or N >= P else 4
-    search = (starts * 4 + 40) * (20 * r**3) + starts * steps + 20 * C * r**3 * (N >= P) + 8 * N**2 * P * (N < P)
+    starts = 4 + 2 * max(2, min(64, 500_000 // r**3)) if r < 128 or N >= P else 4
+    steps = starts * 4 + max(2, starts // 4) * 8
+    search = ((steps + 40) * (9 * C + 6) + 120 * (C + 1)) * r**3 if N >= P else (steps + 10) * 7 * r**3 + 2 * N**2 * P
     floats = {"cka": 2 * N * P**2, "permutation": 2 * N * P**2 + 20 * P**2.3, "wasserstein": 30 * N * P,
               "linear_shape_0": 30 * N * P * r, "linear_shape_1": 30 * N * P * r,
               "gaussian_0": search, "gaussian_1": search, "gaussian_2": 20 * r**3 + 2 * N**2 * P}
