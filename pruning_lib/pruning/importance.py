@@ -27,11 +27,10 @@ from tqdm import tqdm
 from pruning_lib._registry import Table, function_of
 from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families
-from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
+from pruning_lib.models.hooks import evaluating
 from pruning_lib.pruning import amp, reconstruction
+from pruning_lib.pruning.projection_inputs import Batches, Moments, moments, output_projections, prompt_norms
 from pruning_lib.pruning.selection import Importance
-
-Batches = Iterable[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -62,46 +61,6 @@ def magnitude(model: nn.Module, batches: Batches = ()) -> Importance:
     """
     heads, neurons = _over_weights(model, lambda weight: weight.detach().float().pow(2))
     return Importance(heads.sqrt(), neurons.sqrt(), {"method": "magnitude"})
-
-
-@dataclass(frozen=True)
-class Moments:
-    """Moments of the inputs of one output projection, over all tokens of all prompts."""
-
-    tokens: int
-    mean: Tensor  # (columns,) float64
-    square: Tensor  # (columns,) mean of the squares
-
-
-def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> list[Moments]:
-    """Return the moments of the 2 L output projections, those of the heads first, then those of the neurons.
-
-    Every token has the same weight; padding is ignored.
-    """
-    modules = output_projections(model)
-    weights = [families.matrix(m) for m in modules]
-    sums: list[Tensor] = [torch.zeros(2, w.shape[1], dtype=torch.float64, device=w.device) for w in weights]
-    tokens = 0
-
-    def see(i: int, x: Tensor) -> None:
-        x = by_prompt(x, mask)[mask].double()  # (tokens, columns)
-        sums[i] += torch.stack([x.sum(0), x.pow(2).sum(0)])
-
-    with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
-        for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
-            mask = batch["attention_mask"].bool().to(families.matrix(modules[0]).device)
-            model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
-                             attention_mask=mask.long(), use_cache=False)
-            tokens += int(mask.sum())
-    if tokens < 2:
-        raise ValueError("fewer than two tokens: give at least one prompt to calibrate on")
-    return [Moments(tokens, *(s / tokens)) for s in sums]
-
-
-def output_projections(model: nn.Module) -> list[nn.Module]:
-    """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
-    family, blocks = families.family_of(model), families.blocks(model)
-    return [block.get_submodule(path) for path in (family.heads_out, family.neurons_out) if path for block in blocks]
 
 
 def activation_norm(model: nn.Module, batches: Batches) -> Importance:
@@ -147,7 +106,7 @@ def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -
     cannot remove heads.  The score of heads is our extension: the same product for every column of a head, from its
     query row and its output column, summed over the head.
     """
-    norms, s = _prompt_norms(model, batches, progress), families.sizes(model)
+    norms, s = prompt_norms(model, batches, progress), families.sizes(model)
     with_heads = s.blocks * bool(s.heads)
     heads, neurons = [], []
     for i, block in enumerate(families.blocks(model)):
@@ -156,24 +115,6 @@ def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -
         if s.neurons:
             neurons.append(_range_shares(model, block, "neurons", 1).flatten() * norms[with_heads + i])
     return Importance(_rows(heads, s.blocks), _rows(neurons, s.blocks), {"method": "peak_to_peak"})
-
-
-def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Tensor]:
-    """Return the L2 norm over a prompt's tokens of every input of every output projection, summed over prompts."""
-    modules = output_projections(model)
-    weights = [families.matrix(m) for m in modules]
-    sums = [torch.zeros(w.shape[1], device=w.device) for w in weights]
-
-    def see(i: int, x: Tensor) -> None:
-        x = by_prompt(x, mask).float() * mask[..., None].to(x.device)  # (B, T, columns), padding zero
-        sums[i] += x.pow(2).sum(1).sqrt().sum(0)
-
-    with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
-        for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
-            mask = batch["attention_mask"].to(weights[0].device)
-            model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
-                             attention_mask=mask, use_cache=False)
-    return [s.cpu() for s in sums]
 
 
 def _range_shares(model: nn.Module, block: nn.Module, unit: str, columns: int) -> Tensor:
