@@ -288,12 +288,10 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     family, config = family_of(model), text_config(model)
     counts = block_counts(blocks(model)[0], family, config, head_width(model))
     H, G = counts["heads"], counts["groups"]
-    if heads == H:
-        return
     for name, reason in family.heads_fixed_by.items():
-        if _field(config, name):
+        if heads != H and _field(config, name):
             raise ValueError(f"heads of this model cannot be removed ({name}: {reason}); use scope='neurons'")
-    if family.found:
+    if heads != H and family.found:
         _refuse_unstorable(model, family, counts, heads)
     in_the_way = [name for name in family.not_stored_with if getattr(config, name, False)]
     if in_the_way and config.hidden_size % heads:
