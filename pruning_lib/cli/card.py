@@ -20,7 +20,7 @@ TABLE = ("## Measured", "",
 
 
 def write_card(folder: Path, facts: dict[str, Any]) -> None:
-    """Write ``pruning.json`` and the model card ``README.md``; what somebody wrote into the card stays as it is."""
+    """Write ``pruning.json`` and the model card ``README.md``; words of a user in the card are kept."""
     path = folder / "README.md"
     before = path.read_text() if path.exists() else ""
     for name, text in (("pruning.json", json_text(facts) + "\n"), (path.name, _renewed(before, facts))):
@@ -30,7 +30,7 @@ def write_card(folder: Path, facts: dict[str, Any]) -> None:
 
 
 def provenance(name: str, model: nn.Module) -> dict[str, Any]:
-    """Return what the card says of the model that was pruned: name on the hub, licence, number formats, version."""
+    """Return the facts of the card on the model that was pruned: hub name, licence, number formats, version."""
     source = Path(loading.find(name))
     stated = _front_matter(source / "README.md")
     entry = loading.MODELS.get(name)
@@ -67,7 +67,7 @@ def _renewed(before: str, facts: dict[str, Any]) -> str:
 
 
 def _head(facts: dict[str, Any]) -> str:
-    """Return the lines that the hub reads: what is not known is left out rather than made up."""
+    """Return the lines that the hub reads; unknown facts are omitted."""
     fields = {"library_name": "transformers", "pipeline_tag": "text-generation", "base_model": facts.get("base_model"),
               "license": facts.get("license"), "tags": "[pruned]"}
     return "\n".join(["---", *(f"{key}: {value}" for key, value in fields.items() if value), "---", ""])

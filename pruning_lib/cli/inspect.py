@@ -58,7 +58,7 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
     """Return the removable blocks of an image network: blocks that keep the shape, if one per stage remains."""
     infos = families.residual_blocks(network)
     stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
-    facts = {"model": name, "network": network.config.network, "parameters": families.parameter_count(network),
+    facts = {"model": name, "network": image_networks.kind(network), "parameters": families.parameter_count(network),
              "blocks": [info.name for info in infos], "removable": [info.name for info in infos if info.removable],
              "most_blocks_removed": consensus.max_removable(network, min_blocks=1)}
     lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "

@@ -15,7 +15,7 @@ from pruning_lib.cli.card import write_card
 from pruning_lib.evaluation import quality
 from pruning_lib.evaluation.harness_tasks import check_tasks
 from pruning_lib.experiments.records import finite
-from pruning_lib.models import devices, families, loading
+from pruning_lib.models import devices, families, loading, opening
 
 
 def evaluate(arguments: argparse.Namespace) -> int:
@@ -35,7 +35,9 @@ def texts_of(arguments: argparse.Namespace, *models: str) -> list[str]:
     """
     devices.check(arguments.device)
     for name in models:
-        loading.find(name)
+        folder = Path(loading.find(name))
+        if not arguments.merge_adapter and (base := opening.adapter_base(folder)) is not None:
+            opening.refuse_adapter(folder, base)
     if arguments.dtype not in loading.DTYPES:
         raise ValueError(f"dtype={arguments.dtype!r}; allowed: {', '.join(loading.DTYPES)}")
     check_tasks(arguments.tasks)

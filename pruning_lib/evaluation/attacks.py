@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from pruning_lib._extras import extra
 from pruning_lib._registry import Table
+from pruning_lib.data import labelled_images
 from pruning_lib.models.hooks import evaluating
 
 with extra("robustness"):
@@ -46,7 +47,7 @@ def register_attack(name: str, *, norm: str, access: str, steps: int, about: str
         @wraps(f)
         def attack(model: nn.Module, images: Tensor, labels: Tensor, *, epsilon: float, seed: int = 0,
                    steps: int | None = None) -> Tensor:
-            validate(images, labels, epsilon)
+            labels = validate(images, labels, epsilon)
             if steps is not None and (steps < 1 or fixed and steps != usual):
                 raise ValueError(f"steps={steps}; {name} takes {usual if fixed else 'at least 1'}")
             return _in_blocks(f, model, images, labels, epsilon, seed, steps or usual, norm)
@@ -59,23 +60,27 @@ def register_attack(name: str, *, norm: str, access: str, steps: int, about: str
     return enter
 
 
-def validate(images: Tensor, labels: Tensor, epsilon: float) -> None:
-    """Raise ValueError unless pixels are floats in [0, 1], every image has a label, and the budget is valid."""
+def validate(images: Tensor, labels: Any, epsilon: float) -> Tensor:
+    """Return the classes (N,); raise ValueError unless pixels are floats in [0, 1] and the budget is valid."""
     if not images.is_floating_point() or not (images.min() >= 0 and images.max() <= 1):  # NaN is neither
         raise ValueError(f"pixels are {images.dtype} from {images.min()} to {images.max()}; give floats in [0, 1], "
                          f"such as training.sgd.pixels(images)")
-    if len(images) != len(labels):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
+    classes = labelled_images.pair(images, labels)
     if not 0 <= epsilon < math.inf:
         raise ValueError(f"epsilon={epsilon}; give a budget of 0 or more, in pixels: 1 / 255 is one grey level")
+    return classes
 
 
 def correct_mask(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     """Return (N,) booleans: True where the label of an image has the highest score."""
-    device = next(model.parameters()).device
+    device, labels = next(model.parameters()).device, labelled_images.pair(images, labels)
+    found = []
     with torch.no_grad(), evaluating(model):
-        blocks = zip(images.split(BLOCK), labels.split(BLOCK), strict=True)
-        return torch.cat([model(x.to(device)).argmax(1).cpu() == y for x, y in blocks])
+        for x, y in zip(images.split(BLOCK), labels.split(BLOCK), strict=True):
+            logits = model(labelled_images.inputs_for(model, x).to(device))
+            labelled_images.refuse_logits(logits, y)
+            found.append(logits.argmax(1).cpu() == y)
+    return torch.cat(found)
 
 
 def norms(change: Tensor, norm: str) -> Tensor:
@@ -242,7 +247,7 @@ def robust_correct(name: str, model: nn.Module, images: Tensor, labels: Tensor, 
     """
     if restarts < 1:
         raise ValueError(f"restarts={restarts}; give at least 1")
-    attack = ATTACKS[name]
+    attack, labels = ATTACKS[name], labelled_images.pair(images, labels)
     facts = ATTACKS.facts[name]
     if facts["minimal_norm"]:  # one attack serves all budgets
         if restarts > 1:

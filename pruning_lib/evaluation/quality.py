@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib._extras import extra
+from pruning_lib.data import labelled_images
 from pruning_lib.data.batching import bos_token
 from pruning_lib.evaluation import harness_tasks, window_losses
 from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
@@ -203,14 +204,15 @@ def interval(right: np.ndarray) -> tuple[float, float]:
 
 
 @torch.inference_mode()
-def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "float32", images_per_batch: int = 256
+def accuracy(model: nn.Module, images: Any, labels: Any = None, *, dtype: str = "float32", images_per_batch: int = 256
              ) -> tuple[dict[str, float], str]:
     """Measure the share of images whose class gets the highest score (top-1).
 
     Parameters
     ----------
-    images : (N, channels, height, width) uint8 pixels or floats in [0, 1]
-    labels : (N,)
+    images : (N, channels, height, width) uint8 pixels, or floats as the network takes them; or a data set, a DataLoader
+        or batches of them with their labels
+    labels : (N,) class of each image
     dtype : format of the multiplications, ``"float32"`` or ``"bfloat16"``
 
     Returns
@@ -218,14 +220,14 @@ def accuracy(model: nn.Module, images: Tensor, labels: Tensor, *, dtype: str = "
     ``accuracy_fraction``, its 95 % interval (Wilson) ``accuracy_low`` and ``accuracy_high``, ``images``; and the
     correctness of every image, packed, for paired comparisons
     """
-    if len(images) != len(labels) or not len(images):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
+    images, labels = labelled_images.whole(images, labels)
     device = next(model.parameters()).device
     right = []
     with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
         for batch, wanted in zip(images.split(images_per_batch), labels.split(images_per_batch), strict=True):
-            batch = batch.float() / 255 if batch.dtype == torch.uint8 else batch
+            batch = labelled_images.inputs_for(model, batch)
             found = model(batch.to(device, memory_format=torch.channels_last))
+            labelled_images.refuse_logits(found, wanted)
             right.append(found.argmax(1).cpu() == wanted)
     hits = torch.cat(right).numpy()
     interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")

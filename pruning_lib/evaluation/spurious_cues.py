@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pruning_lib._registry import Table
+from pruning_lib.data import labelled_images
 
 CUES: Table = Table("cue")
 TESTS = ("absent", "agreeing", "contradicting")
@@ -65,6 +66,9 @@ def inject_cue(images: Tensor, labels: Tensor, *, cue: str, agreement: float, se
         raise ValueError(f"agreement={agreement}; give a probability from 0 to 1")
     if images.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype}; give uint8 pixels")
+    if images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise ValueError(f"images are {tuple(images.shape)}; give (N, 1 or 3, height, width)")
+    labels = labelled_images.class_numbers(labels)
     if len(images) != len(labels):
         raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
     if classes < 2 or (labels.numel() and not 0 <= labels.min() <= labels.max() < classes):

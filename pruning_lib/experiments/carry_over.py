@@ -16,12 +16,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nbformat
-import yaml
-
+from pruning_lib._extras import extra
 from pruning_lib._files import replacing
 from pruning_lib.experiments import code_digests, records, runs, staleness
 from pruning_lib.experiments.runs import Row, Tree
+
+with extra("report"):
+    import nbformat
+    import yaml
 
 TIMES = ("_s", "_ms", "_j", "_wh", "_kgco2", "_w", "_bytes_peak", "minutes")  # ends of keys of measured times
 
@@ -55,7 +57,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], names: Mapp
 
 def _differ(a: Any, b: Any, at: str) -> Sequence[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [key for key in {**a, **b} if not str(key).endswith(TIMES)]
+        keys = [key for key in a if not str(key).endswith(TIMES)]  # what is only measured now changes nothing
         return [place for key in keys for place in _differ(a.get(key), b.get(key), f"{at}.{key}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [place for i, pair in enumerate(zip(a, b, strict=True)) for place in _differ(*pair, f"{at}[{i}]")]

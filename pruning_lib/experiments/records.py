@@ -276,7 +276,7 @@ def commit() -> str:
 
 
 def _git(*arguments: str | Path, where: Path) -> str:
-    """Return what git says; "" where it says no, or is not installed."""
+    """Return the output of git; "" on an error, or where it is not installed."""
     try:
         return subprocess.run(["git", *arguments], cwd=where, capture_output=True, text=True).stdout.strip()
     except OSError:

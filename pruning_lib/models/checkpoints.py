@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pruning_lib import _locks
-from pruning_lib.models import families, image_networks, offload, portable
+from pruning_lib.models import described_networks, families, image_networks, offload, portable
 from pruning_lib.models.hooks import evaluating
 
 SHARD_BYTES = 2 << 30  # largest file; a shard is held in memory once more while it is written
@@ -110,7 +110,7 @@ def _bytes(model: nn.Module) -> int:
 
 def _write(model: Any, folder: Path) -> None:
     """Write weights and config; a language model is written in shards, with a config that transformers accepts."""
-    if families.image_family(model):
+    if families.is_image_network(model):
         image_networks.write(model, folder)
         return
     config, other, dtype = model.config, _storable(model), stored_dtype(model)
@@ -184,7 +184,7 @@ def _state_architecture(path: Path, config: Any) -> None:
 @torch.inference_mode()
 def _compare(model: nn.Module, folder: Path) -> None:
     """Raise RuntimeError unless the model and its checkpoint give the same logits bit for bit."""
-    stored = _stored_image_network if families.image_family(model) else _stored_language_model
+    stored = _stored_image_network if families.is_image_network(model) else _stored_language_model
     with evaluating(model):
         ours, theirs = stored(model, folder)
     difference = (ours - theirs).abs().max().item()
@@ -216,8 +216,16 @@ def _rounded(model: Any) -> Any:
 
 def _stored_image_network(network: Any, folder: Path) -> tuple[Tensor, Tensor]:
     """Return the logits (B, classes) of the network and of its checkpoint on random pixels."""
-    weight, size = next(network.parameters()), network.config.arguments.get("size", 32)
-    pixels = torch.rand(2, len(network.config.mean), size, size, generator=torch.Generator().manual_seed(0)).to(weight)
+    weight = next(network.parameters())
+    allowed: tuple[str, ...] = ()
+    if families.image_family(network):
+        size = network.config.arguments.get("size", 32)
+        shape = (2, len(network.config.mean), size, size)
+        pixels = torch.rand(shape, generator=torch.Generator().manual_seed(0)).to(weight)
+    else:
+        pixels = described_networks.random_inputs(network)
+        source = described_networks.description(network).source
+        allowed = (source.name,) if source else ()  # the caller has built the network with it
     # files have one memory format; another one may round differently
     plain = copy.deepcopy(network).to(memory_format=torch.contiguous_format)
-    return plain(pixels), image_networks.read(folder).to(weight.device)(pixels)
+    return plain(pixels), image_networks.read(folder, allow_import=allowed).to(weight.device)(pixels)

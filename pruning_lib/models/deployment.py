@@ -1,4 +1,4 @@
-"""Which serving programs cannot take a checkpoint with fewer heads, so that it is said before a model is pruned.
+"""Serving programs that cannot load a checkpoint with fewer heads; users are told before a model is pruned.
 
 They compute the width of a head as width / heads and ignore ``head_dim`` in the config.  vLLM: read in its sources
 (``head_dim = hidden_size // num_heads``), not run here.  llama.cpp: run; its loader refuses the file ("wrong shape").

@@ -8,7 +8,6 @@ Order of this file: language families · image families · residual blocks · si
 from __future__ import annotations
 
 import copy
-import sys
 from collections import Counter
 from contextlib import suppress
 from dataclasses import dataclass
@@ -17,9 +16,16 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from pruning_lib._registry import Table
-from pruning_lib.models import structure, verification
+from pruning_lib.models import described_networks, structure, verification
 from pruning_lib.models.classifier_logits import logits, logits_known
+from pruning_lib.models.image_families import (
+    IMAGE_FAMILIES,
+    ImageFamily,
+    image_blocks,
+    image_family,
+    is_image_network,
+    keeps_shape,
+)
 from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
 from pruning_lib.models.parts import (
     Projections,
@@ -33,48 +39,15 @@ from pruning_lib.models.parts import (
     projections,
     tensor,
 )
+from pruning_lib.models.residual_blocks import BlockInfo, Unit
 from pruning_lib.models.toy_models import toy
 
-__all__ = ["FAMILIES", "IMAGE_FAMILIES", "NO_EXPERTS", "BlockInfo", "Experts", "ImageFamily", "LanguageFamily", "Part",
-           "Projections", "Rows", "Sizes", "block_count_fields", "block_counts", "block_parts", "blocks", "classifier",
-           "copy_of", "family_of", "head_width", "image_blocks", "image_family", "keeps_shape", "linear", "logits",
-           "logits_known", "matrix", "named_paths", "parameter_count", "places", "projections", "refuse_head_count",
-           "refuse_wrapped", "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny"]
-
-
-@dataclass(frozen=True)
-class ImageFamily:
-    """Module paths of the residual blocks in one family of image networks."""
-
-    network: str  # path of its class; torchvision's are looked up only when a model comes, for it may not be installed
-    block: tuple[str, ...]  # classes of residual blocks among the members of the sequences
-    sequences: tuple[str, ...]  # paths to the sequences of blocks, in forward order
-    classifier: str  # the layer that maps features (N, P) to classes
-
-
-IMAGE_FAMILIES: Table = Table("image family")
-IMAGE_FAMILIES["cifar_resnet"] = ImageFamily(
-    "pruning_lib.models.cifar_resnet.CifarResNet", ("pruning_lib.models.cifar_resnet.Block",),
-    ("layer1", "layer2", "layer3"), "linear")
-IMAGE_FAMILIES["keras_resnet"] = ImageFamily(
-    "pruning_lib.models.keras_resnet.KerasResNet", ("pruning_lib.models.keras_resnet.KerasBlock",),
-    ("layer1", "layer2", "layer3"), "linear")
-IMAGE_FAMILIES["torchvision_resnet"] = ImageFamily(
-    "torchvision.models.resnet.ResNet",
-    ("torchvision.models.resnet.BasicBlock", "torchvision.models.resnet.Bottleneck"),
-    ("layer1", "layer2", "layer3", "layer4"), "fc")
-IMAGE_FAMILIES["mobilenet_v2"] = ImageFamily(
-    "torchvision.models.mobilenetv2.MobileNetV2", ("torchvision.models.mobilenetv2.InvertedResidual",), ("features",),
-    "classifier.1")
-
-
-@dataclass(frozen=True)
-class BlockInfo:
-    """One residual block of a network in its present state."""
-
-    name: str  # its path, e.g. "layer1.3"
-    stage: int  # counted from 0; a block that changes the shape begins a stage
-    removable: bool  # the shape of the data is the same without the block
+__all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", "LanguageFamily", "NO_EXPERTS",
+           "Part", "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts",
+           "blocks", "classifier", "copy_of", "family_of", "head_width", "image_blocks", "image_family",
+           "is_image_network", "keeps_shape", "linear", "logits", "logits_known", "matrix", "named_paths",
+           "output_projections", "parameter_count", "places", "projections", "refuse_head_count", "refuse_wrapped",
+           "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny", "unit"]
 
 
 @dataclass(frozen=True)
@@ -169,54 +142,29 @@ def blocks(model: nn.Module) -> nn.ModuleList:
     return cast(nn.ModuleList, model.get_submodule(family_of(model).blocks))
 
 
-def image_family(model: nn.Module) -> ImageFamily | None:
-    """Return the record of an image network, found by its class; None for any other model."""
-    return next((family for family in IMAGE_FAMILIES.values() if _is_a(model, family.network)), None)
-
-
-def _is_a(module: nn.Module, path: str) -> bool:
-    """Return whether ``module`` is an instance of the class at ``path``; False while that was never imported."""
-    home, _, name = path.rpartition(".")
-    return home in sys.modules and isinstance(module, getattr(sys.modules[home], name))
+def unit(model: nn.Module, name: str) -> Unit:
+    """Return the modules behind a block of ``residual_blocks``."""
+    if image_family(model) or not is_image_network(model):
+        return Unit(name)
+    return described_networks.description(model).layout.units.get(name) or Unit(name)
 
 
 def residual_blocks(model: nn.Module) -> list[BlockInfo]:
     """Return the residual blocks of a network in forward order.
 
-    The decoder blocks of a language model form one stage and are all removable.
+    The decoder blocks of a language model form one stage and are all removable.  In an image network of no family the
+    blocks are found by running it, see ``residual_blocks.find``.
 
     Raises
     ------
     ValueError
-        for a network of no family; the message lists the families.
+        for a language model of no family; the message lists the families.
     """
     if image_family(model):
         return image_blocks(model)
+    if is_image_network(model):
+        return list(described_networks.description(model).layout.blocks)
     return [BlockInfo(f"{family_of(model).blocks}.{i}", 0, True) for i in range(len(blocks(model)))]
-
-
-def image_blocks(model: nn.Module) -> list[BlockInfo]:
-    """Return the residual blocks of an image network; every block that changes the shape begins a stage."""
-    family = cast(ImageFamily, image_family(model))
-    found: list[BlockInfo] = []
-    for sequence in family.sequences:
-        for i, block in enumerate(cast(nn.Sequential, model.get_submodule(sequence))):
-            if any(_is_a(block, name) for name in family.block):
-                keeps = keeps_shape(block)
-                stage = found[-1].stage + (not keeps) if found else 0
-                found.append(BlockInfo(f"{sequence}.{i}", stage, keeps))
-    return found
-
-
-def keeps_shape(block: nn.Module) -> bool:
-    """Return True if the output of a residual block has the shape of its input, judged by the block's convolutions.
-
-    The convolutions are in forward order; a shortcut with its own convolution comes last and has as many output
-    channels as the branch.
-    """
-    convolutions = [module for module in block.modules() if isinstance(module, nn.Conv2d)]
-    same_channels = convolutions[0].in_channels == convolutions[-1].out_channels
-    return same_channels and all(convolution.stride == (1, 1) for convolution in convolutions)
 
 
 def classifier(model: nn.Module) -> nn.Module:
@@ -224,8 +172,20 @@ def classifier(model: nn.Module) -> nn.Module:
     family = image_family(model)
     if family:
         return model.get_submodule(family.classifier)
+    if is_image_network(model):
+        path = described_networks.description(model).layout.classifier
+        if path is None:
+            raise ValueError(f"the output of this {type(model).__name__} is not that of a linear layer, so it has no "
+                             f"penultimate features; let the network end in a linear layer")
+        return model.get_submodule(path)
     family_of(model)  # raises for a model of no family
     return cast(Any, model).get_output_embeddings()
+
+
+def output_projections(model: nn.Module) -> list[nn.Module]:
+    """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
+    family, found = family_of(model), blocks(model)
+    return [block.get_submodule(path) for path in (family.heads_out, family.neurons_out) if path for block in found]
 
 
 def parameter_count(module: nn.Module) -> int:

@@ -1,4 +1,4 @@
-"""Writes a checkpoint folder as one GGUF file, which llama.cpp and what is built on it run.
+"""Write a checkpoint folder as one GGUF file, for llama.cpp and programs built on it.
 
 Weights are read from the folder tensor by tensor, so a model larger than memory can be converted too.
 Order of this file: tables · export · numbers of the model · weights · rotary positions.  Tokenizers are in
@@ -28,7 +28,7 @@ FORMATS = {"f32": ("F32", "ALL_F32"), "f16": ("F16", "MOSTLY_F16"), "bf16": ("BF
 
 @dataclass(frozen=True)
 class Architecture:
-    """How llama.cpp calls a family, and what it computes in another order.
+    """Name of a family in llama.cpp, and the differences of its computation.
 
     ``interleaved``: llama.cpp rotates neighbouring pairs where transformers rotates halves, so the rows of queries and
     keys change places.  ``width_from_heads``: llama.cpp takes the width of a head to be width / heads, whatever the
@@ -118,7 +118,7 @@ def _fields(folder: Path) -> dict[str, Any]:
 
 
 def _architecture(fields: dict[str, Any]) -> Architecture:
-    """Return the architecture under which llama.cpp computes what transformers does."""
+    """Return the architecture under which llama.cpp and transformers give the same logits."""
     own = ARCHITECTURES[fields["model_type"]]
     stated = fields["num_attention_heads"] * fields["head_dim"] != fields["hidden_size"]
     return LLAMA if own.width_from_heads and stated else own
@@ -224,7 +224,7 @@ def _add_rotary(writer: Any, fields: dict[str, Any]) -> None:
 
 
 def _longrope_attention(fields: dict[str, Any], original: Any) -> float:
-    """Return the factor of queries and keys that goes with long-context factors (Phi-3)."""
+    """Return the factor of queries and keys for long-context factors (Phi-3)."""
     stated, scale = fields["rotary"].get("attention_factor"), fields["max_position_embeddings"] / original
     if stated:
         return float(stated)

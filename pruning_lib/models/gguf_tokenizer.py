@@ -1,7 +1,7 @@
 """A tokenizer in the form of a GGUF file.
 
 llama.cpp knows two kinds that matter here: byte-level BPE (GPT-2, Llama 3, Qwen), which it cuts into words by a rule
-named in the file, and BPE on characters with a byte for what is unknown (SentencePiece: Llama 2, Mistral, Phi-3), which
+named in the file, and BPE on characters with bytes for unknown ones (SentencePiece: Llama 2, Mistral, Phi-3), which
 it merges by a score per token.
 """
 
@@ -28,7 +28,7 @@ _SPLITS = {
 
 @dataclass
 class Vocabulary:
-    """Tokens by number, with what llama.cpp wants to know of each and of the whole."""
+    """Tokens by number, with their types, and the settings of the tokenizer in llama.cpp."""
 
     model: str  # "gpt2" or "llama"
     split: str

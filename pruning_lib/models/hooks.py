@@ -14,6 +14,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from pruning_lib.models import families
+from pruning_lib.models.residual_blocks import bypasses
 
 
 @contextmanager
@@ -76,7 +77,9 @@ def skip_block(model: nn.Module, block_name: str) -> Iterator[None]:
         for a name that is no removable block; the message lists the removable blocks.
     """
     _refuse_unless_removable(model, block_name)
-    with _forwarding(model.get_submodule(block_name), _as_block(model, _identity)):
+    with ExitStack() as stack:
+        for module, forward in bypasses(model, families.unit(model, block_name)):
+            stack.enter_context(_forwarding(module, _as_block(model, forward)))
         yield
 
 
@@ -93,14 +96,35 @@ def resume_after(model: nn.Module, block_name: str, x: Tensor) -> Iterator[None]
         for a name that is no removable block, as in ``skip_block``.
     """
     _refuse_unless_removable(model, block_name)
+    unit = families.unit(model, block_name)
     with ExitStack() as stack:
-        for info in families.residual_blocks(model):
-            here = info.name == block_name
-            stack.enter_context(_forwarding(
-                model.get_submodule(info.name), _as_block(model, (lambda *_, **__: x) if here else _identity)))
-            if here:
-                break
+        for path in _blocks_before(model, unit.block):
+            stack.enter_context(_forwarding(model.get_submodule(path), _as_block(model, _identity)))
+        block = model.get_submodule(unit.block)
+        if unit.silenced:  # a branch: the block runs without it
+            hook = block.register_forward_pre_hook(lambda _, args: (x, *args[1:]))
+            stack.callback(hook.remove)
+            for module, forward in bypasses(model, unit):
+                stack.enter_context(_forwarding(module, _as_block(model, forward)))
+        else:
+            stack.enter_context(_forwarding(block, _as_block(model, lambda *_, **__: x)))
         yield
+
+
+def _blocks_before(model: nn.Module, path: str) -> list[str]:
+    """Return the paths of the blocks before ``path`` that need not run.
+
+    In a network of no family, blocks that change the shape run all the same: later modules may depend on the shape.
+    """
+    anywhere = families.image_family(model) is not None or not families.is_image_network(model)
+    before: list[str] = []
+    for info in families.residual_blocks(model):
+        here = families.unit(model, info.name).block
+        if here == path:
+            return before
+        if (anywhere or info.removable) and here not in before:
+            before.append(here)
+    return before
 
 
 @contextmanager
@@ -114,9 +138,11 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             if info.name != block_name:
-                stack.enter_context(_forwarding(model.get_submodule(info.name), _as_block(model, _identity)))
+                for module, forward in bypasses(model, families.unit(model, info.name)):
+                    stack.enter_context(_forwarding(module, _as_block(model, forward)))
         if x is not None:
-            hook = model.get_submodule(block_name).register_forward_pre_hook(lambda _, args: (x, *args[1:]))
+            entered = model.get_submodule(families.unit(model, block_name).block)
+            hook = entered.register_forward_pre_hook(lambda _, args: (x, *args[1:]))
             stack.callback(hook.remove)
         yield
 
@@ -144,7 +170,7 @@ def _forwarding(module: nn.Module, forward: Callable[..., Tensor]) -> Iterator[N
 
 def _as_block(model: nn.Module, forward: Callable[..., Tensor]) -> Callable[..., Any]:
     """Return a forward that gives a tuple where the blocks of the model do."""
-    if families.image_family(model):
+    if families.is_image_network(model):
         return forward
     if not (families.family_of(model).block_gives_tuple or _in_tuple(cast(Any, type(families.blocks(model)[0])))):
         return forward

@@ -3,14 +3,15 @@
 An ``ImageConfig`` describes a network without its weights.  The config of a pruned network names the original network
 and the kept blocks; to read it, the original is built without weights, pruned by ``surgery``, and filled.
 Every network takes pixels in [0, 1] and contains its normalisation.
-To add a network, add one function to ``NETWORKS`` (and a record to ``families.IMAGE_FAMILIES`` if it is of a new kind).
+Any other network, of torchvision, of timm or of one's own, is pruned and saved as it is; ``describe`` adds the
+facts that cannot be found.  To add a network that is built by name, add one function to ``NETWORKS``.
 """
 
 from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from torch import Tensor, nn
 
 from pruning_lib._files import new_folder
 from pruning_lib._registry import Table
-from pruning_lib.models import families, surgery
+from pruning_lib.models import described_networks, families, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.cifar_resnet import IMAGENET_MEAN, IMAGENET_STD, CifarResNet, Normalise
+from pruning_lib.models.described_networks import describe as describe
 from pruning_lib.models.keras_resnet import KerasResNet, PixelMean
 
 FORMAT, VERSION = "pruning_lib image network", 1
+DESCRIBED = 2  # version of the format of networks that are not in NETWORKS
 
 
 @dataclass(frozen=True)
@@ -151,11 +154,17 @@ def with_weights(config: ImageConfig, weights: dict[str, Tensor]) -> nn.Module:
 
 
 def write(network: nn.Module, folder: Path) -> None:
-    """Write the weights and the config of a network to ``folder``, as two files."""
+    """Write the weights and the config of a network to ``folder``, as two files.
+
+    Raises
+    ------
+    ValueError
+        for a network that was not built here and that nothing tells how to build again.
+    """
     config = getattr(network, "config", None)
     if not isinstance(config, ImageConfig):
-        raise ValueError(f"this {type(network).__name__} has no config to build it again; make it with "
-                         f"image_networks.build(...) or load_model(...) and set the weights with load_state_dict")
+        described_networks.write(network, folder, {"format": FORMAT, "format_version": DESCRIBED})
+        return
     weights = {name: tensor.detach().contiguous() for name, tensor in network.state_dict().items()}
     save_file(weights, folder / "model.safetensors")
     text = json.dumps({"format": FORMAT, "format_version": VERSION, **asdict(config)}, indent=2)
@@ -168,6 +177,13 @@ def write_new(network: nn.Module, folder: Path, texts: Mapping[str, str] | None 
         write(network, work)
         for name, text in (texts or {}).items():
             (work / name).write_text(text + "\n")
+
+
+def kind(network: nn.Module) -> str:
+    """Return the key of ``NETWORKS`` of a network, or the source of any other one, or the name of its class."""
+    config = getattr(network, "config", None)
+    source = None if isinstance(config, ImageConfig) else described_networks.description(network).source
+    return config.network if isinstance(config, ImageConfig) else str(source or type(network).__name__)
 
 
 def is_image_network(folder: Path) -> bool:
@@ -183,7 +199,7 @@ def is_image_network(folder: Path) -> bool:
         raise _unreadable(folder, error) from error
 
 
-def read(folder: Path) -> nn.Module:
+def read(folder: Path, *, allow_import: Collection[str] = ()) -> nn.Module:
     """Read the network in a folder for which ``is_image_network`` is True.
 
     Raises
@@ -195,10 +211,13 @@ def read(folder: Path) -> nn.Module:
     if not (folder / "config.json").exists():
         return with_weights(_inferred(weights), weights)
     described = _described(folder)
-    if described.pop("format_version", None) != VERSION:
-        raise ValueError(f"{folder}/config.json is not of format version {VERSION}; update pruning_lib")
+    version = described.pop("format_version", None)
+    if version not in (VERSION, DESCRIBED):
+        raise ValueError(f"{folder}/config.json is not of format version {VERSION} or {DESCRIBED}; update pruning_lib")
     del described["format"]
     try:
+        if version == DESCRIBED:
+            return described_networks.read(described, weights, allow_import=allow_import)
         return with_weights(ImageConfig(**described), weights)
     except (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError) as error:  # fields or
         # arguments unknown to this format, impossible sizes

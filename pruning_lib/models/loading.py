@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,8 @@ DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": 
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False,
-               memory: Mapping[int | str, str] | None = None, merge_adapter: bool = False) -> tuple[nn.Module, Any]:
+               memory: Mapping[int | str, str] | None = None, merge_adapter: bool = False,
+               allow_import: Collection[str] = ()) -> tuple[nn.Module, Any]:
     """Load a causal language model and its tokenizer, or an image network and None, in evaluation mode.
 
     Parameters
@@ -92,6 +93,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None, tru
     trust_remote_code : run code from the model's repository; only for sources you trust
     memory : with ``"auto"``, largest amount per device, e.g. ``{0: "70GB", "cpu": "100GB"}``; the rest is on disk
     merge_adapter : add the adapter to the weights of its base model, where ``name`` is the folder of an adapter
+    allow_import : "package.module:function" of the network's own builder, which is imported and called only if it is
+        named here; for folders of networks that ``image_networks.describe`` gave such a source
 
     Raises
     ------
@@ -109,7 +112,8 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None, tru
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
-        network = image_networks.read(Path(source)).to("cpu" if device == "auto" else device)
+        network = image_networks.read(Path(source), allow_import=allow_import)
+        network = network.to("cpu" if device == "auto" else device)
         return (network if dtype == "auto" else network.to(DTYPES[dtype])), None
     base = opening.adapter_base(Path(source))
     if base is not None:

@@ -1,7 +1,7 @@
 """Files of a checkpoint folder in a form that transformers 4.56 to 5 read alike.
 
-The versions differ in the names of config fields and of tokenizer classes: what one version writes, another ignores
-without a word and takes its default.  So both forms are written.
+The versions differ in the names of config fields and of tokenizer classes: a field of one version is ignored by another
+without a word, which takes its default.  So both forms are written.
 Order of this file: config · tokenizer · generation config.
 """
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# every file of a tokenizer that is in use; what transformers reads none of, other programs do (tokenizer.model)
+# files of tokenizers; transformers does not need all of them, other programs do (tokenizer.model)
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
                    "chat_template.jinja", "chat_template.json", "tokenizer.model", "spiece.model", "vocab.json",
                    "merges.txt", "vocab.txt")
@@ -114,7 +114,7 @@ def _cached_files(name: str) -> Iterator[tuple[str, Path]]:
 
 
 def _as_loaded(tokenizer: Any) -> bool:
-    """Return whether a tokenizer still is what its source holds, padding aside."""
+    """Return whether a tokenizer is unchanged since it was loaded, padding aside."""
     from transformers import AutoTokenizer
 
     try:

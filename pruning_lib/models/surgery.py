@@ -8,13 +8,14 @@ Order of this file: remove · blocks · heads and neurons.
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models import expert_surgery, families, offload, structure, verification
+from pruning_lib.models import described_networks, expert_surgery, families, offload, structure, verification
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.cutting import cut_block, refresh, state
 from pruning_lib.models.expert_plan import ExpertPlan
@@ -53,6 +54,10 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
     if tuple(families.residual_blocks(model)) != plan.blocks:
         raise ValueError("the plan was made for a model with other blocks (or this model is pruned already); "
                          "make a new plan for this model: blocks are renumbered when one before them is removed")
+    if families.is_image_network(model) and not families.image_family(model):
+        pruned = model if inplace else copy.deepcopy(model)
+        described_networks.remove(pruned, plan.removed)  # names stay as they are
+        return pruned
     pruned = model if inplace else families.copy_of(model)
     for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: the blocks in front keep their names
         path, number = _place(name)

@@ -11,8 +11,9 @@ References
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,17 +21,17 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib._registry import Table, function_of
+from pruning_lib.data.labelled_images import have_labels, labelled_batches, refuse_logits
 from pruning_lib.models import families
 from pruning_lib.models.hooks import evaluating, inputs_to, outputs_of
 from pruning_lib.pruning import consensus, similarity
-from pruning_lib.pruning.consensus import Batch
 
 
 @dataclass(frozen=True)
 class Criterion:
     """A criterion: ``order(model, inputs, labels, seed)`` returns names of blocks, the first to remove first."""
 
-    order: Callable[[nn.Module, Tensor | Iterable[Batch], Tensor | None, int], Sequence[str]]
+    order: Callable[[nn.Module, Any, Any, int], Sequence[str]]
     about: str
     needs_labels: bool = False  # so that it cannot choose blocks of a language model
 
@@ -38,22 +39,22 @@ class Criterion:
 CRITERIA: Table = Table("criterion")
 
 
-def rank_blocks(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None = None, *,
+def rank_blocks(model: nn.Module, inputs: Any, labels: Any = None, *,
                 criterion: str = "consensus", seed: int = 0) -> list[str]:
     """Return the names of the removable blocks, the first to remove first.
 
     Parameters
     ----------
-    inputs : (N, channels, height, width) pixels in [0, 1]; or batches, for a language model dicts of ``input_ids`` and
-        ``attention_mask``, each (B, T), padded on the right
-    labels : (N,) class of each image, for criteria that compare classes
+    inputs : (N, channels, height, width) pixels in [0, 1]; a data set such as ImageFolder, a DataLoader, or batches;
+        for a language model batches are dicts of ``input_ids`` and ``attention_mask``, each (B, T), padded on the right
+    labels : (N,) class of each image, for criteria that compare classes; None where the inputs hold them
     criterion : key of ``CRITERIA``
     seed : of the criterion ``random``
     """
     return list(CRITERIA[criterion].order(model, inputs, labels, seed))
 
 
-def prune_blocks(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None = None, *,
+def prune_blocks(model: nn.Module, inputs: Any, labels: Any = None, *,
                  blocks_removed: int, criterion: str = "consensus", min_blocks: int = 1, seed: int = 0,
                  tune: Callable[[nn.Module], object] | None = None) -> consensus.Step:
     """Remove blocks one at a time, ranked anew after every removal; ``model`` itself is not changed.
@@ -86,14 +87,14 @@ def prune_blocks(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Ten
 
 
 def _by(metrics: tuple[str, ...] | None
-        ) -> Callable[[nn.Module, Tensor | Iterable[Batch], Tensor | None, int], Sequence[str]]:
-    def order(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None, seed: int) -> Sequence[str]:
+        ) -> Callable[[nn.Module, Any, Any, int], Sequence[str]]:
+    def order(model: nn.Module, inputs: Any, labels: Any, seed: int) -> Sequence[str]:
         return consensus.rank(consensus.scores(model, inputs, labels, metrics=metrics))
 
     return order
 
 
-def influence_order(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None, seed: int
+def influence_order(model: nn.Module, inputs: Any, labels: Any, seed: int
                     ) -> Sequence[str]:
     """Rank blocks by ShortGPT's block influence [1]_: the smallest change of direction first."""
     names = [info.name for info in families.residual_blocks(model) if info.removable]
@@ -101,32 +102,46 @@ def influence_order(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: 
     return [names[i] for i in found.argsort(stable=True).tolist()]
 
 
-def influence(model: nn.Module, inputs: Tensor | Iterable[Batch], names: Sequence[str]) -> Tensor:
+def influence(model: nn.Module, inputs: Any, names: Sequence[str]) -> Tensor:
     """Return one minus the cosine between input and output of each block, averaged over positions; (blocks,).
 
     A position is a token (without padding), or a pixel of a feature map with its channels.
     """
-    modules = [model.get_submodule(name) for name in names]
+    units = [families.unit(model, name) for name in names]
+    branch = next((name for name, unit in zip(names, units, strict=True) if unit.silenced), None)
+    if branch:
+        raise ValueError(f"{branch} is a branch inside a block, whose input and output block influence does not see; "
+                         f"take another criterion, or describe the network without branches")
+    modules = [model.get_submodule(unit.block) for unit in units]
     total, count = torch.zeros(2, len(names), dtype=torch.float64)
     entered: dict[int, Tensor] = {}
 
     def compare(i: int, y: Tensor) -> None:
-        x, y = (v.movedim(1, -1) if v.ndim == 4 else v for v in (entered.pop(i), y))
+        x, y = (v.movedim(1, -1) if v.ndim == 4 and not _channels_last(modules[i], v) else v
+                for v in (entered.pop(i), y))
         turned = 1 - torch.cosine_similarity(x.double(), y.double(), dim=-1)  # (B, T) or (B, height, width)
         turned = turned.flatten() if mask is None else turned[mask.to(turned.device)]
         total[i] += turned.sum().cpu()
         count[i] += len(turned)
 
-    batches = inputs.split(128) if isinstance(inputs, Tensor) else inputs
-    with (torch.inference_mode(), evaluating(model), inputs_to(modules, entered.__setitem__),
-          outputs_of(modules, compare)):
-        for batch in tqdm(batches, desc="block influence", leave=False):
+    batches = labelled_batches(inputs)
+    with (torch.inference_mode(), evaluating(model),  # copied: a block of any network may work in place on its input
+          inputs_to(modules, lambda i, x: entered.__setitem__(i, x.clone())), outputs_of(modules, compare)):
+        for batch, _ in tqdm(batches, desc="block influence", leave=False):
             mask = None if isinstance(batch, Tensor) else batch["attention_mask"].bool()
             consensus.penultimate(model, batch)
     return total / count
 
 
-def front_to_back(model: nn.Module, inputs: object, labels: Tensor | None, seed: int) -> Sequence[str]:
+def _channels_last(block: nn.Module, x: Tensor) -> bool:
+    """Return True if the first weights of a block act on the last dimension of x, as in Swin."""
+    first = next((m for m in block.modules() if next(m.parameters(recurse=False), None) is not None), None)
+    width = {nn.Linear: "in_features", nn.LayerNorm: "normalized_shape"}.get(type(first))  # type: ignore[arg-type]
+    found = getattr(first, width) if width else None
+    return (found[-1] if isinstance(found, tuple) else found) == x.shape[-1]
+
+
+def front_to_back(model: nn.Module, inputs: object, labels: Any, seed: int) -> Sequence[str]:
     """Rank blocks from front to back, without data; the first block of every stage comes last.
 
     Blocks were removed in this order from the published Consensus networks.
@@ -137,27 +152,37 @@ def front_to_back(model: nn.Module, inputs: object, labels: Tensor | None, seed:
     return [infos[i].name for i in in_order if infos[i].removable]
 
 
-def random_order(model: nn.Module, inputs: object, labels: Tensor | None, seed: int) -> Sequence[str]:
+def random_order(model: nn.Module, inputs: object, labels: Any, seed: int) -> Sequence[str]:
     """Rank blocks in random order, drawn anew for every seed and every number of blocks."""
     names = [info.name for info in families.residual_blocks(model) if info.removable]
     generator = torch.Generator().manual_seed(seed * 1000 + len(names))
     return [names[i] for i in torch.randperm(len(names), generator=generator).tolist()]
 
 
-def least_loss(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None, seed: int) -> Sequence[str]:
+def least_loss(model: nn.Module, inputs: Any, labels: Any, seed: int) -> Sequence[str]:
     """Rank blocks by the loss of the network without them, the smallest first.
 
     Our own control for similarity metrics: the cross-entropy on the calibration images, without fine-tuning.
     """
-    if labels is None:
+    if have_labels(inputs, labels) is False:
         raise ValueError("the criterion 'loss' needs labels: give the class of each image, or take another criterion")
     names = [info.name for info in families.residual_blocks(model) if info.removable]
-    _, without = consensus.representations(model, inputs, names)
-    classifier = families.classifier(model)
-    device = next(classifier.parameters()).device
+    _, without, classes = consensus.labelled_representations(model, inputs, labels, names)
+    if classes is None:
+        raise ValueError("the criterion 'loss' needs labels: give the class of each image, or take another criterion")
     with torch.inference_mode():
-        losses = [F.cross_entropy(classifier(features.to(device)).cpu().double(), labels) for features in without]
+        losses = [_loss(families.classifier(model), features, classes) for features in without]
     return [names[i] for i in torch.stack(losses).argsort(stable=True).tolist()]
+
+
+def _loss(classifier: nn.Module, features: Tensor, classes: Tensor) -> Tensor:
+    """Return the mean cross-entropy of features (N, P)."""
+    features = features.to(next(classifier.parameters()).device)
+    if isinstance(classifier, nn.Conv2d):
+        features = features[:, :, None, None]
+    logits = classifier(features).flatten(1).cpu().double()
+    refuse_logits(logits, classes)
+    return F.cross_entropy(logits, classes)
 
 
 CRITERIA["consensus"] = Criterion(_by(None), "removes the smallest sum of ranks over all metrics (the paper's method)")
@@ -192,7 +217,7 @@ def criterion_of(criterion: str | Callable[..., Sequence[str]]) -> Criterion:
     function = function_of(criterion) if isinstance(criterion, str) else criterion
     name = getattr(function, "__name__", type(function).__name__)
 
-    def order(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None, seed: int) -> Sequence[str]:
+    def order(model: nn.Module, inputs: Any, labels: Any, seed: int) -> Sequence[str]:
         found, known = list(function(model, inputs)), {i.name for i in families.residual_blocks(model) if i.removable}
         if not set(found) <= known:
             raise ValueError(f"{name} returned {found[:3]}; wanted names of blocks: "

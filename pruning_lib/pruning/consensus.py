@@ -12,10 +12,12 @@ References
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +25,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib._extras import Lazy
+from pruning_lib.data.labelled_images import have_labels, inputs_for, labelled_batches
 from pruning_lib.models import families, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.hooks import evaluating, inputs_to, resume_after
@@ -36,7 +39,7 @@ else:
 Batch = Tensor | Mapping[str, Tensor]
 
 
-def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: Sequence[str] | None = None, *,
+def representations(model: nn.Module, inputs: Any, blocks: Sequence[str] | None = None, *,
                     images_per_batch: int = 128, progress: bool = True) -> tuple[Tensor, Tensor]:
     """Return the penultimate features of the network, and of the network without each block.
 
@@ -45,8 +48,9 @@ def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: 
 
     Parameters
     ----------
-    inputs : (N, channels, height, width) pixels in [0, 1]; or batches, for a language model dicts of ``input_ids`` and
-        ``attention_mask``, each (B, T), padded on the right
+    inputs : (N, channels, height, width) pixels in [0, 1]; a data set such as ImageFolder, a DataLoader, or batches of
+        images with or without labels; for a language model batches are dicts of ``input_ids`` and ``attention_mask``,
+        each (B, T), padded on the right
     blocks : names of the blocks to leave out, one at a time; all removable ones by default
 
     Returns
@@ -56,42 +60,55 @@ def representations(model: nn.Module, inputs: Tensor | Iterable[Batch], blocks: 
     Raises
     ------
     ValueError
-        for no inputs, integer pixels, or a name that is no removable block.
+        for no inputs, inputs that the network does not take, or a name that is no removable block.
     """
+    return labelled_representations(model, inputs, None, blocks, images_per_batch, progress)[:2]
+
+
+def labelled_representations(model: nn.Module, inputs: Any, labels: Any = None, blocks: Sequence[str] | None = None,
+                             images_per_batch: int = 128, progress: bool = True
+                             ) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return ``representations`` and the class of each sample (N,), or None where there are no labels."""
     infos = families.residual_blocks(model)
     removable = [b.name for b in infos if b.removable]
     blocks = removable if blocks is None else list(blocks)
     if not set(blocks) <= set(removable):
         raise ValueError(f"{', '.join(sorted(set(blocks) - set(removable)))} cannot be removed; "
                          f"removable: {', '.join(removable)}")
-    modules = [model.get_submodule(b.name) for b in infos]
-    places = {info.name: i for i, info in enumerate(infos)}
-    batches = inputs.split(images_per_batch) if isinstance(inputs, Tensor) else list(inputs)
+    modules = [model.get_submodule(families.unit(model, name).block) for name in blocks]
     whole: list[Tensor] = []
+    classes: list[Tensor | None] = []
     without: list[list[Tensor]] = [[] for _ in blocks]
+    batches = labelled_batches(inputs, labels, size=images_per_batch)
     with torch.inference_mode(), evaluating(model):
-        for batch in tqdm(batches, desc="representations", disable=not progress, leave=False):
+        for batch, some in tqdm(batches, desc="representations", disable=not progress, leave=False):
             entered: dict[int, Tensor] = {}
-            with inputs_to(modules, entered.__setitem__):
+            # copied: a block of any network may work in place on its input
+            with inputs_to(modules, partial(_keep, entered)):
                 whole.append(penultimate(model, batch))
-            for found, name in zip(without, blocks, strict=True):
-                with resume_after(model, name, entered[places[name]]):
+            classes.append(some)
+            for i, (found, name) in enumerate(zip(without, blocks, strict=True)):
+                with resume_after(model, name, entered.pop(i)):
                     found.append(penultimate(model, batch))
     if not whole:
         raise ValueError("no inputs: give at least two images or prompts")
-    return torch.cat(whole), torch.stack([torch.cat(found) for found in without])
+    known = [some for some in classes if some is not None]
+    return (torch.cat(whole), torch.stack([torch.cat(found) for found in without]) if blocks else torch.empty(0),
+            torch.cat(known) if len(known) == len(classes) else None)
+
+
+def _keep(entered: dict[int, Tensor], i: int, x: Tensor) -> None:
+    entered[i] = x.clone()
 
 
 def penultimate(model: nn.Module, batch: Batch) -> Tensor:
     """Return the input of the classifier, (B, P) float32 on the CPU; in a language model for the last token only."""
     device = next(model.parameters()).device
     if isinstance(batch, Tensor):
-        if not batch.is_floating_point():
-            raise ValueError(f"pixels are {batch.dtype}; give floats in [0, 1], such as sgd.pixels(images)")
         caught: list[Tensor] = []
         with inputs_to([families.classifier(model)], lambda _, x: caught.append(x)):
-            model(batch.to(device))
-        return caught[0].float().cpu()
+            model(inputs_for(model, batch).to(device))
+        return caught[0].flatten(1).float().cpu()
     ids, mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
     families.classifier(model)  # raises for a model of no family
     hidden: Any = model.base_model(input_ids=ids, attention_mask=mask, use_cache=False)  # type: ignore[operator]
@@ -99,38 +116,63 @@ def penultimate(model: nn.Module, batch: Batch) -> Tensor:
     return hidden.last_hidden_state[torch.arange(len(last), device=device), last].float().cpu()
 
 
-def scores(model: nn.Module, inputs: Tensor | Iterable[Batch], labels: Tensor | None = None, *,
-           metrics: Sequence[str] | None = None, images_per_batch: int = 128, progress: bool = True) -> pd.DataFrame:
+def scores(model: nn.Module, inputs: Any, labels: Any = None, *, metrics: Sequence[str] | None = None,
+           images_per_batch: int = 128, progress: bool = True) -> pd.DataFrame:
     """Return the change of the representation without each block: a row per removable block, a column per metric.
 
     Parameters
     ----------
     inputs : as in ``representations``
-    labels : (N,) class of each input, for metrics that compare classes
-    metrics : keys of ``similarity.METRICS``; by default all that are defined for these inputs: metrics that compare
-        classes need labels, ``linear_shape_0`` more samples than features (a warning is given if it is left out)
+    labels : (N,) class of each input, for metrics that compare classes; None where the inputs hold them
+    metrics : keys of ``similarity.METRICS``; by default those of the paper, ``similarity.PAPER_METRICS``, that are
+        defined for these inputs: metrics that compare classes need labels, ``linear_shape_0`` more samples than
+        features (a warning is given if it is left out)
+    progress : show bars, and state the expected time of the metrics before they are computed if it is long
 
     Raises
     ------
     ValueError
         for an unknown metric, a metric that needs missing labels, or a network without removable blocks.
     """
-    usable = [name for name, metric in similarity.METRICS.items() if labels is not None or not metric.needs_labels]
-    chosen = usable if metrics is None else list(metrics)
-    missing = [name for name in chosen if similarity.METRICS[name].needs_labels and labels is None]
-    if missing:
-        raise ValueError(f"{', '.join(missing)} compare classes: give labels, or leave these metrics out")
+    known = have_labels(inputs, labels)
+    chosen = _chosen(metrics, known is not False)
     names = [b.name for b in families.residual_blocks(model) if b.removable]
     if not names:
         raise ValueError("no block of this network keeps the shape of its input, so none can be removed")
-    whole, without = representations(model, inputs, names, images_per_batch=images_per_batch, progress=progress)
+    whole, without, classes = labelled_representations(model, inputs, labels, names, images_per_batch, progress)
+    if known is None:
+        chosen = _chosen(metrics, classes is not None)
     if metrics is None:
-        chosen = _numbered_labels(chosen, *whole.shape)
-    found = similarity.distances(whole, without, labels, metrics=chosen)
+        chosen = _defined_metrics(chosen, *whole.shape)
+    if progress:
+        _state_cost(whole, classes, len(names), chosen)
+    found = similarity.distances(whole, without, classes, metrics=chosen, progress=progress)
     return pd.DataFrame({name: found[name].numpy() for name in chosen}, index=pd.Index(names, name="block"))
 
 
-def _numbered_labels(metrics: list[str], samples: int, features: int) -> list[str]:
+def _chosen(metrics: Sequence[str] | None, labels: bool) -> list[str]:
+    """Return the metrics to compute, by default those of the paper that need no missing labels."""
+    if metrics is None:
+        return [name for name in similarity.PAPER_METRICS if labels or not similarity.METRICS[name].needs_labels]
+    missing = [name for name in metrics if similarity.METRICS[name].needs_labels and not labels]
+    if missing:
+        raise ValueError(f"{', '.join(missing)} compare classes: give labels, or leave these metrics out")
+    return list(metrics)
+
+
+def _state_cost(whole: Tensor, classes: Tensor | None, blocks: int, metrics: Sequence[str]) -> None:
+    """Print how long the metrics will take, if that is more than a few seconds, and which of them take longest."""
+    (N, P), C = whole.shape, 1 if classes is None else len(classes.unique())
+    seconds = similarity.expected_seconds(N, P, C, metrics)
+    total = blocks * sum(seconds.values())
+    if total > 20:
+        slow = sorted(seconds, key=seconds.__getitem__, reverse=True)[:2]
+        tqdm.write(f"{blocks} blocks, {len(metrics)} metrics, {N} samples of {P:,} features: very roughly "
+                   f"{total / 60:.1f} min; most of it {' and '.join(slow)}, leave metrics out with metrics=[...] or "
+                   f"take fewer samples", file=sys.stderr)
+
+
+def _defined_metrics(metrics: list[str], samples: int, features: int) -> list[str]:
     """Return the metrics that are defined for this number of samples and features; warn of the others."""
     fine = [name for name in metrics if samples > features + 1 or not similarity.METRICS[name].needs_samples]
     if fine != metrics:

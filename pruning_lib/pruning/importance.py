@@ -27,10 +27,11 @@ from tqdm import tqdm
 from pruning_lib._registry import Table, function_of
 from pruning_lib.data.batching import right_padded
 from pruning_lib.models import families
-from pruning_lib.models.hooks import evaluating
-from pruning_lib.pruning import amp, reconstruction
-from pruning_lib.pruning.projection_inputs import Batches, Moments, moments, output_projections, prompt_norms
-from pruning_lib.pruning.selection import Importance
+from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to
+from pruning_lib.pruning import amp, peak_to_peak, reconstruction
+from pruning_lib.pruning.selection import Importance, stacked
+
+Batches = Iterable[Mapping[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,40 @@ def magnitude(model: nn.Module, batches: Batches = ()) -> Importance:
     return Importance(heads.sqrt(), neurons.sqrt(), {"method": "magnitude"})
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Moments of the inputs of one output projection, over all tokens of all prompts."""
+
+    tokens: int
+    mean: Tensor  # (columns,) float64
+    square: Tensor  # (columns,) mean of the squares
+
+
+def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> list[Moments]:
+    """Return the moments of the 2 L output projections, those of the heads first, then those of the neurons.
+
+    Every token has the same weight; padding is ignored.
+    """
+    modules = families.output_projections(model)
+    weights = [families.matrix(m) for m in modules]
+    sums: list[Tensor] = [torch.zeros(2, w.shape[1], dtype=torch.float64, device=w.device) for w in weights]
+    tokens = 0
+
+    def see(i: int, x: Tensor) -> None:
+        x = by_prompt(x, mask)[mask].double()  # (tokens, columns)
+        sums[i] += torch.stack([x.sum(0), x.pow(2).sum(0)])
+
+    with torch.inference_mode(), evaluating(model), inputs_to(modules, see):
+        for batch in tqdm(batches, desc="importance", disable=not progress, leave=False):
+            mask = batch["attention_mask"].bool().to(families.matrix(modules[0]).device)
+            model.base_model(input_ids=batch["input_ids"].to(mask.device),  # type: ignore[operator]
+                             attention_mask=mask.long(), use_cache=False)
+            tokens += int(mask.sum())
+    if tokens < 2:
+        raise ValueError("fewer than two tokens: give at least one prompt to calibrate on")
+    return [Moments(tokens, *(s / tokens)) for s in sums]
+
+
 def activation_norm(model: nn.Module, batches: Batches) -> Importance:
     """Return the root mean square of each neuron, and of the vector of each head before the output projection.
 
@@ -91,45 +126,6 @@ def flap(model: nn.Module, batches: Batches) -> Importance:
         return (m.square - m.mean**2).clamp(min=0) * m.tokens / (m.tokens - 1) * weight.pow(2).sum(0)
 
     return _from_moments(model, batches, score, "flap", power=2)
-
-
-def peak_to_peak(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
-    """Score a neuron by the range of its weights times the norm of its activation: OptiPFair's data-driven score [5]_.
-
-    The range of a vector of weights is ``max + |min|``.  Each of a neuron's three vectors (row of the gate projection,
-    row of the up projection, column of the output projection) is given as a share of the largest range in its block;
-    the shares are added and multiplied by the L2 norm of the neuron over the tokens of a prompt, summed over prompts.
-
-    Notes
-    -----
-    OptiPFair takes one norm over a whole batch, padding included; ours is its score with one prompt per batch.  It
-    cannot remove heads.  The score of heads is our extension: the same product for every column of a head, from its
-    query row and its output column, summed over the head.
-    """
-    norms, s = prompt_norms(model, batches, progress), families.sizes(model)
-    with_heads = s.blocks * bool(s.heads)
-    heads, neurons = [], []
-    for i, block in enumerate(families.blocks(model)):
-        if s.heads:
-            heads.append((_range_shares(model, block, "heads", s.head_width) * norms[i].view(-1, s.head_width)).sum(1))
-        if s.neurons:
-            neurons.append(_range_shares(model, block, "neurons", 1).flatten() * norms[with_heads + i])
-    return Importance(_rows(heads, s.blocks), _rows(neurons, s.blocks), {"method": "peak_to_peak"})
-
-
-def _range_shares(model: nn.Module, block: nn.Module, unit: str, columns: int) -> Tensor:
-    """Add up, for every column of a unit, the ranges of its weights as shares of the largest; (units, columns)."""
-    family, s = families.family_of(model), families.sizes(model)
-    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
-    total = torch.zeros(counts[unit], columns)
-    for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
-        weight = families.tensor(block, part.parameter).detach()
-        if part.unit == unit and weight.ndim == 2:
-            vectors = weight.float().movedim(part.axis, 0)
-            ranges = (vectors.amax(1) + vectors.amin(1).abs()).cpu()[places]
-            for piece in ranges.view(counts[unit], -1, columns).unbind(1):
-                total += piece / (piece.max() + 1e-8)
-    return total
 
 
 def taylor(model: nn.Module, batches: Batches, *, progress: bool = True) -> Importance:
@@ -163,7 +159,8 @@ METHODS["magnitude"] = Method(magnitude, "lowest", "removes the smallest weights
 METHODS["activation_norm"] = Method(activation_norm, "lowest", "removes the smallest activations, without weights")
 METHODS["wanda"] = Method(wanda, "lowest", "removes the smallest weight x activation (Wanda-sp)")
 METHODS["flap"] = Method(flap, "lowest", "removes the smallest variation over tokens (FLAP, without its biases)")
-METHODS["peak_to_peak"] = Method(peak_to_peak, "lowest", "removes the smallest weight range x activation (OptiPFair)")
+METHODS["peak_to_peak"] = Method(
+    peak_to_peak.importance, "lowest", "removes the smallest weight range x activation (OptiPFair)")
 METHODS["taylor"] = Method(taylor, "lowest", "removes the smallest first-order change of the loss (LLM-Pruner)")
 METHODS["reconstruction_error"] = Method(
     reconstruction.reconstruction_error, "lowest",
@@ -246,17 +243,12 @@ def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, M
     """
     found = moments(model, batches)
     columns = [score(families.matrix(layer).detach().double(), m)
-               for layer, m in zip(output_projections(model), found, strict=True)]
+               for layer, m in zip(families.output_projections(model), found, strict=True)]
     s = families.sizes(model)
     with_heads = s.blocks * bool(s.heads)
     heads = [c.pow(power).view(-1, s.head_width).sum(1) for c in columns[:with_heads]]
-    return Importance(_rows(heads, s.blocks), _rows(columns[with_heads:], s.blocks),
+    return Importance(stacked(heads, s.blocks), stacked(columns[with_heads:], s.blocks),
                       {"method": name, "tokens": found[0].tokens})
-
-
-def _rows(scores: list[Tensor], blocks: int) -> Tensor:
-    """Return scores as (L, units) float32 on the CPU; (L, 0) where the family has no such unit."""
-    return torch.stack(scores).float().cpu() if scores else torch.zeros(blocks, 0)
 
 
 def _over_weights(model: nn.Module, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:

@@ -62,6 +62,11 @@ class Importance:
             raise ValueError(f"{path} holds no importance; make one with Importance.save ({error})") from error
 
 
+def stacked(scores: list[Tensor], blocks: int) -> Tensor:
+    """Return scores as (L, units) float32 on the CPU; (L, 0) where the family has no such unit."""
+    return torch.stack(scores).float().cpu() if scores else torch.zeros(blocks, 0)
+
+
 def choose(importance: Importance, model: nn.Module, *, removed_fraction: float, scope: str = "heads_and_neurons",
            rule: str = "lowest", grouped_query: str = "whole_groups", heads_removed: int | str | None = 0,
            multiple_of: int | None = None, seed: int = 0) -> Plan:
@@ -183,7 +188,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
 def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: int) -> int:
     """Return the number of neurons to remove so that the nearest multiple of ``multiple_of`` is kept; 0 stays 0.
 
-    ``with_heads`` parameters per block go in any case.
+    ``with_heads`` is the number of parameters per block that removed heads have.
     """
     if not s.neurons:
         return 0
@@ -206,7 +211,7 @@ def _too_coarse(s: Sizes, removed: int, multiple_of: int, with_heads: int) -> Va
         return f"{kept} neurons per block remove {s.blocks * per_block / s.parameters:.4f}"
 
     below = max(multiple_of, (s.neurons - removed) // multiple_of * multiple_of)
-    near = [share(kept) for kept in (below, below - multiple_of) if kept >= multiple_of]
+    near = [share(kept) for kept in (below + multiple_of, below) if kept <= s.neurons]
     return ValueError(f"multiple_of={multiple_of} is too coarse: {s.neurons - removed} of {s.neurons} neurons per "
                       f"block were to be kept; {', '.join(near)} of all parameters. Give such a fraction, or a smaller "
                       f"multiple_of")

@@ -7,17 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pruning_lib.data import labelled_images
 from pruning_lib.models.hooks import evaluating
 from pruning_lib.models.loading import DTYPES
 
 
-def recalibrate_batchnorm(model: nn.Module, images: Tensor, *, images_per_batch: int = 256) -> nn.Module:
+def recalibrate_batchnorm(model: nn.Module, images: Any, *, images_per_batch: int = 256) -> nn.Module:
     """Recompute mean and variance of every batch norm in place; no weight is trained.
 
     After a block is removed, the stored statistics of the layers behind it belong to another input.
@@ -32,10 +34,13 @@ def recalibrate_batchnorm(model: nn.Module, images: Tensor, *, images_per_batch:
         for a network without batch norms, or batches of fewer than 2 images, which have no variance.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    if not isinstance(images, Tensor):
+        images = torch.cat([batch for batch, _ in labelled_images.labelled_batches(images)])
     if not norms:
         raise ValueError(f"this {type(model).__name__} has no batch norm to recalibrate")
     if min(len(images), images_per_batch) < 2:
         raise ValueError(f"{len(images)} images in batches of {images_per_batch}; give at least 2 images per batch")
+    _validate_pixels(model, images)
     device, momenta = next(model.parameters()).device, [norm.momentum for norm in norms]
     with torch.no_grad(), evaluating(model):
         for norm in norms:
@@ -52,14 +57,15 @@ def recalibrate_batchnorm(model: nn.Module, images: Tensor, *, images_per_batch:
     return model
 
 
-def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, seed: int, lr: float = 0.01,
+def train(model: nn.Module, images: Any, labels: Any = None, *, epochs: float, seed: int, lr: float = 0.01,
           images_per_batch: int = 128, momentum: float = 0.9, weight_decay: float = 5e-4, augment: bool = True,
           dtype: str = "bfloat16", progress: bool = True) -> nn.Module:
     """Train all weights by SGD with Nesterov momentum, in place, with a cosine schedule of the learning rate.
 
     Parameters
     ----------
-    images : (N, channels, height, width) uint8 pixels or floats in [0, 1]
+    images : (N, channels, height, width) uint8 pixels, or floats as the network takes them; or a data set, a DataLoader
+        or batches of them with their labels
     labels : (N,) class of each image
     epochs : passes over the images; fractions are allowed
     seed : seed of the order of the images, shifts, flips, and dropout
@@ -74,8 +80,8 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, se
     if hasattr(model, "get_input_embeddings"):
         raise ValueError(f"{type(model).__name__} is a language model and cannot be tuned on images; lora.tune "
                          f"tunes it on text, and the notebooks amp_prune and recipe prune it")
-    if len(images) != len(labels) or not len(images):
-        raise ValueError(f"{len(images)} images and {len(labels)} labels; give one label per image")
+    images, labels = labelled_images.whole(images, labels)
+    _validate_pixels(model, images)
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
     images_per_batch = min(images_per_batch, len(images))
@@ -95,7 +101,9 @@ def train(model: nn.Module, images: Tensor, labels: Tensor, *, epochs: float, se
                 batch = shifted_and_flipped(images[chosen], generator) if augment else images[chosen]
                 batch = pixels(batch.to(device)).contiguous(memory_format=torch.channels_last)
                 with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
-                    loss = F.cross_entropy(model(batch).float(), labels[chosen].to(device))
+                    logits = model(batch)
+                    labelled_images.refuse_logits(logits, labels[chosen])
+                    loss = F.cross_entropy(logits.float(), labels[chosen].to(device))
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()
@@ -123,6 +131,10 @@ def shifted_and_flipped(images: Tensor, generator: torch.Generator) -> Tensor:
     flipped = torch.rand(B, 1, generator=generator) < 0.5
     columns = torch.where(flipped, columns.flip(1), columns)
     return padded[torch.arange(B)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _validate_pixels(model: nn.Module, images: Tensor) -> None:
+    labelled_images.inputs_for(model, images if images.is_floating_point() else images[:1])
 
 
 def pixels(images: Tensor) -> Tensor:

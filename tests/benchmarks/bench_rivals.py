@@ -29,7 +29,7 @@ from pruning_lib import data
 from pruning_lib.data.batching import batches as make_batches
 from pruning_lib.evaluation import quality
 from pruning_lib.models import checkpoints, families, loading
-from pruning_lib.pruning import importance, pipeline
+from pruning_lib.pruning import peak_to_peak, pipeline
 
 OUT = Path(__file__).resolve().parents[2] / "data" / "inputs" / "rivals.json"
 
@@ -134,7 +134,7 @@ def score_difference(model, tokenizer, prompts):
     norms = mlp_glu.get_activation_norms()
     for handle in handles:
         handle.remove()
-    score = importance.peak_to_peak(model, make_batches(prompts, tokenizer), progress=False).neurons
+    score = peak_to_peak.importance(model, make_batches(prompts, tokenizer), progress=False).neurons
     for i, block in enumerate(families.blocks(model)):
         theirs = mlp_glu.compute_neuron_pair_importance_maw_hybrid(
             *(p.weight.detach() for p in (block.mlp.gate_proj, block.mlp.up_proj, block.mlp.down_proj)), norms[i])

@@ -7,7 +7,7 @@ from conftest import build, image_network
 from torchvision.models.mobilenetv2 import InvertedResidual
 from transformers import AutoConfig, AutoModel
 
-from pruning_lib.models import families, image_networks, surgery
+from pruning_lib.models import families, image_families, image_networks, surgery
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning.selection import choose
 
@@ -134,7 +134,7 @@ def test_the_stages_of_resnet56_begin_where_the_shape_changes():
 ])
 def test_the_stages_of_torchvisions_resnets(name, blocks, first_can_go):
     with torch.device("meta"):
-        network = getattr(torchvision.models, name)()  # as torchvision makes it, without our normalisation
+        network = image_networks.NETWORKS[name]()
     for stage, (names, removable) in stages(network).items():
         assert names == [f"layer{stage + 1}.{i}" for i in range(blocks[stage])]
         assert removable == (names if stage == 0 and first_can_go else names[1:])
@@ -142,7 +142,7 @@ def test_the_stages_of_torchvisions_resnets(name, blocks, first_can_go):
 
 def test_the_blocks_of_mobilenet_are_its_inverted_residuals():
     with torch.device("meta"):
-        found = stages(torchvision.models.mobilenet_v2())
+        found = stages(image_networks.NETWORKS["mobilenet_v2"]())
     assert [[int(n.removeprefix("features.")) for n in names] for names, _ in found.values()] == [
         [1], [2, 3], [4, 5, 6], [7, 8, 9, 10], [11, 12, 13], [14, 15, 16], [17]]
     assert all(removable == names[1:] for names, removable in found.values())
@@ -165,8 +165,8 @@ def test_a_block_is_removable_exactly_when_without_its_weights_it_hands_on_its_i
 
 
 def test_a_block_that_steps_over_pixels_changes_the_shape_even_with_as_many_channels():
-    assert families.keeps_shape(InvertedResidual(16, 16, stride=1, expand_ratio=6))
-    assert not families.keeps_shape(InvertedResidual(16, 16, stride=2, expand_ratio=6))
+    assert image_families.keeps_shape(InvertedResidual(16, 16, stride=1, expand_ratio=6))
+    assert not image_families.keeps_shape(InvertedResidual(16, 16, stride=2, expand_ratio=6))
 
 
 def test_the_blocks_of_a_language_model_are_one_stage_and_may_all_go(family, tiny):
@@ -188,8 +188,12 @@ def test_the_classifier_of_a_language_model_is_its_head(family, tiny):
 
 
 @pytest.mark.parametrize("ask", [families.residual_blocks, families.classifier])
-def test_blocks_of_an_unknown_network_are_refused_with_both_kinds_of_families(ask):
+def test_blocks_of_an_unknown_network_without_weights_cannot_be_found(ask):
     with torch.device("meta"):
         network = torchvision.models.vgg11()
-    with pytest.raises(ValueError, match="unknown family 'VGG'; known: .*llama.*networks.*cifar_resnet.*mobilenet"):
+    with pytest.raises(ValueError, match="no weights.*cannot be found by running it"):
         ask(network)
+
+
+def test_a_network_without_residual_blocks_has_none():
+    assert families.residual_blocks(torchvision.models.squeezenet1_1().eval()) == []

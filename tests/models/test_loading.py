@@ -135,7 +135,7 @@ def test_a_name_that_is_nothing_is_answered_with_the_known_ones(name):
 
 @pytest.mark.parametrize("dtype", ["float16", "fp32", "int8"])
 def test_a_dtype_that_is_not_offered_is_refused(dtype):
-    with pytest.raises(ValueError, match=f"{dtype}.*allowed: float32, bfloat16.*float16 overflows"):
+    with pytest.raises(ValueError, match=f"{dtype}.*allowed: auto, float32, bfloat16.*float16 overflows"):
         loading.load_model("smollm2-135m-instruct", dtype=dtype)
 
 

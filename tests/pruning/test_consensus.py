@@ -10,7 +10,7 @@ from conftest import hooks_of, image_network, pixels
 
 from pruning_lib.models import families, image_networks
 from pruning_lib.models.hooks import inputs_to, skip_block
-from pruning_lib.pruning import consensus
+from pruning_lib.pruning import consensus, similarity
 from pruning_lib.pruning.similarity import METRICS
 from pruning_lib.training.sgd import recalibrate_batchnorm
 
@@ -138,7 +138,7 @@ def test_the_model_is_as_it_was_even_when_a_pass_fails(tiny, prompts, wrong):
         list(model.children())[0].eval()  # a frozen part
         before = state_of(model)
         if wrong:
-            with pytest.raises((RuntimeError, IndexError)):
+            with pytest.raises((ValueError, IndexError)):
                 consensus.representations(model, inputs, progress=False)
         else:
             assert torch.equal(*(consensus.representations(model, inputs, progress=False)[0] for _ in range(2)))
@@ -149,8 +149,8 @@ def test_what_has_no_representation_is_refused():
     model = network()
     with pytest.raises(ValueError, match="no inputs.*at least two"):
         consensus.representations(model, [], progress=False)
-    with pytest.raises(ValueError, match=r"torch.uint8.*floats in \[0, 1\]"):
-        consensus.representations(model, (pixels() * 255).byte(), progress=False)
+    with pytest.raises(ValueError, match=r"torch.int64; give uint8, or floats in \[0, 1\]"):
+        consensus.representations(model, (pixels() * 255).long(), progress=False)
     for name in ("layer2.0", "layer9.9"):
         with pytest.raises(ValueError, match=f"{name}.*removable: layer1.0, layer1.1, layer2.1, layer3.1"):
             consensus.representations(model, pixels(), [name], progress=False)
@@ -346,3 +346,84 @@ def test_what_is_tuned_in_between_is_what_the_next_round_sees_and_cuts():
         tuned = step.model
         tuned.linear.bias.data[0] = 10 * (i + 1)
     assert model.linear.bias[0] == 0
+
+
+# --- inputs in every form ---------------------------------------------------------------------------------------------
+
+
+class Pairs(torch.utils.data.Dataset):
+    def __init__(self, images, labels):
+        self.images, self.labels = images, labels
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        if i >= len(self):
+            raise IndexError
+        return self.images[i], int(self.labels[i])
+
+
+FORMS = {
+    "one pair": lambda x, y: (x, y),
+    "uint8": lambda x, y: ((x * 255).byte(), y),
+    "data set": lambda x, y: Pairs(x, y),
+    "loader": lambda x, y: torch.utils.data.DataLoader(Pairs(x, y), batch_size=32),
+    "list of pairs": lambda x, y: list(zip(x.split(40), y.split(40), strict=True)),
+    "dicts": lambda x, y: [{"pixel_values": a, "labels": b} for a, b in zip(x.split(40), y.split(40), strict=True)],
+    "generator": lambda x, y: ((a, b[:, None].float()) for a, b in zip(x.split(40), y.split(40), strict=True)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_images_and_labels_may_come_in_every_form(form, scored):
+    model, table = scored
+    data, labels = labelled_images()
+    if form == "uint8":
+        data = (data * 255).byte() / 255
+        table = consensus.scores(model, data, labels, metrics=["cka", "gaussian_2"], progress=False)
+    found = consensus.scores(model, FORMS[form](data, labels), metrics=["cka", "gaussian_2"], progress=False)
+    pd.testing.assert_frame_equal(found, table[["cka", "gaussian_2"]], rtol=1e-4)
+
+
+def test_a_folder_of_pictures_is_scored(tmp_path):
+    from PIL import Image
+    from torchvision.datasets import ImageFolder
+
+    data, labels = labelled_images()
+    for i, (image, label) in enumerate(zip(data[:30], labels[:30], strict=True)):
+        (tmp_path / str(int(label))).mkdir(exist_ok=True)
+        Image.fromarray((image * 255).byte().permute(1, 2, 0).numpy()).save(tmp_path / str(int(label)) / f"{i:02}.png")
+    order = [i for label in range(3) for i in range(label, 30, 3)]
+    found = consensus.scores(network(), ImageFolder(tmp_path), metrics=["cka", "gaussian_2"], progress=False)
+    expected = consensus.scores(network(), (data[order] * 255).byte(), labels[order], metrics=["cka", "gaussian_2"],
+                                progress=False)
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_a_registered_metric_does_not_join_consensus(scored, monkeypatch):
+    """Consensus means the eight metrics of the paper, by name."""
+    model, table = scored
+    monkeypatch.setitem(METRICS, "mine", METRICS["cka"])
+    assert list(table.columns) == list(similarity.PAPER_METRICS) and len(similarity.PAPER_METRICS) == 8
+    few = [similarity.PAPER_METRICS, ["mine"]]
+    found = [consensus.scores(model, *labelled_images(), progress=False, **more)
+             for more in ({}, {"metrics": few[1]})]
+    assert list(found[0]) == list(few[0]) and list(found[1]) == ["mine"]
+    x, labels = torch.randn(20, 3), torch.arange(20) % 2
+    assert list(similarity.distances(x, [x], labels)) == list(similarity.PAPER_METRICS)
+
+
+def test_a_transformer_is_scored_block_by_block_and_branch_by_branch():
+    from torchvision.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(16, 4, 3, 2, 12, 24, num_classes=3).eval()
+    data, labels = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+    table = consensus.scores(model, data, labels, metrics=["cka", "wasserstein"], progress=False)
+    assert table.shape == (3, 2) and (table > 0).all(axis=None)
+    image_networks.describe(model, branches=True)
+    parts = consensus.scores(model, data, labels, metrics=["cka"], progress=False)
+    assert len(parts) == 6 and (parts > 0).all(axis=None)
+    step = consensus.step(model, lambda m: consensus.rank(parts), min_blocks=1)
+    assert step.removed == (consensus.rank(parts)[0],)

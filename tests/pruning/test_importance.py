@@ -5,7 +5,7 @@ import torch
 
 from pruning_lib.models import families
 from pruning_lib.models.hooks import inputs_to
-from pruning_lib.pruning import importance, selection
+from pruning_lib.pruning import importance, peak_to_peak, selection
 from pruning_lib.pruning.importance import METHODS, Method
 
 
@@ -139,7 +139,7 @@ def test_the_range_score_of_neurons_is_that_of_optipfair(tiny, batches):
     expected = [theirs.compute_neuron_pair_importance_maw_hybrid(
         b.mlp.gate_proj.weight, b.mlp.up_proj.weight, b.mlp.down_proj.weight, norms[i])
         for i, b in enumerate(families.blocks(model))]
-    torch.testing.assert_close(importance.peak_to_peak(model, batches).neurons, torch.stack(expected))
+    torch.testing.assert_close(peak_to_peak.importance(model, batches).neurons, torch.stack(expected))
 
 
 def slow_taylor(model, batches):

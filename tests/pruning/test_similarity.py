@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from scipy.linalg import orthogonal_procrustes
 
-from pruning_lib.pruning import similarity
+from pruning_lib.pruning import gaussian_alignment, sides, similarity
 from pruning_lib.pruning.similarity import METRICS
 
 N, P = 60, 5
@@ -213,3 +213,99 @@ def test_labels_and_classes_that_do_not_serve_are_refused():
     for alpha in (-0.1, 2.1):
         with pytest.raises(ValueError, match="alpha"):
             similarity.gaussian_distance(x, y, labels, alpha=alpha)
+
+
+# --- fewer samples than features --------------------------------------------------------------------------------------
+
+
+def wide(seed, *, n=40, p=90, near=None):
+    generator = torch.Generator().manual_seed(seed)
+    base = torch.randn(4, p, generator=generator, dtype=torch.float64)[torch.arange(n) % 4]
+    x = base + torch.randn(n, 12, generator=generator, dtype=torch.float64) @ torch.randn(
+        12, p, generator=generator, dtype=torch.float64) + 0.3 * torch.randn(n, p, generator=generator,
+                                                                            dtype=torch.float64)
+    return x if near is None else near + 0.2 * x
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+@pytest.mark.parametrize("jitter", [0.0, 1e-6, 0.3])
+def test_in_the_span_of_the_samples_an_alignment_has_the_value_it_has_among_all_features(alpha, jitter):
+    """Any alignment, also bad ones: the formula for few samples against the plain one with P x P roots."""
+    x, y, labels = wide(0), wide(1), torch.arange(40) % 4
+    one, other = sides.sides(x, y, labels, jitter=jitter)
+    inside = one.in_span, other.in_span
+    r, P = inside[0].raw.shape[1], x.shape[1]
+    assert r == inside[1].raw.shape[1] == 40
+    bases = [torch.linalg.lstsq(side.raw, full).solution for side, full in zip(inside, (x, y), strict=True)]  # (r, P)
+    T = turn(r, 3)
+    completed = [torch.linalg.qr(torch.cat([basis.T, torch.randn(P, P - r, dtype=torch.float64)], 1))[0]
+                 for basis in bases]
+    for basis, whole in zip(bases, completed, strict=True):
+        whole[:, :r] = basis.T
+    bend = torch.eye(P, dtype=torch.float64)
+    bend[:r, :r] = T
+    full = completed[0] @ bend @ completed[1].T  # the same alignment among all features
+    small = gaussian_alignment._bures(*inside, T)
+    turned = full @ other.roots @ full.T
+    slow = torch.stack([s.square().sum() + t.square().sum() - 2 * torch.linalg.svdvals(s @ t).sum()
+                        for s, t in zip(one.roots, turned, strict=True)])
+    torch.testing.assert_close(small, slow, rtol=1e-6, atol=1e-8)
+    means = (inside[0].means - inside[1].means @ T.T).square().sum()
+    assert means.item() == pytest.approx((one.means - other.means @ full.T).square().sum().item())
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1.0])
+def test_a_search_among_all_features_finds_nothing_better_than_the_one_in_the_span(alpha):
+    x = wide(0, n=24, p=40)
+    y, labels = wide(1, n=24, p=40, near=x), torch.arange(24) % 4
+    found = similarity.gaussian_distance(x, y, labels, alpha=alpha)
+    one, other = sides.sides(x, y, labels)
+    slow = gaussian_alignment._compare(one, other, alpha * one.means.T @ other.means, alpha, 2, 0)
+    assert found == pytest.approx(slow, rel=1e-4) and found <= slow * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_one_wide_cloud_is_turned_into_another_by_its_axes(seed):
+    """The global minimum is known: axes paired by length."""
+    x, y, labels = wide(seed), wide(seed + 9), torch.zeros(40, dtype=torch.long)
+    roots = [torch.linalg.eigvalsh(torch.cov(side.T) + 1e-6 * torch.eye(90, dtype=torch.float64)).clamp(min=0).sqrt()
+             for side in (x, y)]
+    wanted = math.sqrt(2) * (roots[0] - roots[1]).norm().item()
+    assert similarity.gaussian_distance(x, y, labels, alpha=0) == pytest.approx(wanted, rel=1e-6)
+
+
+def test_means_of_wide_clouds_are_matched_as_among_all_features():
+    x, y, labels = wide(0), wide(1), torch.arange(40) % 4
+    one, other = sides.sides(x, y, labels)
+    T = sides.polar(one.means.T @ other.means)[0]
+    wanted = math.sqrt(2 * (one.means - other.means @ T.T).square().sum(1).mean().item())
+    assert similarity.gaussian_distance(x, y, labels, alpha=2) == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_wide_representations_keep_their_properties(key):
+    if METRICS[key].needs_samples:
+        return
+    x, labels = wide(0), torch.arange(40) % 4
+    y = torch.cat([wide(1, near=x), torch.ones(40, 3, dtype=torch.float64)], 1)  # also of another width
+    assert distance(key, x, x, labels) == pytest.approx(0, abs=2e-6)
+    there = distance(key, x, y, labels)
+    assert distance(key, y, x, labels) == pytest.approx(there, rel=1e-3)
+    if "rotation" in METRICS[key].invariances:
+        assert distance(key, x, y @ turn(93), labels) == pytest.approx(there, rel=2e-3)
+    assert math.isfinite(distance(key, x, torch.zeros_like(x), labels))
+
+
+def test_the_expected_cost_names_every_metric_of_the_paper():
+    few, many = (similarity.expected_seconds(64, P, 4) for P in (16, 64))
+    assert list(few) == list(similarity.PAPER_METRICS) and all(few.values())
+    assert many["gaussian_0"] > 5 * few["gaussian_0"]
+
+
+@pytest.mark.parametrize("form", [
+    lambda y: y[:, None], lambda y: torch.nn.functional.one_hot(y), lambda y: y.float(), lambda y: y.int(),
+    lambda y: torch.nn.functional.one_hot(y).double()])
+def test_labels_may_be_columns_one_hot_or_floats(form):
+    (x, labels), (y, _) = draw(0), draw(1)
+    assert similarity.gaussian_distance(x, y, form(labels), alpha=2) == similarity.gaussian_distance(
+        x, y, labels, alpha=2)

@@ -107,7 +107,7 @@ def test_momenta_and_modes_come_back(fails):
     model[0].eval()
     before = modes(model)
     if fails:
-        with pytest.raises(RuntimeError):
+        with pytest.raises(ValueError, match="images have 1 channels"):
             recalibrate_batchnorm(model, images()[:, :1])
     else:
         assert recalibrate_batchnorm(model, images()) is model
@@ -227,7 +227,7 @@ def test_every_image_comes_once_per_epoch_in_another_order_each_time_with_its_ow
     ({"images": images(0), "labels": torch.zeros(0, dtype=torch.long)}, "0 images and 0 labels"),
     ({"dtype": "float16"}, "dtype='float16'; allowed: float32, bfloat16"),
     ({"lr": 1e30}, r"the loss is (nan|inf) after 3 steps; try a learning rate below 1e\+30"),
-    ({"images": images().float() * math.nan}, "the loss is nan")])
+    ({"images": images().float() * math.nan}, "pixels hold NaN")])
 def test_what_cannot_be_learnt_is_refused(change, message):
     asked = {"images": images(), "labels": torch.arange(12) % 2, "epochs": 1, "seed": 0, "images_per_batch": 4}
     model = small_network()
@@ -250,7 +250,7 @@ def test_every_part_is_in_training_mode_while_training_and_afterwards_in_its_own
     model[3].register_forward_hook(lambda *_: seen.append(modes(model)))
     labels = torch.arange(12) % 2 + 9 * fails
     if fails:
-        with pytest.raises((IndexError, RuntimeError)):
+        with pytest.raises(ValueError, match="label 10, but the network tells 2 classes apart"):
             train(model, images(), labels, epochs=1, seed=0)
     else:
         train(model, images(), labels, epochs=1, seed=0)
