@@ -86,7 +86,7 @@ def run(bare, folder, *command, path="", code=0):
 @pytest.fixture(scope="module")
 def model(tiny, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("user") / "model"
-    tiny("llama", neurons=96, heads=6, groups=3).save_pretrained(folder)
+    tiny("llama", neurons=96, heads=6, groups=3, fields={"max_position_embeddings": 2048}).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 

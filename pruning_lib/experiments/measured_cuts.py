@@ -67,7 +67,7 @@ def cut(setting: Setting, method: str, *, removed_fraction: float, heads_removed
     """
     def make() -> dict[str, Any]:
         plan = choose(scores(setting, method, prompts), setting.network, removed_fraction=removed_fraction,
-                      heads_removed=heads_removed, rule=METHODS[method].rule, seed=seed)
+                      heads_removed=heads_removed, rule=METHODS[method].rule, multiple_of=1, seed=seed)
         found = _perplexity(setting, surgery.remove(setting.network, plan))
         return {**found, "removed_fraction": plan.removed_fraction}
 

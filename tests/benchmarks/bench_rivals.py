@@ -67,7 +67,7 @@ def torch_pruning(model, batches, neurons, *, taylor):
 def ours(model, batches, neurons, *, method, reconstruction="none", text=()):
     fraction = neurons * families.sizes(model).neuron_parameters * len(families.blocks(model)) / families.sizes(
         model).parameters
-    return pipeline.prune(model, batches, method=method, removed_fraction=fraction, heads_removed=0,
+    return pipeline.prune(model, batches, method=method, removed_fraction=fraction, heads_removed=0, multiple_of=1,
                           reconstruction=reconstruction, text=text).model
 
 

@@ -56,7 +56,7 @@ def test_renamed_code_is_carried_over_with_todays_code_around_the_outputs_and_sa
 
 
 @pytest.mark.parametrize(("after", "expected"), [
-    ({"twice": 2.0, "took_s": 5.0}, True), ({"twice": 2.5, "took_s": 1.0}, False), ({"took_s": 1.0}, False)])
+    ({"twice": 2.0, "took_s": 5.0, "more": 1}, True), ({"twice": 2.5, "took_s": 1.0}, False), ({"took_s": 1.0}, False)])
 def test_a_witness_with_equal_numbers_carries_its_row_over_whatever_the_times(pair, tmp_path, after, expected):
     now, _ = pair
     change(now, "2 * fraction", "fraction + fraction")

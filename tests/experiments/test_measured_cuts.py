@@ -26,7 +26,7 @@ def setting(tiny, tokenizer, tmp_path, monkeypatch):
 def plainly(setting, method, fraction, seed=0):
     scores = importance.METHODS[method].importance(setting.network, batches(PROMPTS, setting.tokenizer))
     plan = choose(scores, setting.network, removed_fraction=fraction, heads_removed=0,
-                  rule=importance.METHODS[method].rule, seed=seed)
+                  rule=importance.METHODS[method].rule, multiple_of=1, seed=seed)
     return quality.perplexity(surgery.remove(setting.network, plan), setting.tokenizer, TEXTS, window=16, stride=16,
                               max_tokens=64)
 
