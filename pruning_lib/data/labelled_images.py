@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from pruning_lib._extras import extra
 from pruning_lib.models.described_networks import takes_pixels
 
 IMAGE_KEYS, LABEL_KEYS = ("pixel_values", "image", "images"), ("labels", "label")  # of batches that are dicts
@@ -226,6 +227,7 @@ def _stack(samples: list[Any]) -> tuple[Tensor, Tensor]:
 
 
 def _pixels(image: Any) -> Tensor:
-    from torchvision.transforms.functional import pil_to_tensor
+    with extra("vision"):
+        from torchvision.transforms.functional import pil_to_tensor
 
     return pil_to_tensor(image)

@@ -12,14 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-import torchattacks
 from torch import Tensor
 
+from pruning_lib._extras import extra
 from pruning_lib._files import digest
 from pruning_lib.evaluation import attack_sweeps, attacks
 from pruning_lib.experiments import code_digests, network_cache
 from pruning_lib.experiments.recorded_networks import RecordedNetwork
 from pruning_lib.models import loading, published_networks
+
+with extra("robustness"):
+    import torchattacks
 
 
 def published(names: Sequence[str]) -> list[RecordedNetwork]:

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from pruning_lib._extras import extra
+
 LIBRARIES = ("torchvision", "timm", "import")
 # arguments that fetch or unpickle weights, or write to disk; they are no part of an architecture
 REFUSED = {"weights", "weights_backbone", "pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpoint_path",
@@ -119,7 +121,8 @@ def _shapes(network: nn.Module) -> dict[str, torch.Size]:
 
 
 def _torchvision_guesses(network: nn.Module) -> list[Source]:
-    from torchvision import models
+    with extra("vision"):
+        from torchvision import models
 
     classes = [m.out_features for m in network.modules() if isinstance(m, nn.Linear)]
     home = type(network).__module__
@@ -139,7 +142,8 @@ def _timm_guesses(network: Any) -> list[Source]:
 
 
 def _torchvision(name: str) -> Any:
-    from torchvision import models
+    with extra("vision"):
+        from torchvision import models
 
     known = models.list_models(models)
     if name not in known:
@@ -149,7 +153,7 @@ def _torchvision(name: str) -> Any:
 
 def _timm(name: str) -> Any:
     try:
-        import timm
+        timm: Any = importlib.import_module("timm")  # a library of the user's own, which no extra brings
     except ImportError as error:
         raise ImportError(f"the network timm:{name} needs timm; install it with: pip install timm") from error
     if not timm.is_model(name):

@@ -90,7 +90,7 @@ def test_a_language_model_from_its_folder_to_a_page_in_a_rebuilt_book(here, caps
     page = (index.parent / "executed" / "amp_prune.html").read_text()
     assert "my-llama" in page and "<img" in page
     exec(call, pruned := {})
-    assert pruned["result"].reached_fraction == pytest.approx(0.2, abs=0.01)
+    assert pruned["result"].reached_fraction == pytest.approx(0.2, abs=0.04)  # neurons come in multiples of 32
     exec(steps, {})
     assert AutoModelForCausalLM.from_pretrained("my-smaller-too").num_parameters() == found["model"].num_parameters()
 

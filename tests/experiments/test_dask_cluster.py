@@ -17,6 +17,7 @@ from test_amp import padded
 from trees import alive, began, left_over, published, until
 
 from pruning_lib.cli import main
+from pruning_lib.cli import run as run_command
 from pruning_lib.experiments import dask_cluster, runs, staleness
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.models import families
@@ -54,7 +55,7 @@ def test_rows_run_on_both_workers_and_the_client_writes_what_a_local_run_would_h
     assert page.cells[-1].outputs[0].data["text/plain"] == "['a', 'b']"  # it had the client's records
     said = []
     assert dask_cluster.run(list(runs.rows(tree).values()), tree, address, log=said.append,
-                       up_to_date=lambda row: not main._why(row, tree)) == []
+                       up_to_date=lambda row: not run_command._why(row, tree)) == []
     assert sum("up to date" in line for line in said) == 3
     assert [len(began(tmp_path, name)) for name in "ab"] == [1, 1]
     stale = [row.name for row in runs.rows(tree).values() if staleness.staleness_of(row, tree).why]

@@ -393,7 +393,7 @@ def test_the_published_book_lists_each_run_that_has_a_page_in_order_of_the_rows(
     assert contents_of(index) == {**CONTENTS, "parts": [CONTENTS["parts"][0], {"caption": "Runs", "chapters": runs}]}
     assert yaml.safe_load((root / "book" / "_toc.yml").read_text()) == CONTENTS  # the source is unchanged
     copied = {str(path.relative_to(root / "build" / "report")) for path in (root / "build" / "report").rglob("*.*")}
-    assert {"book/chapters/intro.md", "book/executed/small.ipynb", "pruning_lib/amp.py"} <= copied
+    assert {"book/chapters/intro.md", "book/executed/small.ipynb", "pruning_lib/pruning/amp.py"} <= copied
     assert not left_over.exists()
 
 

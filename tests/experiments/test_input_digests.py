@@ -10,6 +10,7 @@ from test_execution import make_tree, notebook
 
 from pruning_lib import data
 from pruning_lib.cli import main
+from pruning_lib.cli import run as run_command
 from pruning_lib.data import images
 from pruning_lib.experiments import input_digests, records, runs
 from pruning_lib.experiments.runs import Row
@@ -154,5 +155,5 @@ record = {{"run": os.environ["PRUNING_RUN"], "values": {{"n": n}}}}
         ["reads", "inputs changed: c4 in PRUNING_DATA"], ["plain", "up to date"]]
     assert main.main(["run", "--all", "--stale", *root]) == 0
     assert capsys.readouterr().out.splitlines() == ["reads: done", "plain: up to date"]
-    assert not [name for name, row in runs.rows(tree).items() if main._why(row, tree)]
+    assert not [name for name, row in runs.rows(tree).items() if run_command._why(row, tree)]
     assert records.contents(tree.records / "reads.json")["values"] == {"n": 1}

@@ -9,6 +9,7 @@ import pytest
 from test_execution import edit, executed, make_tree  # noqa: F401  (a fixture among them)
 
 from pruning_lib.cli import main
+from pruning_lib.cli import run as run_command
 from pruning_lib.experiments import code_digests, input_digests, records, staleness
 from pruning_lib.experiments.runs import Tree, rows
 from pruning_lib.experiments.staleness import MADE_BEFORE, staleness_of
@@ -127,7 +128,8 @@ def test_rows_of_before_are_not_stale_and_status_says_that_their_code_is_not_kno
     said = capsys.readouterr()
     assert said.out.splitlines()[0].split(maxsplit=1) == ["small", "up to date"]
     assert said.err == f"{MADE_BEFORE}: small. To run them again: pruning-lib run --all --stale-code\n"
-    assert main._why(rows(tree)["small"], tree) == "" and main._why(rows(tree)["small"], tree, True) == MADE_BEFORE
+    small = rows(tree)["small"]
+    assert run_command._why(small, tree) == "" and run_command._why(small, tree, True) == MADE_BEFORE
 
 
 def test_every_record_of_the_report_is_as_it_was_written():

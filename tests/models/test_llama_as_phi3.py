@@ -42,5 +42,5 @@ def test_the_default_model_and_its_phi3_lose_the_same(smollm, tmp_path):
 
 
 def test_what_has_no_phi3_is_refused(tiny):
-    with pytest.raises(ValueError, match="qwen2.*wanted a LLaMA without biases"):
+    with pytest.raises(ValueError, match="qwen2.*give a LLaMA without biases"):
         as_phi3(tiny("qwen2"))

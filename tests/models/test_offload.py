@@ -133,12 +133,12 @@ def large(tmp_path_factory):
     config = families.tiny("llama", **SIZES)
     config.architectures, config.dtype = ["LlamaForCausalLM"], "float32"
     with torch.device("meta"):
-        published_configs = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
+        shapes = {name: p.shape for name, p in AutoModelForCausalLM.from_config(config).state_dict().items()}
     shard_of = {name: f"model-{name.split('.')[2] if '.layers.' in name else 'rest'}.safetensors"
-                for name in published_configs}
+                for name in shapes}
     generator = torch.Generator().manual_seed(0)
     for shard in set(shard_of.values()):
-        save_file({name: torch.randn(shape, generator=generator) / 30 for name, shape in published_configs.items()
+        save_file({name: torch.randn(shape, generator=generator) / 30 for name, shape in shapes.items()
                    if shard_of[name] == shard}, folder / shard, metadata={"format": "pt"})
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shard_of}))
     config.save_pretrained(folder)
@@ -150,7 +150,7 @@ import json, sys, threading, time, torch
 from pathlib import Path
 from transformers import AutoModelForCausalLM, LlamaConfig
 from pruning_lib.models import checkpoints, families, surgery
-from pruning_lib.pruning import amp
+from pruning_lib.pruning import amp, selection
 torch.set_num_threads(1)
 folder, out, way = sys.argv[1:]
 
