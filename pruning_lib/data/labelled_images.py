@@ -92,7 +92,8 @@ def _refuse_shape(network: nn.Module, images: Any) -> None:
         shape = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
         raise ValueError(f"images are {shape}; give a tensor (N, channels, height, width)")
     first = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
-    if first is not None and images.shape[1] != first.in_channels:
+    spreads = images.shape[1] == 1 and hasattr(network, "normalise")  # grey less a mean per channel has all channels
+    if first is not None and images.shape[1] != first.in_channels and not spreads:
         hint = {1: "images.expand(-1, 3, -1, -1)"}.get(images.shape[1], "images.permute(0, 3, 1, 2)"
                                                        if images.shape[3] == first.in_channels else "")
         raise ValueError(f"images have {images.shape[1]} channels, {tuple(images.shape)}, and this "

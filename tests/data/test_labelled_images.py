@@ -103,7 +103,7 @@ def test_uint8_pixels_are_those_in_0_to_1(act, network):
 
 BAD_IMAGES = {
     "0 to 255": (PIXELS * 255, "from .* to 25.*divide by 255"), "normalised": (PIXELS * 4 - 2, r"floats in \[0, 1\]"),
-    "one channel": (PIXELS[:, :1], "images have 1 channels.*takes 3; try images.expand"),
+    "two channels": (PIXELS[:, :2], "images have 2 channels.*takes 3"),
     "channels last": (PIXELS.permute(0, 2, 3, 1), "takes 3; try images.permute"),
     "flat": (PIXELS.flatten(1), "give a tensor"), "integers": ((PIXELS * 255).long(), "give uint8, or floats"),
     "NaN": (PIXELS * torch.nan, "NaN"),
@@ -116,6 +116,16 @@ def test_images_that_the_network_does_not_take_are_refused(act, bad, network):
     images, message = BAD_IMAGES[bad]
     with pytest.raises(ValueError, match=message):
         act(network, images, LABELS)
+
+
+@pytest.mark.parametrize("act", TAKE_IMAGES)
+def test_grey_images_are_spread_over_the_channels_of_a_network_that_normalises(act, network):
+    grey = PIXELS[:, :1]
+    if hasattr(network, "normalise"):
+        assert act(network, grey, LABELS) == act(network, grey.expand(-1, 3, -1, -1), LABELS)
+    else:
+        with pytest.raises(ValueError, match="images have 1 channels.*takes 3; try images.expand"):
+            act(network, grey, LABELS)
 
 
 def test_two_classes_and_one_output_are_told_apart():
