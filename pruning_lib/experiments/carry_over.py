@@ -57,7 +57,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], names: Mapp
 
 def _differ(a: Any, b: Any, at: str) -> Sequence[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [key for key in a if not str(key).endswith(TIMES)]  # what is only measured now changes nothing
+        keys = [key for key in a if not str(key).endswith(TIMES)]  # further measurements change nothing
         return [place for key in keys for place in _differ(a.get(key), b.get(key), f"{at}.{key}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [place for i, pair in enumerate(zip(a, b, strict=True)) for place in _differ(*pair, f"{at}[{i}]")]

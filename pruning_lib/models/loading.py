@@ -74,7 +74,8 @@ for _depth, _digits in ((20, "12fca82f"), (32, "d509ac18"), (44, "014dd654"), (5
         ImageConfig("cifar_resnet", {"depth": _depth}), "https://github.com/akamaster/pytorch_resnet_cifar10/raw/master/"
         f"pretrained_models/resnet{_depth}-{_digits}.th", "BSD-2-Clause")
 MODELS.update(published_networks.NETWORKS)
-DTYPES: dict[str, Any] = {"auto": "auto", "float32": torch.float32, "bfloat16": torch.bfloat16}
+FORMATS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, Any] = {"auto": "auto", **FORMATS}
 
 
 def load_model(name: str, *, dtype: str = "auto", device: str | None = None, trust_remote_code: bool = False,

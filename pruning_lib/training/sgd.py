@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from pruning_lib.data import labelled_images
 from pruning_lib.models.hooks import evaluating
-from pruning_lib.models.loading import DTYPES
+from pruning_lib.models.loading import FORMATS
 
 
 def recalibrate_batchnorm(model: nn.Module, images: Any, *, images_per_batch: int = 256) -> nn.Module:
@@ -82,8 +82,8 @@ def train(model: nn.Module, images: Any, labels: Any = None, *, epochs: float, s
                          f"tunes it on text, and the notebooks amp_prune and recipe prune it")
     images, labels = labelled_images.whole(images, labels)
     _validate_pixels(model, images)
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)}")
+    if dtype not in FORMATS:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(FORMATS)}")
     images_per_batch = min(images_per_batch, len(images))
     steps = round(epochs * len(images) / images_per_batch)
     if steps < 1:
@@ -100,7 +100,7 @@ def train(model: nn.Module, images: Any, labels: Any = None, *, epochs: float, s
                 chosen = next(order)
                 batch = shifted_and_flipped(images[chosen], generator) if augment else images[chosen]
                 batch = pixels(batch.to(device)).contiguous(memory_format=torch.channels_last)
-                with torch.autocast(device.type, DTYPES[dtype], enabled=dtype != "float32"):
+                with torch.autocast(device.type, FORMATS[dtype], enabled=dtype != "float32"):
                     logits = model(batch)
                     labelled_images.refuse_logits(logits, labels[chosen])
                     loss = F.cross_entropy(logits.float(), labels[chosen].to(device))

@@ -184,6 +184,7 @@ def test_the_notebooks_of_the_book_reach_what_they_run_and_not_what_they_do_not(
     cells = [cell.source for cell in nbformat.read(tree.notebooks / "amp_scores.ipynb", as_version=4).cells
              if cell.cell_type == "code"]
     found = set(code_digests.digests(cells))
-    assert {"pruning.amp.importance", "pruning.amp.head_scores", "models.hooks.inputs_to", "models.families.FAMILIES",
+    assert {"pruning.amp.importance", "pruning.amp.head_scores", "models.hooks.inputs_to",
+            "models.language_families.FAMILIES",
             "models.loading.load_model"} <= found
     assert not [name for name in found if name.startswith(("pruning.consensus.", "pruning.similarity.", "cli."))]
