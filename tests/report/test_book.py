@@ -32,7 +32,8 @@ MADE_WITH = {"commit": r"[0-9a-f]{7,40}(\+changes)?", "torch": r"\d+\.\d+.*", "t
              "minutes": r"\d+(\.\d+)?", "data": r"\{.*\}"}
 VERDICTS = {"reproduced", "partly", "not at this scale", "partly contradicted", "contradicted", "no difference",
             "not run"}
-PARTS = {"robustness": ("test",), "shortcut": ("tuned", "test"), "emissions": ("test",)}
+PARTS = {"robustness": ("test",), "shortcut": ("tuned", "test"), "emissions": ("test",), "published": ("test",),
+         "attack_sweep": ("test",), "removal_order": ("calibration",)}
 NO_DATA = {"block_costs", "by_hand", "inference_speed", "metrics_forgive", "scoring_cost"}  # random weights, numbers
 OF_A_MACHINE = r"(?<![\w.~)/-])/(?:work|tmp|home|root|Users|mnt|scratch|opt|usr|var|data)(?:/|\b)|[A-Z]:\\\\?Users|file://"
 HOSTS = {"arxiv.org", "doi.org", "github.com", "huggingface.co", "www.w3.org"}  # allowed targets of links
@@ -164,6 +165,7 @@ def test_records_of_the_same_samples_have_the_same_fingerprint():
                     solves = given.get("reconstruction", "none") != "none"
                     solved_on = given.get("reconstruction_text") if solves else None
                     count = given["reconstruction_samples" if solved_on == given[key] else "prompts"]  # the first ones
+                    count = (count, given.get("draws"))  # or so many draws of as many
                     sample = (given[key], count if key == "calibration" else ROWS[name].notebook)
                     seen.setdefault(sample, set()).add(read_record(name)["made_with"]["data"].get(given[key]))
     assert seen and not {sample: found for sample, found in seen.items() if len(found) > 1}
