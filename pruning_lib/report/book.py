@@ -49,6 +49,7 @@ def _refresh_all(pages: Path, notebooks: Path) -> None:
             notebook = notebooks / f"{page.metadata['pruning_lib']['notebook']}.ipynb"
             if notebook.is_file():
                 page.cells = refresh_prose(page, nbformat.read(notebook, as_version=4))
+                page.metadata["pruning_lib"].pop("code", None)  # digests are for the runner, not for readers
                 nbformat.write(page, path)
 
 
