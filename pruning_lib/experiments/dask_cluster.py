@@ -16,11 +16,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from pruning_lib import _locks
+from pruning_lib import _files, _locks
 from pruning_lib._extras import extra
 from pruning_lib.experiments import code_digests, execution, input_digests, staleness
 from pruning_lib.experiments.local import POLL_S, Queue
@@ -160,7 +159,7 @@ class _Run:
                "records": records, "code": made["code"], "inputs": made["inputs"],
                "folder": str(Path.cwd())}
         self.tries[row.name] += 1  # else Dask would return the earlier result
-        digest = sha256(json.dumps([job, self.tries[row.name]], sort_keys=True).encode()).hexdigest()[:16]
+        digest = _files.digest(json.dumps([job, self.tries[row.name]], sort_keys=True))
         future = self.client.submit(work, job, key=f"{row.name}-{digest}", resources=dict(row.resources) or None)
         self.sent[future] = (row, lock, made, time.monotonic())
         if missed := self._missed(row):

@@ -83,7 +83,7 @@ RIVALS = {
 
 
 def reloaded(model, tokenizer, *, own):
-    """Whether plain transformers loads the saved model with the same logits, or what it says instead."""
+    """Return whether plain transformers loads the saved model with the same logits, else its message."""
     ids = torch.arange(1, 17)[None]
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         try:

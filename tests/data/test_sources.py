@@ -40,7 +40,7 @@ def test_every_form_of_a_file_gives_its_texts(write, name, content):
 
 
 def test_lines_end_at_newlines_only(write):
-    r"""Of all characters at which ``str.splitlines`` breaks, JSON allows some unescaped inside a text."""
+    r"""Keep texts whole: JSON allows unescaped characters at which ``str.splitlines`` breaks."""
     text = "a\u2028b\u2029c\x85d"
     assert len(text.splitlines()) == 4
     assert data.texts(write("a.jsonl", json.dumps({"text": text}, ensure_ascii=False))) == [text]
