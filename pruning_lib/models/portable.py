@@ -92,7 +92,9 @@ def write_tokenizer(tokenizer: Any, folder: Path) -> None:
     if unchanged:
         for path in [folder / name for name in TOKENIZER_FILES if name not in sources and name != "tokenizer.json"]:
             path.unlink(missing_ok=True)  # the source says the same in another file
-    _mend_tokenizer(folder, drop_padding=getattr(tokenizer, "padding_made_up", False))
+    _mend_config(folder, drop_padding=getattr(tokenizer, "padding_made_up", False))
+    if not unchanged:
+        _drop_left_over_state(folder / "tokenizer.json")
 
 
 def _source_files(tokenizer: Any) -> dict[str, Path]:
@@ -131,7 +133,7 @@ def _described(tokenizer: Any) -> dict[str, Any]:
             "padding_side": tokenizer.padding_side}
 
 
-def _mend_tokenizer(folder: Path, *, drop_padding: bool) -> None:
+def _mend_config(folder: Path, *, drop_padding: bool) -> None:
     for name in ("tokenizer_config.json", "special_tokens_map.json"):
         path = folder / name
         if path.is_file():
@@ -141,7 +143,9 @@ def _mend_tokenizer(folder: Path, *, drop_padding: bool) -> None:
                 fields = _for_both(fields)
             if fields != before:
                 path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n")
-    path = folder / "tokenizer.json"
+
+
+def _drop_left_over_state(path: Path) -> None:
     if path.is_file():
         fields = json.loads(path.read_text())
         if fields.get("padding") or fields.get("truncation"):
