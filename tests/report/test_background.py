@@ -99,3 +99,48 @@ def test_the_answers_of_the_worksheet_are_right():
     assert numbers(answers[1]) == np.concatenate([np.outer(z[:, h], out[h]).flatten() for h in (0, 1)]).tolist()
     assert numbers(answers[2])[:2] == heads and numbers(answers[4]) == y.flatten().tolist()
     assert numbers(answers[5])[:3] == neurons and numbers(answers[6]) == cut.flatten().tolist()
+
+
+# --- quiz and answers -------------------------------------------------------------------------------------------------
+
+
+def unanswered():
+    """Return the notebooks with a question to try that is not followed by an answer on the page."""
+    for path in sorted((BOOK.parent / "notebooks").glob("*.ipynb")):
+        text = path.read_text()
+        if "**Try.**" in text and "{admonition} Answer" not in text:
+            yield path.stem
+
+
+def test_every_question_to_try_has_an_answer():
+    answers = dict(re.findall(r"^## (\w+)\n\n(.+)$", TEXTS["answers"], re.M))
+    asked = set(unanswered())
+    assert len(asked) > 20 and asked <= set(answers)
+    assert set(answers) <= {path.stem for path in (BOOK.parent / "notebooks").glob("*.ipynb")}
+    assert min(len(answer.split()) for answer in answers.values()) >= 20
+
+
+KIT = {"answers", "capstone", "fill_in", "quiz", "six_sessions", "teaching", "worksheet", "worksheet_answers"}
+READ_THROUGH = {"amp", "beyond_amp", "consensus", "robustness", "your_model", "claims", "records", "scale"} | BACKGROUND
+
+
+def test_there_is_a_quiz_for_every_chapter_and_every_answer_is_folded():
+    sections = re.split(r"^## ", TEXTS["quiz"], flags=re.M)[1:]
+    assert {re.search(r"\[this chapter\]\((\w+)\.md\)", section)[1] for section in sections} == READ_THROUGH
+    for section in sections:
+        questions = re.findall(r"^\*\*Question (\d+)\.\*\* .+\n\n```\{admonition\} Answer\n:class: dropdown\n.+\n```$",
+                               section, re.M)
+        assert questions and [int(n) for n in questions] == list(range(1, section.count("**Question") + 1))
+
+
+def test_the_rubric_of_the_capstone_adds_up():
+    criteria = re.findall(r"^\| [a-z ]+ \| .+ \| .+ \| .+ \| .+ \|$", TEXTS["capstone"].split("## Rubric")[1], re.M)
+    assert f"16 to {3 * len(criteria)} is excellent" in TEXTS["capstone"]
+
+
+def test_the_six_sessions_use_every_exercise():
+    used = {int(n) for text in re.findall(r"exercises? ([\d, and]+)", TEXTS["six_sessions"])
+            for n in re.findall(r"\d+", text)}
+    assert used == set(range(1, 11))
+    assert all(f"({name}.md" in TEXTS["six_sessions"] for name in BACKGROUND | KIT - {"answers", "six_sessions",
+                                                                                    "worksheet_answers"})
