@@ -58,7 +58,10 @@ document.addEventListener("DOMContentLoaded", () => {
   for (const table of document.querySelectorAll(".cards table")) {  // labels of the cells of a card
     const names = [...table.tHead.rows[0].cells].map((cell) => cell.textContent.trim());
     for (const row of table.tBodies[0].rows)
-      [...row.cells].forEach((cell, column) => names[column] && cell.setAttribute("data-label", names[column]));
+      [...row.cells].forEach((cell, column) => {
+        if (!cell.textContent.trim()) cell.classList.add("void");
+        else cell.setAttribute("data-label", names[column]);
+      });
   }
 
   for (const table of document.querySelectorAll("main .cell_output table, .cards table")) {

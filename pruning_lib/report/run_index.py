@@ -17,10 +17,11 @@ from pruning_lib.experiments.runs import Row, Tree, parameters_of, source
 with extra("report"):
     import nbformat
 
-FIRST = ("model", "network", "method", "criterion", "removed_fraction", "heads_removed", "blocks_removed",
-         "reconstruction", "seed")  # the most telling parameters, in the order of a title
+FIRST = ("model", "network", "method", "criterion", "removed_fraction", "reconstruction", "heads_removed",
+         "blocks_removed", "seed")  # the most telling parameters, in the order of a title
 NAMES = ("method", "methods", "criterion", "criteria", "reconstruction")  # their values are keys of tables
 SHORT = 24  # characters of a value that a title shows
+WHERE_ZERO_COUNTS = ("removed_fraction", "heads_removed", "seed")  # elsewhere 0 means that something is switched off
 SETTINGS = 4  # parameters in a title
 CLAIM = re.compile(r"^\| ([^|]+) \| [^|]+ \| \{glue:text\}`\.\./executed/(\w+)\.ipynb::\w+_verdict:s` \|$", re.M)
 COLUMNS = ("run", "experiment", "model", "method", "removed", "read by", "claim")
@@ -74,7 +75,7 @@ def notebook_title(notebook: Path) -> str:
     return first.splitlines()[0].lstrip("# ")
 
 
-# --- titles ------------------------------------------------------------------------------------------------------------
+# --- titles -----------------------------------------------------------------------------------------------------------
 
 
 def setting(key: str, value: Any) -> str:
@@ -90,7 +91,8 @@ def setting(key: str, value: Any) -> str:
 def settings(given: Mapping[str, Any], names: Iterable[str]) -> list[str]:
     """Return the named parameters in words, without those that are switched off or too long to read."""
     return [setting(key, given[key]) for key in names
-            if given.get(key) not in ("none", "", None) and len(str(given[key])) <= SHORT]
+            if given.get(key) not in ("none", "", None) and len(str(given[key])) <= SHORT
+            and (given[key] != 0 or key in WHERE_ZERO_COUNTS)]
 
 
 def titles(rows: Iterable[Row], tree: Tree) -> dict[str, str]:
@@ -106,7 +108,7 @@ def titles(rows: Iterable[Row], tree: Tree) -> dict[str, str]:
     return found
 
 
-# --- table -------------------------------------------------------------------------------------------------------------
+# --- table ------------------------------------------------------------------------------------------------------------
 
 
 def model_of(given: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> str:
@@ -143,8 +145,9 @@ def table(runs: Sequence[Row], rows: Sequence[Row], tree: Tree, chapter: Path) -
         found, reading = given[row.name], list(dict.fromkeys([*read_by.get(row.notebook, []),
                                                               *read_by.get(row.name, [])]))
         said = ", ".join(settings(found, [key for key in names[row.notebook] if key not in FIRST[:5]]))
+        removed = setting("_fraction", found["removed_fraction"]) if "removed_fraction" in found else ""
         cells = (f"{_link(row.name)} {said}", notebook_title(source(row, tree)), model_of(found, given),
-                 method_of(found), setting("_fraction", found["removed_fraction"]) if "removed_fraction" in found else "",
+                 method_of(found), removed,
                  ", ".join(map(_link, reading)), "; ".join(c for name in reading for c in judged.get(name, [])))
         lines.append("| " + " | ".join(cell.strip().replace("|", "/") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
