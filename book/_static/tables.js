@@ -51,8 +51,8 @@ document.addEventListener("DOMContentLoaded", () => {
   boxes.push(...[...document.querySelectorAll("main .output pre")].map((pre) => [pre, "output"]));
   const markAll = () => boxes.forEach(([box, name]) => mark(box, name));
   markAll();
-  addEventListener("load", markAll);
-  addEventListener("resize", markAll);
+  const observer = new ResizeObserver(markAll);  // the page's width changes later than the window's
+  boxes.forEach(([box]) => observer.observe(box));
   document.addEventListener("toggle", markAll, true);  // a folded part was opened
 
   for (const table of document.querySelectorAll(".cards table")) {  // labels of the cells of a card

@@ -71,6 +71,17 @@ def _copy_sources(root: Path, tree: Tree, book: Path) -> None:
         shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")
 
 
+def _own_rows(tree: Tree) -> list[Row]:
+    """Return a row per notebook at its defaults, and one for every other page, which the user has named."""
+    known = defaults(tree)
+    named = []
+    for path in sorted(tree.pages.glob("*.ipynb")):
+        about = nbformat.read(path, as_version=4).metadata.get("pruning_lib", {})
+        if path.stem not in known and "notebook" in about:
+            named.append(Row(path.stem, about["notebook"], about.get("parameters", {})))
+    return [*known.values(), *named]
+
+
 def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
     """Write the table of runs that a chapter includes, and the titles of their pages; delete pages of no row.
 
@@ -105,7 +116,7 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     if not tree.pages.is_dir():
         raise SystemExit(f"no pages in {tree.pages}; create them with: pruning-lib run")
     _copy_sources(root, tree, book)
-    _index_runs(tree, book, list((defaults(tree) if out else rows(tree)).values()))
+    _index_runs(tree, book, _own_rows(tree) if out else list(rows(tree).values()))
     builder = Path(sys.executable).with_name("jupyter-book")
     command = [str(builder), "build", str(book), "-n", "-W", "--keep-going", "-q"]
     if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:
