@@ -10,7 +10,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -71,15 +71,12 @@ def _copy_sources(root: Path, tree: Tree, book: Path) -> None:
         shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")
 
 
-def _own_rows(tree: Tree) -> list[Row]:
-    """Return a row per notebook at its defaults, and one for every other page, which the user has named."""
-    known = defaults(tree)
-    named = []
+def _named_by_the_user(tree: Tree, known: Collection[str]) -> Iterator[Row]:
+    """Yield a row for each page that was run under a name of its own."""
     for path in sorted(tree.pages.glob("*.ipynb")):
-        about = nbformat.read(path, as_version=4).metadata.get("pruning_lib", {})
-        if path.stem not in known and "notebook" in about:
-            named.append(Row(path.stem, about["notebook"], about.get("parameters", {})))
-    return [*known.values(), *named]
+        if path.stem not in known:
+            made = nbformat.read(path, as_version=4).metadata.get("pruning_lib", {})
+            yield Row(path.stem, made.get("notebook", path.stem), made.get("parameters", {}))
 
 
 def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
@@ -116,7 +113,8 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     if not tree.pages.is_dir():
         raise SystemExit(f"no pages in {tree.pages}; create them with: pruning-lib run")
     _copy_sources(root, tree, book)
-    _index_runs(tree, book, _own_rows(tree) if out else list(rows(tree).values()))
+    made = defaults(tree) if out else rows(tree)
+    _index_runs(tree, book, [*made.values(), *(_named_by_the_user(tree, made) if out else [])])
     builder = Path(sys.executable).with_name("jupyter-book")
     command = [str(builder), "build", str(book), "-n", "-W", "--keep-going", "-q"]
     if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:
