@@ -156,7 +156,7 @@ def _all(*notebooks: str) -> list[dict[str, Any]]:
     """Return the records of notebooks: the user's own of each if there are any, else those Jupyter also sees."""
     chosen: dict[str, list[dict[str, Any]]] = {}
     for place in [folder()] if os.environ.get("PRUNING_RESULTS") else _places():
-        if wanted := set(notebooks) - set(chosen):
+        if wanted := [name for name in notebooks if name not in chosen]:
             for record in [_verified(path, path.stem) for path in sorted(place.glob("*.json"))]:
                 if record.get("notebook") in wanted:
                     chosen.setdefault(record["notebook"], []).append(record)
