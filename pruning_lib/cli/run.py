@@ -123,8 +123,9 @@ def _refuse_unknown(names: list[str], table: dict[str, Row]) -> None:
 
 def _with(row: Row, overrides: dict[str, str], tree: Tree) -> Row:
     """Return the row with other values for its parameters, each of the type that its notebook has."""
-    known = runs.parameters_of(runs.source(row, tree)) if overrides else {}
-    typed = {name: _typed(text, known.get(name)) for name, text in overrides.items()}
+    notebook = runs.source(row, tree)
+    known, words = (runs.parameters_of(notebook), runs.words_of(notebook)) if overrides else ({}, {})
+    typed = {name: _typed(text, 0 if name in words else known.get(name)) for name, text in overrides.items()}
     return replace(row, parameters={**row.parameters, **typed})
 
 

@@ -231,7 +231,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _one(row: Row, tree: Tree, before: Tree, given: argparse.Namespace, names: Mapping[str, Any]) -> bool:
-    """Carry over one row as far as possible; print what was done; return True if it is up to date afterwards."""
+    """Update the page of one row as far as possible; print the result; return True if it is up to date afterwards."""
     if broken := staleness.corruption(row, tree):
         print(f"{row.name}: stays stale: {broken}")
         return False

@@ -35,8 +35,8 @@ class Plan:
             raise ValueError(f"grouped_query={self.grouped_query!r}; allowed: {', '.join(GROUPED)}")
         lead, places = ((s.blocks,), s.groups) if self.grouped_query == "whole_groups" else (
             (s.blocks, s.groups), s.heads // s.groups)
-        _check_indices("heads", self.heads, lead, places)
-        _check_indices("neurons", self.neurons, (s.blocks,), s.neurons)
+        check_indices("heads", self.heads, lead, places)
+        check_indices("neurons", self.neurons, (s.blocks,), s.neurons)
 
     @property
     def removed_heads(self) -> Tensor:
@@ -78,7 +78,7 @@ class Plan:
                 f"{kept['neurons']} of {s.neurons} neurons")
 
 
-def _check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
+def check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
     """Raise ValueError unless indices (*lead, k) ascend strictly within ``places`` and leave at least one place."""
     if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= max(places, 1):
         raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} needed, got "
