@@ -75,13 +75,12 @@ def library() -> Any:
                    for name in ("xllamacpp.abi3.so", "xllamacpp.pyd"))
     path = next((file for file in files if file.is_file()), None)
     if path is None:
-        raise MissingExtra('xllamacpp is not installed and this needs it; install it with: pip install '
-                           '"pruning-lib[llama]"')
+        raise MissingExtra("xllamacpp is not installed and this needs it; install it with: pip install xllamacpp")
     loaded = ctypes.CDLL(str(path))
     for name, (result, arguments) in _FUNCTIONS.items():
         if not hasattr(loaded, name):
-            raise MissingExtra(f"the installed xllamacpp does not export {name}; install the version that the lock "
-                               f"file names")
+            raise MissingExtra(f"the installed xllamacpp does not export {name}; install version "
+                               f"2026.10 of it")
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
     loaded.llama_log_set(_silence, None)
@@ -115,7 +114,7 @@ class Context:
         self.context = self.lib.llama_init_from_model(self.model, settings)
         if not self.context or self.lib.llama_n_ctx(self.context) < tokens:
             raise ValueError(f"llama.cpp made no context of {tokens} tokens for {path}; this version of xllamacpp may "
-                             f"be another than the one in the lock file")
+                             f"be another than 2026.10")
         self.lib.llama_set_n_threads(self.context, threads, threads)
         self.vocabulary = self.lib.llama_vocab_n_tokens(self.lib.llama_model_get_vocab(self.model))
         self.batch, self.length = self.lib.llama_batch_init(tokens, 0, 1), 0
