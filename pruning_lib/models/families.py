@@ -200,6 +200,14 @@ def sizes(model: nn.Module) -> Sizes:
     ------
     ValueError
         when blocks differ in size, since a plan removes the same number in every block.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> found = pl.sizes(model)
+    >>> found.blocks, found.heads, found.groups, found.neurons
+    (3, 6, 3, 64)
     """
     family, found = family_of(model), set()
     D = head_width(model)

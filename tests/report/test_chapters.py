@@ -1,6 +1,7 @@
 """Promises to readers and teachers: goals, reading times, explained terms, verdicts from records."""
 
 import ast
+import json
 import math
 import re
 
@@ -11,8 +12,9 @@ from test_exercises import exercises
 
 from pruning_lib.report import slides
 
-LOOKED_UP = {"api", "notation", "glossary", "adding", "references", "model_types"}  # not read from top to bottom
-READ = [path for path in CHAPTERS if path.stem not in LOOKED_UP]
+LOOKED_UP = {"api", "notation", "glossary", "adding", "references", "model_types", "runs"}  # not read from top to bottom
+FRONT = "intro"  # the front page tells findings and leads on
+READ = [path for path in CHAPTERS if path.stem not in LOOKED_UP | {FRONT}]
 FIRST_WORDS = (r"\A# .+\n\n\*You will learn\* .+ \*You need\* .+ "
                r"\*Time:\* (\d+) minutes to read(?:, (\d+) for the exercises)?\.\n")
 WORDS_PER_MINUTE, LINES_PER_MINUTE, FORMULAS_PER_MINUTE = 200, 20, 2
@@ -101,7 +103,7 @@ SLIDES = yaml.safe_load((BOOK / "slides.yml").read_text())
 @pytest.mark.parametrize("entry", [e for e in SLIDES if "page" in e], ids=lambda e: f"{e['page']}: {e['heading']}")
 def test_a_slide_names_a_heading_that_its_page_has(entry):
     """Check headings quickly; the builder reports them only after a minute."""
-    assert set(entry) <= {"page", "heading", "title", "show", "ask"}
+    assert set(entry) <= {"page", "heading", "title", "show", "ask", "text", "drawing", "notes"}
     path = next(p for p in (BOOK / f"{entry['page']}.md", ROOT / f"notebooks/{entry['page'][9:]}.ipynb") if p.is_file())
     assert entry["heading"] in re.findall(r"^#{1,3} (.+)$", prose(path), re.M)
 
@@ -139,6 +141,26 @@ def test_slides_fetch_nothing(built):
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//|@import|url\(", built({"title": "Session"}))
 
 
+def test_a_slide_has_text_with_formulas_and_numbers_of_pages_and_notes_for_the_speaker(built, tmp_path):
+    out = {"data": {"text/plain": ["'55.0'"]}, "metadata": {"scrapbook": {"name": "ppl"}}}
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed" / "run.ipynb").write_text(json.dumps({"cells": [{"outputs": [out]}]}))
+    html = built({"title": "Least squares", "text": "**{run::ppl}** for $a<b$", "notes": "Wait."})
+    assert "<strong>55.0</strong>" in html and r"\(a&lt;b\)" in html and "<h2>Least squares</h2>" in html
+    assert '<aside class="notes"><p>Wait.</p>' in html
+    with pytest.raises(SystemExit, match="page 'run' glues no 'x'"):
+        built({"title": "Least squares", "text": "{run::x}"})
+    with pytest.raises(SystemExit, match="no drawing 'none.html'"):
+        built({"title": "Least squares", "drawing": "none"})
+
+
+def test_every_slide_has_one_idea_and_notes():
+    assert len(SLIDES) > 15
+    for entry in SLIDES:
+        assert entry["title"] and entry["notes"], entry
+        assert len(re.sub(r"[|*{}:$\\-]", " ", entry.get("text", "")).split()) <= 70, f"too much on {entry['title']!r}"
+
+
 @pytest.mark.parametrize(("entry", "message"), [
     ({"page": "chapters/no", "heading": "The idea"}, "no page 'chapters/no'"),
     ({"page": "chapters/amp", "heading": "The end"}, "no heading 'The end'"),
@@ -146,3 +168,15 @@ def test_slides_fetch_nothing(built):
 def test_what_a_slide_asks_for_and_is_not_there_stops_the_build(built, entry, message):
     with pytest.raises(SystemExit, match=message):
         built(entry)
+
+
+# --- the front page ---------------------------------------------------------------------------------------------------
+
+
+def test_the_front_page_has_a_picture_three_findings_from_records_and_four_doors():
+    text = (BOOK / "chapters" / f"{FRONT}.md").read_text()
+    findings = re.findall(r"^\d\. \*\*.+$", re.search(r"## Three findings\n(.*?)\n## ", text, re.S)[1], re.M)
+    assert len(findings) == 3 and all("{glue:text}" in line and "](" in line for line in findings)
+    assert re.search(r"```\{figure\} \.\./_static/\w+\.png\n:alt: .{40}", text)
+    doors = re.findall(r"\{grid-item-card\} ([^\n]+)\n:link: (\S+)\n:link-type: doc", text)
+    assert [name for name, _ in doors] == ["Learn", "Prune a model", "Teach", "Check the claims"]

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import threading
 from importlib import resources
@@ -19,7 +20,7 @@ from playwright.sync_api import sync_playwright
 
 from pruning_lib.experiments import runs
 from pruning_lib.experiments.runs import Tree
-from pruning_lib.report import book
+from pruning_lib.report import book, slides
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -28,7 +29,8 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # one page of each kind; contrast is slow to measure, so it is measured on these in light and dark mode
-KINDS = ["chapters/intro", "chapters/amp", "chapters/claims", "executed/amp_against_size", "executed/amp-20"]
+KINDS = ["chapters/intro", "chapters/amp", "chapters/claims", "chapters/runs", "executed/amp_against_size",
+         "executed/amp-20"]
 SERIOUS = {"serious", "critical"}
 THEMES_OWN: dict[str, str] = {}  # rule of axe -> reason for a violation by the theme that we cannot fix
 
@@ -95,7 +97,18 @@ def names(html):
 
 # --- every page -------------------------------------------------------------------------------------------------------
 
-LOOK = """() => ({
+# parts that are cut off: code that overflows, and tables or results that scroll without a visible bar and a hint
+CUT = """function cut() {
+  const shown = (e) => e.getClientRects().length > 0, name = (e) => e.outerHTML.slice(0, 80);
+  const code = [...document.querySelectorAll("main article pre")].filter(shown)
+    .filter((e) => !e.closest(".output") && e.scrollWidth > e.clientWidth + 1);
+  const boxes = [...document.querySelectorAll("main article table, main .output pre")].filter(shown)
+    .map((e) => e.tagName === "PRE" ? e : e.parentElement);
+  const wide = boxes.filter((e) => e.scrollWidth > e.clientWidth + 1 && !(e.tabIndex === 0
+    && e.offsetHeight > e.clientHeight && e.previousElementSibling?.matches(".scroll-hint")));
+  return [...code, ...wide].map(name);
+}"""
+LOOK = "() => {" + CUT + """ return {
   images: [...document.images].map(i => [i.getAttribute("src"), i.complete && i.naturalWidth, i.alt]),
   links: [...document.querySelectorAll("a[href]")].map(a => a.href),
   ids: [...document.querySelectorAll("[id], a[name]")].map(e => e.id || e.name),
@@ -103,8 +116,9 @@ LOOK = """() => ({
     .filter(part => part).map(part => part.scrollWidth - Math.min(part.clientWidth, innerWidth))),
   wide: [...document.querySelectorAll("main :not(pre *)")].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
     .slice(0, 5).map(e => e.outerHTML.slice(0, 80)),
+  cut: cut(),
   seconds: performance.getEntriesByType("navigation")[0].domContentLoadedEventEnd / 1000,
-})"""
+};}"""
 
 
 @pytest.fixture(scope="session")
@@ -124,6 +138,9 @@ def seen(browser, address, names):
         answer = page.goto(address + name, wait_until="load")
         settled(page)
         found[name] = {"url": page.url, "status": answer.status, **page.evaluate(LOOK), "trouble": list(trouble)}
+        page.set_viewport_size(LAPTOP)
+        found[name]["cut"] += page.evaluate(f"() => {{{CUT} return cut();}}")
+        page.set_viewport_size(PHONE)
     context.close()
     return found
 
@@ -172,8 +189,72 @@ def test_every_link_inside_the_book_leads_to_a_page_and_to_a_place_on_it(seen, a
 def test_pages_and_site_stay_small_and_quick(seen, html):
     assert not [path.name for path in (html / "executed").glob("*.html") if path.stat().st_size > 1e6]
     files = [path for path in html.rglob("*") if path.is_file()]
-    assert sum(path.stat().st_size for path in files) < 32e6
+    assert sum(path.stat().st_size for path in files) < 60e6
     assert sorted(page["seconds"] for page in seen.values())[len(seen) // 2] < 3
+
+
+def test_no_code_is_cut_off_and_wide_tables_say_that_they_scroll(seen):
+    assert not those(seen, lambda page: page["cut"][:3])
+
+
+# --- finding the way --------------------------------------------------------------------------------------------------
+
+
+def test_search_shows_each_page_once_and_chapters_first(sheet, address):
+    sheet.goto(address + "search.html?q=perplexity")
+    sheet.wait_for_function("() => /found/.test(document.querySelector('#search-results .search-summary')?.innerText)")
+    found = [urldefrag(link)[0].split("?")[0].removeprefix(address) for link in
+             sheet.eval_on_selector_all("#search-results ul.search > li > a", "all => all.map(a => a.href)")]
+    assert len(found) > 20 and len(found) == len(set(found))
+    kinds = [0 if name.startswith("chapters/") else 1 if "_" in name else 2 for name in found if name[:4] in ("chap",
+                                                                                                            "exec")]
+    assert kinds[0] == 0 and kinds.index(2) > max(place for place, kind in enumerate(kinds) if kind == 0)
+
+
+def test_the_side_bar_has_no_runs_and_stands_at_the_page(sheet, address):
+    for name, current in (("executed/recovery_compared", "recovery_compared.html"),
+                          ("executed/recipe-amp-sequential-20", "runs.html")):
+        sheet.goto(f"{address}{name}.html")
+        links = sheet.locator(".bd-sidebar-primary nav.bd-links a.reference")
+        assert links.count() < 60
+        active = sheet.locator(".bd-sidebar-primary li.active > a").last
+        assert active.evaluate("a => a.href").endswith(current) or active.get_attribute("href") == "#"
+        place = active.bounding_box()
+        assert 0 < place["y"] < LAPTOP["height"] - place["height"]
+
+
+def test_a_run_says_which_one_it_is_and_leads_back_to_the_list(sheet, address):
+    sheet.goto(address + "executed/recipe-amp-sequential-20.html")
+    title = sheet.locator("h1").inner_text()
+    assert title.startswith("recipe-amp-sequential-20: ") and "20 % removed" in title and "sequential" in title
+    sheet.locator(".run-of a").click()
+    assert sheet.url.endswith("chapters/runs.html")
+
+
+def test_the_list_of_runs_is_filtered_with_the_keyboard_and_whole_without_scripts(sheet, address, browser):
+    sheet.goto(address + "chapters/runs.html")
+    rows = sheet.locator(".run-index tbody tr")
+    everything = rows.count()
+    sheet.locator("select[name=removed]").select_option("30 %")
+    sheet.locator("input[name=words]").focus()
+    sheet.keyboard.type("recipe amp sequential")
+    shown = [text for text in rows.all_inner_texts() if text.strip()]
+    assert shown and all("30 %" in text and "sequential" in text for text in shown) and len(shown) < everything / 5
+    assert sheet.locator(".run-filters + p").inner_text() == f"{len(shown)} of {everything} runs"
+    with browser.new_context(java_script_enabled=False) as context:
+        plain = context.new_page()
+        plain.goto(address + "chapters/runs.html")
+        assert plain.locator(".run-index tbody tr:visible").count() == everything
+        assert not plain.locator(".run-filters").count()
+
+
+@pytest.mark.parametrize("sheet", [{"viewport": PHONE}], indirect=True)
+def test_on_a_phone_a_claim_is_a_card(sheet, address):
+    sheet.goto(address + "chapters/claims.html")
+    claim, number, verdict = (sheet.locator(".cards tbody tr").first.locator(f"td:nth-child({n})") for n in (1, 2, 3))
+    places = [cell.bounding_box() for cell in (claim, number, verdict)]
+    assert places[0]["y"] < places[1]["y"] < places[2]["y"] and all(place["width"] > 250 for place in places)
+    assert verdict.get_attribute("data-label") == "verdict"
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -226,6 +307,31 @@ def test_a_result_table_is_sorted_with_the_keyboard_and_comes_back(sheet, addres
     assert [order for order, _ in orders] == ["ascending", "descending", None]
     filled = [[text for text in texts if text.strip()] for _, texts in orders]
     assert filled[0] == filled[1][::-1] and orders[0][1] != orders[1][1] and orders[2][1] == before
+
+
+@pytest.mark.parametrize("sheet", [{"viewport": {"width": 1280, "height": 720}}], indirect=True)
+def test_no_slide_overflows_and_notes_are_shown_on_demand(sheet, address):
+    sheet.goto(address + "slides.html", wait_until="load")
+    settled(sheet)
+    over = sheet.evaluate("""() => [...document.querySelectorAll("section")].filter(slide => {
+      const box = slide.getBoundingClientRect();
+      return [...slide.querySelectorAll("*:not(mjx-container *):not(svg *)")].some(part => {
+        const place = part.getBoundingClientRect();
+        return place.width && (place.bottom > box.bottom - 8 || place.top < box.top || place.right > box.right);
+      });
+    }).map(slide => slide.querySelector("h1, h2").textContent)""")
+    assert not over
+    notes = sheet.locator("aside.notes").first
+    assert not notes.is_visible()
+    sheet.keyboard.press("n")
+    assert notes.is_visible()
+
+
+def test_slides_become_a_pdf_with_a_page_for_each(html, tmp_path):
+    text = slides.pdf(html / "slides.html", tmp_path / "slides.pdf").read_bytes()
+    pages = re.findall(rb"/Type\s*/Page\b(?!s)", text)
+    assert len(pages) == (html / "slides.html").read_text().count("<section>")
+    assert set(re.findall(rb"/MediaBox \[0 0 ([\d.]+ [\d.]+)\]", text)) == {b"960 540"}  # 1280 x 720 pixels, in points
 
 
 @pytest.mark.parametrize("sheet", [{"java_script_enabled": False}], indirect=True)
