@@ -65,7 +65,7 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
     ----------
     folder : with config.json, safetensors weights and a tokenizer, as ``checkpoints.save`` writes it
     format : key of ``FORMATS``; vectors are float32 in all of them.  ``"q8_0"`` holds rows in blocks of 32 numbers,
-        the formats with a K in blocks of 256; ``gguf_types`` says what happens to a matrix with other rows
+        the formats with a K in blocks of 256; a matrix with other rows gets the type that ``gguf_types`` names
 
     Raises
     ------
@@ -83,7 +83,7 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
     if path.exists():
         raise FileExistsError(f"{path} exists; give another name or remove it first")
     if "_k" in format:
-        llama_library.library()
+        llama_library.quantiser()
     fields = _fields(folder)
     architecture = _architecture(fields)
     vocabulary = gguf_tokenizer.read(folder, fields["vocab_size"])
