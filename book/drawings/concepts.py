@@ -32,7 +32,8 @@ def head_adds():
             size = sum(map(abs, added))
             total += size
             picture += f'<circle cx="24" cy="{y - 5}" r="9" fill="{HEAD}"/>' + words(
-                40, y, f"head {head + 1}, token {token + 1}: {values[head]} &#215; {direction} = ({added[0]}, {added[1]})")
+                40, y, f"head {head + 1}, token {token + 1}: "
+                       f"{values[head]} &#215; {direction} = ({added[0]}, {added[1]})")
             picture += rect(330, y - 14, 22 * size, 14, HEAD) + words(336 + 22 * size, y - 2, size)
         picture += words(500, 80 + 100 * head, f"mean {total / 2:g}", font_weight="bold")
     return 220, picture
@@ -67,7 +68,8 @@ def block_removal():
         for place in range(4):
             x = 90 + 130 * place
             if place == gone:
-                picture += rect(x, y - 24, 60, 22, "none", stroke=GONE, stroke_dasharray="4 3") + cross(x + 30, y - 13, 10)
+                picture += rect(x, y - 24, 60, 22, "none", stroke=GONE, stroke_dasharray="4 3")
+                picture += cross(x + 30, y - 13, 10)
             else:
                 picture += line(f"M{x - 18} {y}V{y - 13}H{x}", 1.5) + rect(x, y - 24, 60, 22, HEAD)
                 picture += middle(x + 30, y - 8, f"f{place + 1}", fill="#fff")

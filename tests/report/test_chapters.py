@@ -12,7 +12,7 @@ from test_exercises import exercises
 
 from pruning_lib.report import slides
 
-LOOKED_UP = {"api", "notation", "glossary", "adding", "references", "model_types", "runs"}  # not read from top to bottom
+LOOKED_UP = {"api", "notation", "glossary", "adding", "references", "model_types", "runs"}  # looked up
 FRONT = "intro"  # the front page tells findings and leads on
 READ = [path for path in CHAPTERS if path.stem not in LOOKED_UP | {FRONT}]
 FIRST_WORDS = (r"\A# .+\n\n\*You will learn\* .+ \*You need\* .+ "
