@@ -52,7 +52,9 @@ document.addEventListener("DOMContentLoaded", () => {
   const markAll = () => boxes.forEach(([box, name]) => mark(box, name));
   markAll();
   addEventListener("load", markAll);
-  addEventListener("resize", markAll);
+  // boxes change after the window does, when a sidebar has moved; a frame later, as marking changes sizes too
+  const changed = new ResizeObserver(() => requestAnimationFrame(markAll));
+  for (const [box] of boxes) changed.observe(box);
   document.addEventListener("toggle", markAll, true);  // a folded part was opened
 
   for (const table of document.querySelectorAll(".cards table")) {  // labels of the cells of a card

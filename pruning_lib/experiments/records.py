@@ -152,13 +152,15 @@ def to_dataframe(notebook: str) -> pd.DataFrame:
     return pd.DataFrame([line for record in _all(notebook) for line in _lines(record)])
 
 
-def _all(notebook: str) -> list[dict[str, Any]]:
-    """Return the records of a notebook: the user's own if there are any, else those a notebook in Jupyter also sees."""
+def _all(*notebooks: str) -> list[dict[str, Any]]:
+    """Return the records of notebooks: the user's own of each if there are any, else those Jupyter also sees."""
+    chosen: dict[str, list[dict[str, Any]]] = {}
     for place in [folder()] if os.environ.get("PRUNING_RESULTS") else _places():
-        found = (_verified(path, path.stem) for path in sorted(place.glob("*.json")))
-        if chosen := [record for record in found if record.get("notebook") == notebook]:
-            return chosen
-    return []
+        if wanted := [name for name in notebooks if name not in chosen]:
+            for record in [_verified(path, path.stem) for path in sorted(place.glob("*.json"))]:
+                if record.get("notebook") in wanted:
+                    chosen.setdefault(record["notebook"], []).append(record)
+    return [record for found in chosen.values() for record in found]
 
 
 def _lines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -179,8 +181,7 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
         import pandas as pd
 
     wanted = {"method": "none", "criterion": "none", "reconstruction": "none", "tasks": "none", "recovery_pairs": 0}
-    records = [record for name in ("recipe", "zero_shot") for record in _all(name)]
-    records.sort(key=lambda record: record["run"])
+    records = sorted(_all("recipe", "zero_shot"), key=lambda record: record["run"])
     asked = {name for record in records for name in record["parameters"]} - {"dtype"}
     table = pd.DataFrame([{**line, "notebook": record["notebook"]} for record in records for line in _lines(record)])
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_RECIPE_COLUMNS, *wanted]))).fillna(wanted)

@@ -85,7 +85,7 @@ def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
     Pages of runs are not in the table of contents, so ``_runs.json`` also tells the builder which pages those are.
     """
     contents = yaml.safe_load((book / "_toc.yml").read_text())
-    listed = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
+    listed = {chapter["file"] for part in contents.get("parts", []) for chapter in part["chapters"]}
     runs = [row for row in made if not row.reading and f"executed/{row.name}" not in listed
             and (book / "executed" / f"{row.name}.ipynb").is_file()]
     known = {f"{row.name}.ipynb" for row in runs} | {Path(name).name + ".ipynb" for name in listed}
@@ -94,8 +94,9 @@ def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
             page.unlink()
     titles = run_index.titles(runs, tree)
     (book / "_runs.json").write_text(json.dumps({f"executed/{name}": title for name, title in titles.items()}))
-    (book / "_runs.md").write_text(run_index.table(runs, list(rows(tree).values()), tree,
-                                                   book / "chapters" / "claims.md"))
+    linked = [row for row in rows(tree).values()  # a book of one's own may lack a reading
+              if not row.reading or (book / "executed" / f"{row.name}.ipynb").is_file()]
+    (book / "_runs.md").write_text(run_index.table(runs, linked, tree, book / "chapters" / "claims.md"))
 
 
 def build_book(root: Path, out: Path | None = None) -> Path:

@@ -69,10 +69,14 @@ def claims(chapter: Path) -> dict[str, list[str]]:
     return found
 
 
-def notebook_title(notebook: Path) -> str:
-    """Return the text of the first heading of a notebook."""
-    first = nbformat.read(notebook, as_version=4).cells[0].source
-    return first.splitlines()[0].lstrip("# ")
+def experiments(rows: Iterable[Row], tree: Tree) -> dict[str, str]:
+    """Return notebook -> text of its first heading."""
+    found: dict[str, str] = {}
+    for row in rows:
+        if row.notebook not in found:
+            first = nbformat.read(source(row, tree), as_version=4).cells[0].source
+            found[row.notebook] = first.splitlines()[0].lstrip("# ")
+    return found
 
 
 # --- titles -----------------------------------------------------------------------------------------------------------
@@ -99,12 +103,11 @@ def titles(rows: Iterable[Row], tree: Tree) -> dict[str, str]:
     """Return row name -> title of its page: the row, the experiment and the settings that vary between its rows."""
     rows = list(rows)
     given = parameters(rows, tree)
-    names = varying(rows, given)
+    names, experiment = varying(rows, given), experiments(rows, tree)
     found = {}
     for row in rows:
         said = ", ".join(settings(given[row.name], names[row.notebook])[:SETTINGS])
-        experiment = notebook_title(source(row, tree))
-        found[row.name] = f"{row.name}: {experiment}" + (f" ({said})" if said else "")
+        found[row.name] = f"{row.name}: {experiment[row.notebook]}" + (f" ({said})" if said else "")
     return found
 
 
@@ -139,14 +142,14 @@ def table(runs: Sequence[Row], rows: Sequence[Row], tree: Tree, chapter: Path) -
     chapter : the page of claims, which quotes verdicts of readings
     """
     given, read_by, judged = parameters([*rows, *runs], tree), readers(rows, tree), claims(chapter)
-    names = varying(runs, given)
+    names, experiment = varying(runs, given), experiments(runs, tree)
     lines = ["| " + " | ".join(COLUMNS) + " |", "| --- " * len(COLUMNS) + "|"]
     for row in runs:
         found, reading = given[row.name], list(dict.fromkeys([*read_by.get(row.notebook, []),
                                                               *read_by.get(row.name, [])]))
         said = ", ".join(settings(found, [key for key in names[row.notebook] if key not in FIRST[:5]]))
         removed = setting("_fraction", found["removed_fraction"]) if "removed_fraction" in found else ""
-        cells = (f"{_link(row.name)} {said}", notebook_title(source(row, tree)), model_of(found, given),
+        cells = (f"{_link(row.name)} {said}", experiment[row.notebook], model_of(found, given),
                  method_of(found), removed,
                  ", ".join(map(_link, reading)), "; ".join(c for name in reading for c in judged.get(name, [])))
         lines.append("| " + " | ".join(cell.strip().replace("|", "/") for cell in cells) + " |")

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import threading
-from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from urllib.parse import unquote, urldefrag, urljoin
@@ -17,7 +16,7 @@ from urllib.parse import unquote, urldefrag, urljoin
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import TimeoutError, sync_playwright
+from playwright.sync_api import sync_playwright
 
 from pruning_lib.experiments import runs
 from pruning_lib.experiments.runs import Tree
@@ -109,7 +108,15 @@ CUT = """function cut() {
     && e.offsetHeight > e.clientHeight && e.previousElementSibling?.matches(".scroll-hint")));
   return [...code, ...wide].map(name);
 }"""
-LOOK = "() => {" + CUT + """ return {
+CALM = """async () => {""" + CUT + """
+  for (let tries = 0, calm = 0; tries < 40; tries++) {  // the layout follows the window and the fonts a little later
+    await new Promise((done) => setTimeout(done, 50));
+    calm = cut().length ? 0 : calm + 1;
+    if (calm === 2) return [];
+  }
+  return cut();
+}"""
+LOOK = """() => { return {
   images: [...document.images].map(i => [i.getAttribute("src"), i.complete && i.naturalWidth, i.alt]),
   links: [...document.querySelectorAll("a[href]")].map(a => a.href),
   ids: [...document.querySelectorAll("[id], a[name]")].map(e => e.id || e.name),
@@ -117,7 +124,6 @@ LOOK = "() => {" + CUT + """ return {
     .filter(part => part).map(part => part.scrollWidth - Math.min(part.clientWidth, innerWidth))),
   wide: [...document.querySelectorAll("main :not(pre *)")].filter(e => e.getBoundingClientRect().right > innerWidth + 1)
     .slice(0, 5).map(e => e.outerHTML.slice(0, 80)),
-  cut: cut(),
   seconds: performance.getEntriesByType("navigation")[0].domContentLoadedEventEnd / 1000,
 };}"""
 
@@ -139,10 +145,9 @@ def seen(browser, address, names):
         answer = page.goto(address + name, wait_until="load")
         settled(page)
         found[name] = {"url": page.url, "status": answer.status, **page.evaluate(LOOK), "trouble": list(trouble)}
+        found[name]["cut"] = page.evaluate(CALM)
         page.set_viewport_size(LAPTOP)
-        with suppress(TimeoutError):  # the layout follows the window a little later
-            page.wait_for_function(f"() => {{{CUT} return !cut().length;}}", timeout=2000)
-        found[name]["cut"] += page.evaluate(f"() => {{{CUT} return cut();}}")
+        found[name]["cut"] += page.evaluate(CALM)
         page.set_viewport_size(PHONE)
     context.close()
     return found
