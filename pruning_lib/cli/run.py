@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from pruning_lib.cli.output import json_text
 from pruning_lib.experiments import execution, local, runs, staleness
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.staleness import MADE_BEFORE
+from pruning_lib.experiments.worker import Outcome
 from pruning_lib.report import book as report
 
 with extra("report"):
@@ -49,7 +51,7 @@ def _all(rows: list[Row], tree: Tree, arguments: argparse.Namespace) -> list[str
         return dask_cluster.run(rows, tree, arguments.scheduler, retries=arguments.retries, log=log, warn=_warn,
                                 up_to_date=up_to_date)
     if arguments.jobs == 1 and not any(row.memory_gb or row.resources for row in rows):
-        return [row.name for row in rows if not _one(row, tree, up_to_date, log)]
+        return _in_turn(rows, tree, up_to_date, log)
     machine = local.Machine.here(arguments.jobs, arguments.memory)
     return local.run(rows, tree, machine, retries=arguments.retries, log=log, warn=_warn, up_to_date=up_to_date)
 
@@ -65,20 +67,27 @@ def _log(arguments: argparse.Namespace) -> Callable[[str], None]:
     return lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout)
 
 
-def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool], log: Callable[[str], None]) -> bool:
-    """Run one row in this process; return whether it succeeded."""
+def _in_turn(rows: list[Row], tree: Tree, up_to_date: Callable[[Row], bool], log: Callable[[str], None]) -> list[str]:
+    """Run rows in this process, one after the other; return the names of rows that failed."""
+    progress = local.Progress(rows, tree, 1, log, _warn)
+    for row in rows:
+        started = time.monotonic()
+        outcome = _one(row, tree, up_to_date, log)
+        progress.finished(row, outcome, (time.monotonic() - started) / 60)
+    return progress.failed
+
+
+def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool], log: Callable[[str], None]) -> Outcome:
+    """Run one row in this process and return its outcome."""
     if up_to_date(row):
-        log(f"{row.name}: up to date")
-        return True
+        return Outcome("done", "up to date")
     try:
         execution.run(row, tree, log=log)
     except execution.RowFailed as error:
-        _warn(str(error))
-        return False
+        return Outcome("failed", str(error))
     except OSError as error:
-        _warn(f"row {row.name} failed: {error}; published pages and records are unchanged")
-        return False
-    return True
+        return Outcome("failed", f"row {row.name} failed: {error}; published pages and records are unchanged")
+    return Outcome("done")
 
 
 def _why(row: Row, tree: Tree, code_too: bool = False) -> str:
@@ -174,7 +183,8 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def book(arguments: argparse.Namespace) -> int:
-    """Render the book and print its index page."""
-    index = report.build_book(arguments.root, arguments.out)
+    """Render the book, or one page of it, and print the page to open."""
+    index = (report.build_page(arguments.root, arguments.page, arguments.out) if arguments.page else
+             report.build_book(arguments.root, arguments.out))
     print(json_text({"index": str(index)}) if arguments.json else index)
     return 0
