@@ -29,7 +29,7 @@ with extra("report"):
 
 LEFT_OUT = {"chapters/runs", "chapters/api"}
 SCREEN_ONLY = ("script, style, button, input, select, textarea, .headerlink, .run-it, .run-of, .controls, .bars, "
-               ".scroll-hint, .tableofcontents-wrapper, details.hide.above-input, .copybtn, .doors, .live-bar")
+               ".scroll-hint, .tableofcontents-wrapper, details.hide.above-input, .copybtn, .live-bar")
 TITLE = "Structured pruning, re-run"
 MIME = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg", ".gif": "image/gif"}
 STYLE = """
@@ -38,7 +38,7 @@ STYLE = """
 body { font: 10.5pt/1.45 system-ui, "DejaVu Sans", sans-serif; color: #1a1a1a; margin: 0; }
 h1 { font-size: 1.9em; line-height: 1.2; } h2 { font-size: 1.4em; margin-top: 1.6em; } h3 { font-size: 1.15em; }
 h1, h2, h3 { color: #00405f; break-after: avoid; }
-img, svg { max-width: 100%; height: auto; } img { max-height: 18cm; }
+img, svg { max-width: 100%; height: auto; } img { max-height: 23cm; }
 figure { margin: 1em 0; break-inside: avoid; } figcaption { font-size: .9em; color: #48566b; }
 figcaption p { margin: 0; } .caption-number { font-style: italic; }
 pre { font: 8pt/1.4 "DejaVu Sans Mono", monospace; background: #f5f5f5; padding: .6em; white-space: pre-wrap;
@@ -46,14 +46,14 @@ pre { font: 8pt/1.4 "DejaVu Sans Mono", monospace; background: #f5f5f5; padding:
 code { font-family: "DejaVu Sans Mono", monospace; font-size: .86em; overflow-wrap: anywhere; }
 table { border-collapse: collapse; font-size: .82em; width: 100%; margin: .6em 0; } tr { break-inside: avoid; }
 th, td { border-bottom: 1px solid #ccc; padding: .2em .6em .2em 0; text-align: left; vertical-align: top;
-  overflow-wrap: anywhere; }
-td p, th p { margin: 0; }
+  overflow-wrap: break-word; }
+td code, th code { overflow-wrap: break-word; } td p, th p { margin: 0; }
 .admonition, details { border-left: 3px solid #0072b2; padding: .1em .9em; margin: 1em 0; background: #f7f9fb; }
 .admonition-title, summary { font-weight: bold; } summary { list-style: none; }
 a { color: #005083; text-decoration: none; }
 .widget .share span { display: block; height: .7em; background: #0072b2; }
 .sd-card { border: 1px solid #ccc; padding: .3em .8em; margin: .5em 0; }
-dt { font-weight: bold; } .eqno { float: right; }
+.formula mjx-container { font-size: 112% !important; } dt { font-weight: bold; } .eqno { float: right; }
 """
 PAPER = """
 @page { size: A4; margin: 20mm 18mm 20mm 18mm; @bottom-center { content: counter(page); font: 9pt sans-serif; } }
@@ -162,10 +162,11 @@ def pdf(html: Path, contents: Path, out: Path) -> Path:
     """
     found = chapters(html, contents)
     _without_dead_links(found)
-    page = html / "print.html"  # beside the figures and MathJax that it uses
+    formulas = _typeset(html, found, "tex2chtml")
+    page = html / "print.html"  # beside the figures and fonts that it uses
     page.write_text(f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>
 <link rel="stylesheet" href="_static/pygments.css"><link rel="stylesheet" href="_static/custom.css">
-<style>{STYLE}{PAPER}</style><script src="_static/mathjax/tex-chtml.js"></script></head><body>
+<style>{STYLE}{PAPER}</style><style>{formulas}</style></head><body>
 <header><h1>{TITLE}</h1><p>AMP for language models and Consensus for image networks, explained and re-run.</p></header>
 <nav>{_contents(found)}</nav>{"".join(str(chapter.body) for chapter in found)}</body></html>""")
     try:
@@ -203,24 +204,31 @@ def _chromium(*arguments: str) -> str:
 def _formulas(found: list[Chapter]) -> list[tuple[Tag, str, bool]]:
     """Return the tags that hold a formula, their TeX, and whether they stand alone on a line."""
     tags = [tag for chapter in found for tag in chapter.body.select("span.math, div.math")]
-    return [(tag, re.sub(r"\\[()\[\]]", "", _tex(tag)), tag.name == "div") for tag in tags]
+    return [(tag, re.sub(r"^\\[(\[]|\\[)\]]$", "", _tex(tag)), tag.name == "div") for tag in tags]
 
 
 def _tex(tag: Tag) -> str:
-    for number in tag.select(".eqno"):
-        number.extract()
-    return tag.get_text().strip().removeprefix(r"\(").removeprefix(r"\[").removesuffix(r"\)").removesuffix(r"\]")
+    numbers = "".join(number.get_text() for number in tag.select(".eqno"))
+    return tag.get_text().strip().removeprefix(numbers).strip()
 
 
-def _to_mathml(html: Path, found: list[Chapter]) -> None:
-    """Replace every formula by MathML, converted by the site's own MathJax in one visit of Chromium."""
+def _typeset(html: Path, found: list[Chapter], convert: str) -> str:
+    """Replace every formula by the result of a function of the site's own MathJax, and return the style it needs.
+
+    Parameters
+    ----------
+    convert : ``tex2mml`` for MathML, ``tex2chtml`` for type
+    """
     formulas = _formulas(found)
     page = html / "formulas.html"
     data = json.dumps([[tex, display] for _, tex, display in formulas]).replace("</", "<\\/")
     page.write_text(f"""<!DOCTYPE html><meta charset="utf-8"><script src="_static/mathjax/tex-chtml.js"></script>
 <pre id="out"></pre><script>window.addEventListener("load", () => MathJax.startup.promise.then(() => {{
-  document.getElementById("out").textContent = JSON.stringify({data}.map(([tex, display]) =>
-    MathJax.tex2mml(tex, {{ display }}))); }}));</script>""")
+  const made = {data}.map(([tex, display]) => MathJax.{convert}(tex, {{ display }}));
+  MathJax.chtmlStylesheet();  // adds the characters in use to its rules
+  const rules = [...document.styleSheets].flatMap((sheet) => [...sheet.cssRules]).map((rule) => rule.cssText);
+  document.getElementById("out").textContent = JSON.stringify({{ made: made.map((one) => one.outerHTML || one),
+    style: rules.join(" ") }}); }}));</script>""")
     try:
         dom = _chromium("--virtual-time-budget=60000", "--dump-dom", page.resolve().as_uri())
     finally:
@@ -228,9 +236,12 @@ def _to_mathml(html: Path, found: list[Chapter]) -> None:
     output = BeautifulSoup(dom, "html.parser").select_one("#out")
     if output is None or not output.get_text():
         raise SystemExit("Chromium did not convert the formulas; is _static/mathjax of the built book complete?")
-    for (tag, _, display), mathml in zip(formulas, json.loads(output.get_text()), strict=True):
-        tag.replace_with(BeautifulSoup(f"<{'p' if display else 'span'}>{mathml}</{'p' if display else 'span'}>",
-                                       "html.parser"))
+    answer = json.loads(output.get_text())
+    for (tag, _, display), made in zip(formulas, answer["made"], strict=True):
+        numbers = "".join(str(number) for number in tag.select(".eqno"))
+        kind = "div" if display else "span"
+        tag.replace_with(BeautifulSoup(f'<{kind} class="formula">{numbers}{made}</{kind}>', "html.parser"))
+    return str(answer["style"])
 
 
 # --- EPUB -------------------------------------------------------------------------------------------------------------
@@ -246,7 +257,7 @@ def epub(html: Path, contents: Path, out: Path) -> Path:
     """
     found = chapters(html, contents)
     _without_dead_links(found)
-    _to_mathml(html, found)
+    _typeset(html, found, "tex2mml")
     home = {str(tag["id"]): anchor(chapter.name) for chapter in found
             for tag in [chapter.body, *chapter.body.find_all(id=True)]}
     images = sorted({str(img["src"]) for chapter in found for img in chapter.body.find_all("img")
