@@ -69,6 +69,8 @@ def parser() -> argparse.ArgumentParser:
     book = options.command(commands, "book", "run:book", "render the report, or the pages under --out, as HTML")
     book.add_argument("--page", metavar="ROW", help="render the page of this row alone, in seconds")
     _add_places(book)
+    book.add_argument("--pdf", type=Path, metavar="FILE", help="write the chapters to this PDF too (needs Chromium)")
+    book.add_argument("--epub", type=Path, metavar="FILE", help="write the chapters to this EPUB too (needs Chromium)")
     tables = options.command(commands, "list", "tables:show", "list the names that options take")
     tables.add_argument("table", nargs="?", choices=options.TABLES, help="one of the tables (default: all)")
     completion = options.command(commands, "completion", "completion:show", "print a script for shell completion")

@@ -19,6 +19,7 @@ from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.staleness import MADE_BEFORE
 from pruning_lib.experiments.worker import Outcome
 from pruning_lib.report import book as report
+from pruning_lib.report import documents
 
 with extra("report"):
     import yaml
@@ -183,8 +184,14 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def book(arguments: argparse.Namespace) -> int:
-    """Render the book, or one page of it, and print the page to open."""
-    index = (report.build_page(arguments.root, arguments.page, arguments.out) if arguments.page else
-             report.build_book(arguments.root, arguments.out))
-    print(json_text({"index": str(index)}) if arguments.json else index)
+    """Render the book, as PDF or EPUB too where asked for, or one page of it, and print the paths."""
+    if arguments.page:
+        made = {"index": report.build_page(arguments.root, arguments.page, arguments.out)}
+    else:
+        made = {"index": report.build_book(arguments.root, arguments.out)}
+        for kind, write in (("pdf", documents.pdf), ("epub", documents.epub)):
+            if path := getattr(arguments, kind):
+                made[kind] = write(made["index"].parent, made["index"].parents[2] / "_toc.yml", path)
+    print(json_text({kind: str(path) for kind, path in made.items()}) if arguments.json
+          else "\n".join(map(str, made.values())))
     return 0

@@ -17,7 +17,7 @@ from typing import Any
 
 from pruning_lib._extras import extra
 from pruning_lib.experiments.runs import Row, Tree, defaults, rows
-from pruning_lib.report import run_index, slides
+from pruning_lib.report import browser_python, run_index, slides
 
 with extra("report"):
     import nbformat
@@ -99,6 +99,14 @@ def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
     (book / "_runs.md").write_text(run_index.table(runs, linked, tree, book / "chapters" / "claims.md"))
 
 
+def _ship_python(folder: Path) -> None:
+    """Add Python for the reader's browser; without the package index the pages show code and output only."""
+    try:
+        browser_python.ship(folder)
+    except ConnectionError as error:
+        print(f"the book has no Python for the reader's browser: {error}", file=sys.stderr)
+
+
 def build_book(root: Path, out: Path | None = None) -> Path:
     """Render the book with warnings as errors and return its index page.
 
@@ -116,9 +124,11 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     _copy_sources(root, tree, book)
     made = defaults(tree) if out else rows(tree)
     _index_runs(tree, book, [*made.values(), *(_named_by_the_user(tree, made) if out else [])])
-    html = _built(book, tree, "-n", "-W", "--keep-going")
+    html = _built(root, book, tree, "-n", "-W", "--keep-going")
     if (book / "slides.yml").is_file():
         slides.build(html, book / "slides.yml")
+    if (html / "_static" / "live").is_dir():
+        _ship_python(html / "_static" / "pyodide")
     return html / "index.html"
 
 
@@ -141,13 +151,14 @@ def build_page(root: Path, name: str, out: Path | None = None) -> Path:
     shutil.copyfile(page, book / "executed" / page.name)
     _refresh_all(book / "executed", tree.notebooks)
     (book / "_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": f"executed/{name}"}))
-    return _built(book, tree) / "executed" / f"{name}.html"
+    return _built(root, book, tree) / "executed" / f"{name}.html"
 
 
-def _built(book: Path, tree: Tree, *options: str) -> Path:
+def _built(root: Path, book: Path, tree: Tree, *options: str) -> Path:
     """Render the sources in a folder and return the folder of the site."""
     builder = Path(sys.executable).with_name("jupyter-book")
     command = [str(builder), "build", str(book), "-q", *options]
-    if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:
+    places = {"PRUNING_RESULTS": str(tree.records.resolve()), "PRUNING_RECORDS": str(Tree.at(root).records.resolve())}
+    if subprocess.run(command, env={**os.environ, **places}).returncode:
         raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
     return book / "_build" / "html"
