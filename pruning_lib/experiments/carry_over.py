@@ -31,7 +31,9 @@ with extra("report"):
     from papermill.translators import translate_parameters
 
 NAMES = "same code but for names"
-TIMES = ("_s", "_ms", "_j", "_wh", "_kgco2", "_w", "_bytes_peak", "minutes")  # ends of keys of measured times
+# ends of keys of measured times, energies and peaks of memory, and of their ratios
+TIMES = ("_s", "_ms", "_j", "_wh", "_kgco2", "_w", "peak_bytes", "minutes", "_gain", "_gain_low", "_gain_high",
+         "_gain_most")
 
 
 @dataclass(frozen=True)

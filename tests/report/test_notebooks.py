@@ -263,3 +263,12 @@ def test_a_reading_has_no_parameters_writes_no_record_and_computes_no_model(path
 def test_a_notebook_imports_few_modules_of_the_package():
     ours = [[name for name in imported(path) if name.split(".")[0] == "pruning_lib"] for path in PATHS]
     assert statistics.median(map(len, ours)) <= MODULES_OF_A_NOTEBOOK
+
+
+MAKES_A_MODEL = {"amp_prune", "consensus_prune", "consensus_scores", "fused_families", "language_blocks", "recipe",
+                 "zero_shot"}
+
+
+@every(RUNS)
+def test_a_run_that_makes_a_model_saves_it_if_asked(path):
+    assert (runs.parameters_of(path).get("save_to") == "") == (path.stem in MAKES_A_MODEL)
