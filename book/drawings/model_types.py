@@ -88,16 +88,18 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 
 def _cut_units(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
-    """Remove heads or neurons from every block; the masked model has their columns at zero."""
+    """Remove heads or neurons from every block that has them; the masked model has their columns at zero."""
     family, s = families.family_of(model), families.sizes(model)
     plan = _plan(model, unit)
     masked = copy.deepcopy(model)
     path = family.heads_out if unit == "heads" else family.neurons_out
-    for i, block in enumerate(families.blocks(masked)):
-        gone = plan.neurons[i]
+    blocks = families.blocks(masked)
+    for i, number in enumerate(s.head_blocks if unit == "heads" else s.neuron_blocks):
         if unit == "heads":
             gone = (plan.removed_heads[i][:, None] * s.head_width + torch.arange(s.head_width)).flatten()
-        layer = block.get_submodule(path)
+        else:
+            gone = plan.neurons[i]
+        layer = blocks[number].get_submodule(path)
         layer.weight.data.index_fill_(input_axis(layer), gone, 0)
     pruned = surgery.remove(model, plan)
     return _difference(_logits(masked), _logits(pruned)), pruned
@@ -106,10 +108,11 @@ def _cut_units(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
 def _plan(model: nn.Module, unit: str) -> Plan:
     """Return a plan that removes other heads or other neurons in every block."""
     s, family = families.sizes(model), families.family_of(model)
-    none = torch.zeros(s.blocks, 0, dtype=torch.long)
+    La, Lm = len(s.head_blocks), len(s.neuron_blocks)
     if unit == "neurons":
-        columns = torch.stack([torch.arange(s.neurons).roll(3 * i)[:5].sort().values for i in range(s.blocks)])
-        return Plan("whole_groups", none, columns, s)
+        columns = torch.stack([torch.arange(s.neurons).roll(3 * i)[:5].sort().values for i in range(Lm)])
+        return Plan("whole_groups", torch.zeros(La, 0, dtype=torch.long), columns, s)
+    none = torch.zeros(Lm, 0, dtype=torch.long)
     if family.found:
         trial = verification.trials(model, family, "heads")[0]
         kept = (s.groups - len(trial["groups"]) if "groups" in trial else
@@ -117,9 +120,9 @@ def _plan(model: nn.Module, unit: str) -> Plan:
     else:
         trial, kept = {"groups": ()}, s.groups - 1
     if "groups" in trial:
-        gone = torch.stack([torch.arange(s.groups).roll(i)[kept:].sort().values for i in range(s.blocks)])
+        gone = torch.stack([torch.arange(s.groups).roll(i)[kept:].sort().values for i in range(La)])
         return Plan("whole_groups", gone, none, s)
-    gone = torch.stack([torch.arange(s.heads // s.groups)[kept:].expand(s.groups, -1)] * s.blocks)
+    gone = torch.stack([torch.arange(s.heads // s.groups)[kept:].expand(s.groups, -1)] * La)
     return Plan("equal_queries", gone, none, s)
 
 

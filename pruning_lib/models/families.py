@@ -32,6 +32,7 @@ from pruning_lib.models.parts import (
     Rows,
     block_counts,
     block_parts,
+    has,
     linear,
     matrix,
     named_paths,
@@ -44,7 +45,7 @@ from pruning_lib.models.toy_models import toy
 
 __all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", "LanguageFamily", "NO_EXPERTS",
            "Part", "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts",
-           "blocks", "classifier", "copy_of", "family_of", "head_width", "image_blocks", "image_family",
+           "blocks", "classifier", "copy_of", "family_of", "has", "head_width", "image_blocks", "image_family",
            "is_image_network", "keeps_shape", "linear", "logits", "logits_known", "matrix", "named_paths",
            "output_projections", "parameter_count", "places", "projections", "refuse_head_count", "refuse_wrapped",
            "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny", "unit"]
@@ -52,7 +53,7 @@ __all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one model, read from its modules; the same in every block."""
+    """Sizes of one model, read from its modules; the same in every block that has heads, or neurons."""
 
     blocks: int  # L
     heads: int  # H
@@ -64,6 +65,8 @@ class Sizes:
     group_parameters: int  # of one key/value head, without its queries
     neuron_parameters: int
     parameters: int  # of the whole model, shared parameters counted once
+    head_blocks: tuple[int, ...]  # numbers of the blocks that have heads, La of them: all, but of mixed architectures
+    neuron_blocks: tuple[int, ...]  # numbers of the blocks that have neurons, Lm of them
 
 
 _FOUND: WeakKeyDictionary[nn.Module, LanguageFamily] = WeakKeyDictionary()
@@ -183,9 +186,13 @@ def classifier(model: nn.Module) -> nn.Module:
 
 
 def output_projections(model: nn.Module) -> list[nn.Module]:
-    """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
+    """Return the output projections: those of the heads of every block, then those of the neurons of every block.
+
+    Blocks without heads, or without neurons, have none.
+    """
     family, found = family_of(model), blocks(model)
-    return [block.get_submodule(path) for path in (family.heads_out, family.neurons_out) if path for block in found]
+    return [block.get_submodule(path) for unit, path in (("heads", family.heads_out), ("neurons", family.neurons_out))
+            for block in found if has(block, family, unit)]
 
 
 def parameter_count(module: nn.Module) -> int:
@@ -199,21 +206,27 @@ def sizes(model: nn.Module) -> Sizes:
     Raises
     ------
     ValueError
-        when blocks differ in size, since a plan removes the same number in every block.
+        when blocks differ in size, since a plan removes the same number in every block that has any.
     """
-    family, found = family_of(model), set()
+    family, heads, neurons = family_of(model), {}, {}
     D = head_width(model)
-    for block in blocks(model):
+    for i, block in enumerate(blocks(model)):
         counts, per_unit = block_counts(block, family, text_config(model), D), Counter[str]()
         for part in block_parts(block, family, D):
             shape = tensor(block, part.parameter).shape
             per_unit[part.unit] += shape.numel() // shape[part.axis] * part.entries
-        found.add((*counts.values(), *(per_unit[unit] for unit in counts)))
-    if len(found) != 1:
-        raise ValueError(f"blocks differ in size ({len(found)} kinds); plans need the same sizes in every block")
-    H, G, M, head, group, neuron = found.pop()
+        if counts["heads"]:
+            heads[i] = counts["heads"], counts["groups"], per_unit["heads"], per_unit["groups"]
+        if counts["neurons"]:
+            neurons[i] = counts["neurons"], per_unit["neurons"]
+    for kinds in (set(heads.values()), set(neurons.values())):
+        if len(kinds) > 1:
+            raise ValueError(f"blocks differ in size ({len(kinds)} kinds); plans need the same sizes in every block")
+    H, G, head, group = next(iter(heads.values()), (0, 0, 0, 0))
+    M, neuron = next(iter(neurons.values()), (0, 0))
     total = parameter_count(model)
-    return Sizes(len(blocks(model)), H, G, D, M, text_config(model).hidden_size, head, group, neuron, total)
+    return Sizes(len(blocks(model)), H, G, D, M, text_config(model).hidden_size, head, group, neuron, total,
+                 tuple(heads), tuple(neurons))
 
 
 def text_config(model: nn.Module) -> Any:
@@ -249,7 +262,8 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     under the family's ``stored_as``; the count is refused only if the config sets a field that family does not have.
     """
     family, config = family_of(model), text_config(model)
-    counts = block_counts(blocks(model)[0], family, config, head_width(model))
+    s = sizes(model)
+    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     H, G = counts["heads"], counts["groups"]
     for name, reason in family.heads_fixed_by.items():
         if heads != H and _field(config, name):

@@ -114,8 +114,7 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
     s = plan.sizes
     counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     for i, block in enumerate(families.blocks(pruned)):
-        kept = {"heads": _kept(plan.removed_heads[i], s.heads), "groups": _kept(plan.removed_groups[i], s.groups),
-                "neurons": _kept(plan.neurons[i], s.neurons)}
+        kept = _kept_units(plan, i)
         cut_block(block, families.block_parts(block, family, s.head_width), counts, kept)
         if reference is None:
             _refresh(block.get_submodule(family.attention), plan.kept["heads"], plan.kept["groups"])
@@ -141,6 +140,17 @@ def _reference(model: nn.Module, family: LanguageFamily, plan: Plan) -> nn.Modul
         raise ValueError("the weights of this model are not available, and its type has no record: the order of rows "
                          "in its matrices cannot be tried. Load it on one device (device='cpu'), or add a record")
     return structure.rebuilt(model, verification.values_of(model, family, plan.kept))
+
+
+def _kept_units(plan: Plan, number: int) -> dict[str, Tensor]:
+    """Return the places of heads, groups and neurons that stay in one block; nothing for units it does not have."""
+    s, kept = plan.sizes, {}
+    if number in s.head_blocks:
+        at = s.head_blocks.index(number)
+        kept |= {"heads": _kept(plan.removed_heads[at], s.heads), "groups": _kept(plan.removed_groups[at], s.groups)}
+    if number in s.neuron_blocks:
+        kept["neurons"] = _kept(plan.neurons[s.neuron_blocks.index(number)], s.neurons)
+    return kept
 
 
 def _kept(removed: Tensor, places: int) -> Tensor:

@@ -39,7 +39,7 @@ from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to, only_bloc
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import least_squares
 from pruning_lib.pruning.least_squares import Gram, GramAccumulator
-from pruning_lib.pruning.selection import Importance
+from pruning_lib.pruning.selection import Importance, stacked
 
 Batch = Mapping[str, Tensor]
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -140,10 +140,7 @@ def reconstruction_error(model: nn.Module, batches: Iterable[Batch], *, ridge: f
             found = (least_squares.cost_alone(G, weight, closing.width) if closing.heads
                      else least_squares.cost_in_turn(G, weight))
             scores[closing.heads].append(found / gram.tokens)
-    L = families.sizes(model).blocks
-    heads, neurons = (torch.stack(scores[kind]).float().cpu() if scores[kind] else torch.zeros(L, 0)
-                      for kind in (True, False))
-    return Importance(heads, neurons,
+    return Importance(stacked(scores[True]), stacked(scores[False]),
                       {"method": "reconstruction_error", "ridge": ridge, "tokens": gram.tokens})
 
 
@@ -177,15 +174,17 @@ def _output_projections(model: nn.Module) -> list[_OutputProjection]:
     """Return the output projections in forward order: of each block, that of the heads, then that of the neurons."""
     family, D = families.family_of(model), families.head_width(model)
     names = [info.name for info in families.residual_blocks(model)]
-    paths = [(path, heads) for path, heads in ((family.heads_out, True), (family.neurons_out, False)) if path]
-    return [_OutputProjection(f"{name}.{path}", name, families.linear(model.get_submodule(name), path), heads,
-                              D if heads else 1)
-            for name in names for path, heads in paths]
+    kinds = (("heads", family.heads_out, D), ("neurons", family.neurons_out, 1))
+    return [_OutputProjection(f"{name}.{path}", name, families.linear(block, path), unit == "heads", width)
+            for name, block in zip(names, families.blocks(model), strict=True) for unit, path, width in kinds
+            if families.has(block, family, unit)]
 
 
 def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
     """Return the removed columns of an output projection."""
-    units = (plan.removed_heads if closing.heads else plan.neurons)[int(closing.block.rpartition(".")[2])]
+    s, number = plan.sizes, int(closing.block.rpartition(".")[2])
+    units = (plan.removed_heads[s.head_blocks.index(number)] if closing.heads else
+             plan.neurons[s.neuron_blocks.index(number)])
     return (units[:, None] * closing.width + torch.arange(closing.width)).flatten()
 
 
@@ -211,7 +210,7 @@ def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_Output
     now, wanted = _ResidualStream(work), None if dense is None else _ResidualStream(dense)
     names = [info.name for info in families.residual_blocks(work)]
     if wanted:
-        wanted.refuse_unless_added(names[0], (fit + held_out)[0])
+        wanted.refuse_unless_added((fit + held_out)[0])
     for name in tqdm(names, desc="reconstruct", disable=not progress, leave=False):
         targets = {id(batch): wanted.points(name, batch) for batch in fit + held_out} if wanted else {}
         for closing in (c for c in closings if c.block == name):
@@ -235,8 +234,13 @@ class _ResidualStream:
         before, heads, _, after = self._parts(name, batch)
         return {True: before + self.factor * heads, False: after}
 
-    def refuse_unless_added(self, name: str, batch: Batch) -> None:
+    def refuse_unless_added(self, batch: Batch) -> None:
         """Raise ValueError if the model changes, by a norm for example, the output projections before the stream."""
+        both = [name for name, heads in self.layers if heads and (name, False) in self.layers]
+        if not both:
+            raise ValueError("the attention or the MLP of this family could not be placed, so mode='asymmetric' cannot "
+                             "aim at the stream; use 'sequential'")
+        name = both[0]
         before, heads, neurons, after = (part.float() for part in self._parts(name, batch))
         added = self.factor * (heads + neurons)
         if (before + added - after).norm() > 0.05 * added.norm():
@@ -244,20 +248,23 @@ class _ResidualStream:
                              "stream, so mode='asymmetric' is impossible; use 'sequential'")
 
     def _parts(self, name: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return input, output of the heads, output of the neurons, and output of block ``name``; each (B, T, C)."""
-        seen: dict[int, Tensor] = {}
+        """Return input, output of the heads, output of the neurons, and output of block ``name``; each (B, T, C).
+
+        Heads or neurons that could not be placed in the block give zeros.
+        """
+        seen: dict[str, Tensor] = {}
         block = self.model.get_submodule(name)
-        if (name, True) not in self.layers or (name, False) not in self.layers:
-            raise ValueError("the attention or the MLP of this family could not be placed, so mode='asymmetric' cannot "
-                             "aim at the stream; use 'sequential'")
-        added = self.layers[name, True], self.layers[name, False]
+        layers = {unit: self.layers[name, heads] for unit, heads in (("heads", True), ("neurons", False))
+                  if (name, heads) in self.layers}
+        points = [*layers, "after"]
         # only_block first, so that its hook runs first
         with (only_block(self.model, name, self.kept.get(id(batch))),
-              inputs_to([block], lambda _, x: seen.update({-1: x})),
-              outputs_of((*added, block), lambda i, y: seen.update({i: y}))):
+              inputs_to([block], lambda _, x: seen.update(before=x)),
+              outputs_of((*layers.values(), block), lambda i, y: seen.update({points[i]: y}))):
             _forward(self.model, batch)
-        heads, neurons = (seen[i].view_as(seen[-1]) for i in (0, 1))
-        return seen[-1], heads, neurons, seen[2]
+        heads, neurons = (seen[unit].view_as(seen["before"]) if unit in seen else torch.zeros_like(seen["before"])
+                          for unit in ("heads", "neurons"))
+        return seen["before"], heads, neurons, seen["after"]
 
 
 def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch],
