@@ -35,6 +35,7 @@ from pruning_lib.models.toy_models import toy
 
 ROUNDING = 1e-6  # as a share of the largest logit: some experts are multiplied in an order that memory decides
 UNCUT = "transformers loads even an uncut network of this type with other logits"
+FIXED_WIDTH = "computes the head width"
 UNITS = ("heads", "neurons", "experts", "blocks")
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "chapters" / "model_types.md"
@@ -183,10 +184,13 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         "from each of them. `pruning-lib inspect MODEL` gives the same answer for one model.", "",
         f"- Neurons can be removed from {either} types ({either / len(rows):.0%}): from the MLP of {can['neurons']}, "
         f"inside the experts of {can['experts']}.",
-        f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}).",
+        f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}). In "
+        f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the others transformers computes the head width "
+        "as width / heads: with fewer heads each head would be wider, so no config describes the cut network.",
         f"- Whole blocks can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), whole experts "
         f"from {can['experts']}.", "",
-        "Every ✓ was measured on a toy network of two blocks with random weights in float32. The masked network and "
+        "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks with "
+        "attention alternate with others, heads are removed from those that have some. The masked network and "
         f"the cut network differ in their logits by at most {worst:.1g} of the largest logit. Plain "
         "`AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are equal bit "
         f"for bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the reason "
@@ -200,7 +204,8 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         cells = [_cell(row, unit) or numbers[_reason(row, unit)] for unit in UNITS]
         lines.append(f"| {row['type']} | {' | '.join(cells)} |")
     lines += ["", "## Reasons", ""]
-    lines += [f"{numbers[reason]}. {reason} ({', '.join(types)})" for reason, types in reasons.items()]
+    lines += [f"{numbers[reason]}. {reason} ({len(types)} {'type' if len(types) == 1 else 'types'}: {', '.join(types)})"
+              for reason, types in reasons.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -144,7 +144,8 @@ def _reference(model: nn.Module, family: LanguageFamily, plan: Plan) -> nn.Modul
 
 def _kept_units(plan: Plan, number: int) -> dict[str, Tensor]:
     """Return the places of heads, groups and neurons that stay in one block; nothing for units it does not have."""
-    s, kept = plan.sizes, {}
+    s = plan.sizes
+    kept: dict[str, Tensor] = {}
     if number in s.head_blocks:
         at = s.head_blocks.index(number)
         kept |= {"heads": _kept(plan.removed_heads[at], s.heads), "groups": _kept(plan.removed_groups[at], s.groups)}

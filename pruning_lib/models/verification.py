@@ -117,8 +117,8 @@ def columns(family: LanguageFamily) -> int:
 
 def model_counts(model: nn.Module, family: LanguageFamily) -> dict[str, int]:
     """Return the numbers of heads, groups and neurons of the blocks that have them."""
-    config, D = text_config(cast(Any, model).config), columns(family)
-    found = [block_counts(block, family, config, D) for block in cast(nn.ModuleList, model.get_submodule(family.blocks))]
+    config, blocks = text_config(cast(Any, model).config), cast(nn.ModuleList, model.get_submodule(family.blocks))
+    found = [block_counts(block, family, config, columns(family)) for block in blocks]
     return {unit: max(counts[unit] for counts in found) for unit in ("heads", "groups", "neurons")}
 
 
@@ -202,7 +202,7 @@ def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
     """Return the norms behind the output projections, and the blocks' kind of output."""
     found: dict[str, Any] = {"heads_norm": "", "neurons_norm": ""}
     block = cast(nn.ModuleList, model.get_submodule(family.blocks))[0]
-    handles = [block.register_forward_hook(lambda _, args, y: found.update(block_gives_tuple=isinstance(y, tuple)))]
+    handles = [block.register_forward_hook(lambda _, args, y: found.update(block_outputs=_length(y)))]
     for unit, path in (("heads", family.heads_out), ("neurons", family.neurons_out)):
         if path:
             handles += _norm_hooks(block_with(model, family, unit), path, f"{unit}_norm", found)
@@ -210,6 +210,10 @@ def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
     for handle in handles:
         handle.remove()
     return found
+
+
+def _length(output: Any) -> int:
+    return len(output) if isinstance(output, tuple) else 0
 
 
 def _norm_hooks(block: nn.Module, path: str, key: str, found: dict[str, Any]) -> list[Any]:

@@ -70,6 +70,7 @@ def _range_shares(model: nn.Module, block: nn.Module, unit: str, columns: int) -
         if part.unit == unit and weight.ndim == 2:
             vectors = weight.float().movedim(part.axis, 0)
             ranges = (vectors.amax(1) + vectors.amin(1).abs()).cpu()[places]
-            for piece in ranges.view(counts[unit], -1, columns).unbind(1):
+            even = ranges.shape[1] % columns == 0  # a gate has one row per head: its range counts for all columns
+            for piece in ranges.view(counts[unit], -1, columns).unbind(1) if even else [ranges.mean(1, keepdim=True)]:
                 total += piece / (piece.max() + 1e-8)
     return total

@@ -242,8 +242,9 @@ def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[float, float]]
     ``per_block`` has, for every number of units, their parameters and the largest number that neurons can add.
     """
     ranges: list[list[float]] = []
+    per_neuron = s.neuron_parameters * _share(s, s.neuron_blocks)
     for low, room in sorted(per_block):
-        if ranges and low <= ranges[-1][1] + s.neuron_parameters * _share(s, s.neuron_blocks):  # adjacent to the previous range
+        if ranges and low <= ranges[-1][1] + per_neuron:  # adjacent to the previous range
             ranges[-1][1] = low + room
         else:
             ranges.append([low, low + room])
@@ -288,7 +289,7 @@ def _which(scores: Tensor, n: int, rule: str, generator: torch.Generator) -> Ten
 def _check_importance(importance: Importance, s: Sizes) -> None:
     for name, scores, shape in (("heads", importance.heads, (len(s.head_blocks), s.heads)),
                                 ("neurons", importance.neurons, (len(s.neuron_blocks), s.neurons))):
-        if tuple(scores.shape) != shape:
+        if tuple(scores.shape) != shape and (0 not in shape or scores.numel()):
             raise ValueError(f"importance of {name} has shape {tuple(scores.shape)}, this model needs {shape}: "
                              f"it was measured on another model")
         if not torch.isfinite(scores).all():
