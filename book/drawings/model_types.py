@@ -189,8 +189,8 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         "as width / heads: with fewer heads each head would be wider, so no config describes the cut network.",
         f"- Whole blocks can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), whole experts "
         f"from {can['experts']}.", "",
-        "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks with "
-        "attention alternate with others, heads are removed from those that have some. The masked network and "
+        "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks "
+        "with attention alternate with others, heads are removed from those that have some. The masked network and "
         f"the cut network differ in their logits by at most {worst:.1g} of the largest logit. Plain "
         "`AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are equal bit "
         f"for bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the reason "

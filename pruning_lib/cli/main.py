@@ -92,6 +92,8 @@ def _add_run(commands: Any) -> None:
     run.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="Dask cluster to run the rows on, one task each")
     run.add_argument("--retries", type=options.count, default=1, metavar="N",
                      help="runs repeated after a row's process died (default: 1)")
+    run.add_argument("--name", help="name of the page and record of one run, for several pages of one notebook; "
+                     "without --out they go to build/own")
     run.add_argument("-p", dest="overrides", action="append", default=[], metavar="NAME=VALUE", help=(
         "another value for a parameter, taken literally if the parameter is a text; the page goes under --out"))
     _add_places(run)

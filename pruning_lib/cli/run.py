@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,7 +25,7 @@ with extra("report"):
 def run(arguments: argparse.Namespace) -> int:
     """Run rows; return 1 if a row failed."""
     overrides = dict(_override(text) for text in arguments.overrides)
-    out = arguments.out or (arguments.root / "build" / "own" if overrides else None)
+    out = arguments.out or (arguments.root / "build" / "own" if overrides or arguments.name else None)
     tree = Tree.at(arguments.root, out)
     chosen = sorted(_chosen(arguments, tree, overrides), key=lambda row: row.reading)  # readings need the records
     failed = _all(chosen, tree, arguments)
@@ -99,7 +100,17 @@ def _chosen(arguments: argparse.Namespace, tree: Tree, overrides: dict[str, str]
             if row.not_run:
                 _log(arguments)(f"{row.name}: skipped ({row.not_run}); to run it, give its name")
         table = {name: row for name, row in table.items() if not row.not_run}
-    return [runs.checked(_with(row, overrides, tree), tree) for row in table.values()]
+    chosen = [runs.checked(_with(row, overrides, tree), tree) for row in table.values()]
+    return _named(chosen, arguments.name) if arguments.name else chosen
+
+
+def _named(rows: list[Row], name: str) -> list[Row]:
+    """Return the one row under a name of the user's, so that several pages of one notebook stand side by side."""
+    if len(rows) != 1 or rows[0].reading:
+        raise SystemExit(f"--name {name} names the page of one run; {len(rows)} row(s) were given")
+    if not re.fullmatch(runs.NAME, name):
+        raise SystemExit(f"--name {name!r}: use letters, digits, dot, dash and underscore, 100 at most")
+    return [replace(rows[0], name=name)]
 
 
 def _refuse_unknown(names: list[str], table: dict[str, Row]) -> None:

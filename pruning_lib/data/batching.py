@@ -33,6 +33,14 @@ def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1
     ------
     ValueError
         without a tokenizer (image networks have none), without prompts, or for a prompt without tokens.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> (batch,) = pl.batches(["Once", "The sea is"], tokenizer)
+    >>> batch["attention_mask"].sum(-1).tolist()  # tokens of each prompt, the longest first
+    [10, 4]
     """
     if tokenizer is None:
         raise ValueError("no tokenizer: AMP prunes language models; whole blocks of an image network are removed by "

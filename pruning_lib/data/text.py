@@ -86,6 +86,12 @@ def texts(name: str | Path, n: int | None = None, *, split: str | None = None, s
         for an unknown name or split, a file that is damaged, a column that cannot be guessed, too large an ``n``.
     ConnectionError
         when the data set is not on disk and the hub cannot be reached.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> len(pl.texts("mini_prompts", 4))
+    4
     """
     wanted = None if seed is not None else at_most if n is None else n
     found = (_table_texts(str(name), split, wanted) if str(name) in DATASETS
@@ -160,7 +166,14 @@ def pairs(name: str | Path, n: int | None = None, *, skip: int = 50) -> list[tup
 
 
 def fingerprint(samples: Iterable[str]) -> str:
-    """Return 16 hex digits of the SHA-256 of the samples; runs with the same fingerprint used the same data."""
+    """Return 16 hex digits of the SHA-256 of the samples; runs with the same fingerprint used the same data.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> pl.fingerprint(["a", "b"]) == pl.fingerprint(["b", "a"])
+    False
+    """
     return digest(sample.encode() + b"\0" for sample in samples)
 
 

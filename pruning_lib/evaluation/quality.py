@@ -63,6 +63,14 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     ------
     ValueError
         for texts of fewer than two tokens, a window beyond the trained positions of the model.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> found = pl.perplexity(model, tokenizer, ["The sea is blue."], window=8, progress=False)
+    >>> found["tokens"], found["window"], found["bos_token"]
+    (14, 8, False)
     """
     window, stride = check_window(model, window, stride)
     if isinstance(texts, str):
@@ -219,6 +227,16 @@ def accuracy(model: nn.Module, images: Any, labels: Any = None, *, dtype: str = 
     -------
     ``accuracy_fraction``, its 95 % interval (Wilson) ``accuracy_low`` and ``accuracy_high``, ``images``; and the
     correctness of every image, packed, for paired comparisons
+
+    Examples
+    --------
+    >>> import torch
+    >>> import pruning_lib as pl
+    >>> network, _ = pl.load_model("./toy-resnet")
+    >>> images, labels = torch.rand(8, 3, 32, 32), torch.arange(8) % 2
+    >>> values, answers = pl.accuracy(network, (255 * images).byte(), labels)
+    >>> 0 <= values["accuracy_fraction"] <= 1
+    True
     """
     images, labels = labelled_images.whole(images, labels)
     device = next(model.parameters()).device
@@ -260,6 +278,15 @@ def paired(first: dict[str, str] | str, second: dict[str, str] | str) -> dict[st
     -------
     For items a dict with ``difference_fraction``, its 95 % interval ``_low`` and ``_high`` (normal, items paired within
     each task), ``items``, and ``p_value`` of the exact McNemar test over the pooled items
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import pruning_lib as pl
+    >>> from pruning_lib.evaluation.quality import pack
+    >>> small, dense = pack(np.array([True, False] * 50)), pack(np.array([True] * 100))
+    >>> round(pl.compare({"task": small}, {"task": dense})["difference_fraction"], 2)
+    -0.5
     """
     if isinstance(first, str) and isinstance(second, str):
         return window_losses.paired(first, second)

@@ -66,7 +66,15 @@ def write(notebook: str, *, values: Mapping[str, Any], rows: Sequence[Mapping[st
 
 
 def read(run: str) -> dict[str, Any]:
-    """Return the record of one run; raise ValueError if it is missing, not a record, or edited."""
+    """Return the record of one run; raise ValueError if it is missing, not a record, or edited.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> _ = pl.record("doubling", values={"twice_number": 4})
+    >>> pl.read_record("doubling")["values"]
+    {'twice_number': 4}
+    """
     places = [folder(), *map(Path, filter(None, [os.environ.get("PRUNING_RECORDS")]))]
     paths = [place / f"{_checked(run)}.json" for place in places]
     path = next((path for path in paths if path.is_file()), paths[0])

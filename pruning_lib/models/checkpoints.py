@@ -48,6 +48,17 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
         when the reloaded model differs; nothing is left behind.
     ValueError
         for an image network without a config, which cannot be built again.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> prompts = pl.batches(["The sea is", "Once upon a time"], tokenizer)
+    >>> result = pl.prune(model, prompts, removed_fraction=0.2)
+    >>> folder = pl.save(result.model, tokenizer, "smaller")
+    >>> from transformers import AutoModelForCausalLM
+    >>> AutoModelForCausalLM.from_pretrained(folder).num_parameters() == result.model.num_parameters()
+    True
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
+
+from pruning_lib.models.plan import _check_indices
 
 
 @dataclass(frozen=True)
@@ -63,14 +64,14 @@ class ExpertPlan:
 
     def __post_init__(self) -> None:
         s, m = self.sizes, self.neurons.shape[-1]
-        _check("experts", self.experts, (len(s.blocks),), s.experts)
-        _check("neurons", self.neurons, (len(s.blocks), s.experts), s.neurons)
+        _check_indices("experts", self.experts, (len(s.blocks),), s.experts)
+        _check_indices("neurons", self.neurons, (len(s.blocks), s.experts), s.neurons)
         for i, places in enumerate(self.plain):
             if len(places) != s.plain_removed(i, m):
                 raise ValueError(f"plan.plain[{i}]: {s.plain_removed(i, m)} neurons of the ordinary MLP of block {i} "
                                  f"have to be removed with {m} of every expert, got {len(places)}")
             if len(places):
-                _check(f"plain[{i}]", places, (), s.plain[i])
+                _check_indices(f"plain[{i}]", places, (), s.plain[i])
 
     @property
     def kept(self) -> dict[str, int]:
@@ -93,12 +94,3 @@ class ExpertPlan:
         return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {len(s.blocks)} blocks "
                 f"with experts keeps {kept['experts']} of {s.experts} experts, each with {kept['neurons']} of "
                 f"{s.neurons} neurons")
-
-
-def _check(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
-    """Raise ValueError unless indices (*lead, k) are distinct, ascending and within ``places``, and one stays."""
-    if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= places:
-        raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} wanted, got {indices.dtype} of "
-                         f"shape {tuple(indices.shape)}")
-    if indices.numel() and (indices.min() < 0 or indices.max() >= places or (indices.diff(dim=-1) <= 0).any()):
-        raise ValueError(f"plan.{name}: places must ascend without repeats within 0 to {places - 1}")

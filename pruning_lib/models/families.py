@@ -207,6 +207,14 @@ def sizes(model: nn.Module) -> Sizes:
     ------
     ValueError
         when blocks differ in size, since a plan removes the same number in every block that has any.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> found = pl.sizes(model)
+    >>> found.blocks, found.heads, found.groups, found.neurons
+    (3, 6, 3, 64)
     """
     family, heads, neurons = family_of(model), {}, {}
     D = head_width(model)

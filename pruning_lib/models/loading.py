@@ -105,6 +105,13 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None, tru
         when a download is needed and fails.
     PermissionError
         for a model whose terms have to be accepted first, with the terms and how to accept them.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> model.config.model_type
+    'llama'
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

@@ -39,6 +39,16 @@ def remove(model: nn.Module, plan: Plan | BlockPlan | ExpertPlan, *, inplace: bo
     ValueError
         before the model is changed: when the plan was made for a model of other sizes or with other blocks, or
         ``inplace`` is False for an offloaded model.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> prompts = pl.batches(["The sea is", "Once upon a time"], tokenizer)
+    >>> plan = pl.choose(pl.importance(model, prompts), model, removed_fraction=0.2)
+    >>> smaller = pl.remove(model, plan)
+    >>> smaller.num_parameters() == model.num_parameters() - plan.removed_parameters
+    True
     """
     if not inplace and offload.is_offloaded(model):
         raise ValueError("weights of this model are offloaded to disk or host memory, a copy would need all of them; "

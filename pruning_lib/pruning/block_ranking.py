@@ -50,6 +50,16 @@ def rank_blocks(model: nn.Module, inputs: Any, labels: Any = None, *,
     labels : (N,) class of each image, for criteria that compare classes; None where the inputs hold them
     criterion : key of ``CRITERIA``
     seed : of the criterion ``random``
+
+    Examples
+    --------
+    >>> import torch
+    >>> import pruning_lib as pl
+    >>> network, _ = pl.load_model("./toy-resnet")
+    >>> images, labels = torch.rand(8, 3, 32, 32), torch.arange(8) % 2
+    >>> order = pl.rank_blocks(network, images, labels)
+    >>> sorted(order)
+    ['layer1.0', 'layer1.1', 'layer2.1', 'layer3.1']
     """
     return list(CRITERIA[criterion].order(model, inputs, labels, seed))
 
@@ -74,6 +84,16 @@ def prune_blocks(model: nn.Module, inputs: Any, labels: Any = None, *,
     ------
     ValueError
         before work starts, for more blocks than the stages have to give.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import pruning_lib as pl
+    >>> network, _ = pl.load_model("./toy-resnet")
+    >>> images, labels = torch.rand(8, 3, 32, 32), torch.arange(8) % 2
+    >>> step = pl.prune_blocks(network, images, labels, blocks_removed=1)
+    >>> len(step.removed)
+    1
     """
     def ranking(network: nn.Module) -> Sequence[str]:
         return rank_blocks(network, inputs, labels, criterion=criterion, seed=seed)

@@ -219,9 +219,11 @@ def importance(model: nn.Module, batches: Batches, *, method: str | Callable[...
     Examples
     --------
     >>> import pruning_lib as pl
-    >>> model, tokenizer = pl.load_model("smollm2-135m-instruct")  # doctest: +SKIP
-    >>> pl.importance(model, pl.batches(["The sea is"], tokenizer)).heads.shape  # doctest: +SKIP
-    torch.Size([30, 9])
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> prompts = pl.batches(["The sea is", "Once upon a time"], tokenizer)
+    >>> scores = pl.importance(model, prompts)
+    >>> scores.heads.shape, scores.neurons.shape
+    (torch.Size([3, 6]), torch.Size([3, 64]))
     """
     return method_of(method).importance(model, right_padded(batches))
 

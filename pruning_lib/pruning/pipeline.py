@@ -92,6 +92,15 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     ValueError
         for unknown names, fractions that cannot be reached, prompts longer than the trained positions of the model, and
         test text.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> prompts = pl.batches(["The sea is", "Once upon a time"], tokenizer)
+    >>> result = pl.prune(model, prompts, removed_fraction=0.2)
+    >>> pl.sizes(result.model).neurons
+    32
     """
     width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction)
     width_fraction = 0.0

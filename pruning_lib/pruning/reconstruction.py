@@ -63,7 +63,7 @@ class Reconstruction:
     error: float
 
 
-def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: float | Sequence[float] = 0.1,
+def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge: float | Sequence[float] = RIDGES,
                 mode: str = "sequential", progress: bool = True) -> tuple[nn.Module, list[Reconstruction]]:
     """Remove the heads and neurons of ``plan``, and re-solve the output projections on the given text.
 
@@ -90,6 +90,17 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     ValueError
         when the plan was made for another model, for missing or too little text, for activations that are not finite,
         and for ``"asymmetric"`` in a family that normalises its output projections before the residual stream.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> prompts = pl.batches(["The sea is", "Once upon a time"], tokenizer)
+    >>> plan = pl.choose(pl.importance(model, prompts), model, removed_fraction=0.2)
+    >>> text = pl.batches(pl.texts("mini_text", 8, split="test"), tokenizer, tokens_per_batch=256)
+    >>> smaller, layers = pl.reconstruct(model, plan, text, progress=False)
+    >>> len(layers)  # one output projection of an MLP in each block
+    3
     """
     if families.sizes(model) != plan.sizes:
         raise ValueError("the plan was made for a model of other sizes (or this model is pruned already); "

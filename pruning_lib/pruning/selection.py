@@ -101,6 +101,15 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     ValueError
         for a fraction that cannot be reached (the message gives the range), a multiple too coarse for it, or head
         counts that cannot be stored.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> prompts = pl.batches(["The sea is", "Once upon a time"], tokenizer)
+    >>> plan = pl.choose(pl.importance(model, prompts), model, removed_fraction=0.2)
+    >>> plan.kept
+    {'heads': 6, 'groups': 3, 'neurons': 32}
     """
     for name, value, allowed in (("scope", scope, SCOPES), ("rule", rule, RULES),
                                  ("grouped_query", grouped_query, GROUPED)):

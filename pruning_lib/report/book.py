@@ -84,6 +84,7 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     runs = (defaults(tree) if out else rows(tree)).values()
     listed = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
     pages = [row.name for row in runs if not row.reading and (book / "executed" / f"{row.name}.ipynb").is_file()]
+    pages += sorted({path.stem for path in tree.pages.glob("*.ipynb")} - set(pages)) if out else []  # named by the user
     contents["parts"][-1]["chapters"] = [{"file": file, "title": name} for name in pages
                                          if (file := f"executed/{name}") not in listed]
     (book / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))

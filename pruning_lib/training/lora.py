@@ -76,6 +76,14 @@ def tune(model: nn.Module, tokenizer: Any, pairs: Sequence[tuple[str, str]], *, 
     ValueError
         for a model in float16, whose gradients overflow; no examples; a loss that is not finite.  The model is then
         unchanged.
+
+    Examples
+    --------
+    >>> import pruning_lib as pl
+    >>> model, tokenizer = pl.load_model("./toy")
+    >>> losses = pl.tune(model, tokenizer, [("The sea is", " blue"), ("Grass is", " green")], progress=False)
+    >>> len(losses)  # two epochs of one step
+    2
     """
     _check(model, settings, teacher)
     examples = _examples(tokenizer, pairs, positions.longest(model, settings.max_length))

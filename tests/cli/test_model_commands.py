@@ -14,28 +14,11 @@ from pruning_lib.models.plan import Plan
 from pruning_lib.models.toy_models import toy_config
 from pruning_lib.pruning import amp, selection
 
-
-@pytest.fixture
-def dense(tmp_path, tiny, tokenizer):
-    """Return a folder with a toy LLaMA whose tokens are characters."""
-    folder = tmp_path / "dense"
-    model = tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60, fields={"max_position_embeddings": 512})
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 SMALL = ["--calibration", "mini_prompts", "--prompts", "4", "--text", "mini_text", "--tokens", "300", "--window", "100"]
 
 
-def run(capsys, *arguments):
-    """Return (exit status, standard output, standard error) of a command."""
-    status = main.main([*map(str, arguments)])
-    return status, *capsys.readouterr()
-
-
-def test_inspect_lists_every_cut_and_the_fractions_it_reaches(dense, capsys):
-    status, out, _ = run(capsys, "inspect", dense, "--json")
+def test_inspect_lists_every_cut_and_the_fractions_it_reaches(dense, call):
+    status, out, _ = call("inspect", dense, "--json")
     facts, model = json.loads(out), loading.load_model(str(dense))[0]
     assert status == 0 and (facts["heads"], facts["groups"], facts["neurons"]) == (6, 3, 60)
     assert [(c["grouped_query"], c["heads_removed"]) for c in facts["cuts"]] == [
@@ -51,20 +34,20 @@ def test_inspect_lists_every_cut_and_the_fractions_it_reaches(dense, capsys):
             except ValueError:
                 reached = False
             assert reached == fits, (cut, fraction)
-    shown = run(capsys, "inspect", dense)[1]
+    shown = call("inspect", dense)[1]
     assert f"{facts['parameters']:,} parameters, 3 blocks of 6 heads in 3 groups and 60 neurons" in shown
 
 
-def test_inspect_says_which_head_counts_could_not_be_stored(tiny, capsys, tmp_path):
+def test_inspect_says_which_head_counts_could_not_be_stored(tiny, call, tmp_path):
     tiny("llama", heads=6, groups=6, fields={"attention_bias": True}).save_pretrained(tmp_path / "biased")
-    facts = json.loads(run(capsys, "inspect", tmp_path / "biased", "--json")[1])
+    facts = json.loads(call("inspect", tmp_path / "biased", "--json")[1])
     refused = {cut["heads_removed"] for cut in facts["cuts"] if "attention_bias" in cut["refused"]}
     assert refused == {1}  # 5 heads do not divide a width of 48
 
 
-def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(dense, capsys, tmp_path):
+def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(dense, call, tmp_path):
     out = tmp_path / "small"
-    status, shown, _ = run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--heads-removed", "2",
+    status, shown, _ = call("prune", "--model", dense, "--removed-fraction", "0.2", "--heads-removed", "2",
                            "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text",
                            "--reconstruction-samples", "4", "--recover", "mini_prompts", "--recover-pairs", "3",
                            "--epochs", "1", "--kd-weight", "0.5", "--out", out, "--json", *SMALL)
@@ -88,44 +71,44 @@ def test_prune_leaves_a_plain_checkpoint_with_a_card_that_says_what_was_done(den
                  "LoRA", "following", f"{facts['measured']['recovered']['perplexity']:.2f}",
                  facts["made_with"]["data"]["mini_prompts"]):
         assert word in card, word
-    values = json.loads(run(capsys, "evaluate", out, "--json", *SMALL[4:])[1])
+    values = json.loads(call("evaluate", out, "--json", *SMALL[4:])[1])
     assert values["perplexity"] == pytest.approx(facts["measured"]["recovered"]["perplexity"], rel=1e-9)
     assert "| evaluated 3 |" in (out / "README.md").read_text()
 
 
-def test_a_gpu_gets_sizes_that_suit_it(dense, capsys, tmp_path):
+def test_a_gpu_gets_sizes_that_suit_it(dense, call, tmp_path):
     for multiple_of, neurons in ((1, 46), (8, 48)):
         out = tmp_path / str(multiple_of)
         given = ["--model", dense, "--removed-fraction", "0.1", "--multiple-of", multiple_of, "--out", out]
-        assert run(capsys, "prune", *given, *SMALL)[0] == 0
+        assert call("prune", *given, *SMALL)[0] == 0
         assert AutoModelForCausalLM.from_pretrained(out).config.intermediate_size == neurons
 
 
-def test_compare_puts_two_models_side_by_side_on_the_same_text(dense, capsys, tmp_path):
+def test_compare_puts_two_models_side_by_side_on_the_same_text(dense, call, tmp_path):
     out = tmp_path / "small"
-    assert run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--out", out, *SMALL)[0] == 0
-    facts = json.loads(run(capsys, "compare", out, dense, "--json", *SMALL[4:])[1])
+    assert call("prune", "--model", dense, "--removed-fraction", "0.2", "--out", out, *SMALL)[0] == 0
+    facts = json.loads(call("compare", out, dense, "--json", *SMALL[4:])[1])
     assert facts["parameters_ratio"] == pytest.approx(0.8, abs=0.01)
     assert facts["perplexity_ratio"] == facts["first"]["perplexity"] / facts["second"]["perplexity"]
     assert "paired" not in facts and facts["first"]["tokens"] == facts["second"]["tokens"] == 297
 
 
-def test_perplexities_of_other_tokens_are_not_divided(dense, capsys, tmp_path):
+def test_perplexities_of_other_tokens_are_not_divided(dense, call, tmp_path):
     other = shutil.copytree(dense, tmp_path / "other")
     words = loading.load_model(str(dense))[1]
     words.add_tokens(["[PAD]"])  # which this text does not have, so nothing changes
     words.save_pretrained(other)
-    assert json.loads(run(capsys, "compare", dense, other, "--json", *SMALL[4:])[1])["perplexity_ratio"] == 1
+    assert json.loads(call("compare", dense, other, "--json", *SMALL[4:])[1])["perplexity_ratio"] == 1
     words.add_tokens(["the"])
     words.save_pretrained(other)
-    assert json.loads(run(capsys, "compare", dense, other, "--json", *SMALL[4:])[1])["perplexity_ratio"] is None
-    assert "cut this text into other tokens; --tasks" in run(capsys, "compare", dense, other, *SMALL[4:])[1]
+    assert json.loads(call("compare", dense, other, "--json", *SMALL[4:])[1])["perplexity_ratio"] is None
+    assert "cut this text into other tokens; --tasks" in call("compare", dense, other, *SMALL[4:])[1]
 
 
-def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, capsys, tmp_path):
+def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, call, tmp_path):
     out = tmp_path / "s"
     one = [*SMALL[:-1], "512"]
-    status, shown, _ = run(capsys, "prune", "--model", dense, "--removed-fraction", "0.2", "--out", out, *one)
+    status, shown, _ = call("prune", "--model", dense, "--removed-fraction", "0.2", "--out", out, *one)
     assert status == 0 and shown.count("[no interval from one window] on 299 tokens") == 2
     assert (out / "README.md").read_text().count("no interval from one window") == 2
 
@@ -135,23 +118,23 @@ def test_a_text_of_a_single_window_has_a_perplexity_and_no_interval(dense, capsy
     (("--prompts", "1000"), "1000 texts of 'mini_prompts'; give 1 to 64"), (("--blocks-removed", "1"), "give both"),
     (("--recover", "mini_prompts", "--recover-pairs", "1000"), "1000 pairs of"),
 ])
-def test_what_cannot_be_done_ends_at_once_with_the_way_out_and_no_folder(dense, capsys, tmp_path, arguments, message):
-    status, shown, error = run(capsys, "prune", "--model", dense, "--out", tmp_path / "small",
+def test_what_cannot_be_done_ends_at_once_with_the_way_out_and_no_folder(dense, call, tmp_path, arguments, message):
+    status, shown, error = call("prune", "--model", dense, "--out", tmp_path / "small",
                                "--removed-fraction", "0.2", *SMALL, *arguments)
     assert status == 1 and not shown and message in error and error.startswith("pruning-lib prune: ")
     assert [p.name for p in tmp_path.iterdir()] == ["dense"]
 
 
-def test_a_folder_that_holds_something_is_refused_before_the_model_is_loaded(tmp_path, capsys, monkeypatch):
+def test_a_folder_that_holds_something_is_refused_before_the_model_is_loaded(tmp_path, call, monkeypatch):
     monkeypatch.setattr(loading, "load_model", lambda *_, **__: pytest.fail("loaded"))
     (tmp_path / "thesis.txt").write_text("mine")
-    status, _, error = run(capsys, "prune", "--model", "m", "--out", tmp_path, "--removed-fraction", "0.2", *SMALL)
+    status, _, error = call("prune", "--model", "m", "--out", tmp_path, "--removed-fraction", "0.2", *SMALL)
     assert status == 1 and "not empty" in error
 
 
 @pytest.mark.parametrize("command", ["inspect", "evaluate"])
-def test_a_model_that_does_not_exist_is_refused_with_those_that_do(command, capsys):
-    status, _, error = run(capsys, command, "nobody")
+def test_a_model_that_does_not_exist_is_refused_with_those_that_do(command, call):
+    status, _, error = call(command, "nobody")
     assert status == 1 and "unknown model 'nobody'" in error
 
 

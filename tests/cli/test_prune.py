@@ -21,23 +21,11 @@ QUICK = ["--calibration", "mini_prompts", "--prompts", "4", "--text", "mini_text
 
 
 @pytest.fixture
-def dense(tmp_path, tiny, tokenizer):
-    """A folder with a toy LLaMA of 512 positions whose tokens are characters."""
-    folder = tmp_path / "dense"
-    model = tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60, fields={"max_position_embeddings": 512})
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
-@pytest.fixture
-def prune(dense, tmp_path, capsys):
+def prune(dense, tmp_path, call):
     """``prune(*arguments)`` -> (status, standard output, standard error); the result goes to ``small``."""
 
     def run(*arguments, fraction=("--removed-fraction", "0.2"), quick=QUICK, out=tmp_path / "small"):
-        given = ["prune", "--model", dense, "--out", out, *fraction, *quick, *arguments]
-        status = main.main(list(map(str, given)))
-        return status, *capsys.readouterr()
+        return call("prune", "--model", dense, "--out", out, *fraction, *quick, *arguments)
 
     return run
 

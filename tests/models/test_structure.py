@@ -85,8 +85,9 @@ def masked(model, plan):
     return model
 
 
-@pytest.mark.parametrize(("name", "cut"), [*((n, c) for n in (*BOTH, *MIXED) for c in ("whole_groups", "equal_queries")),
-                                           *((n, "whole_groups") for n in (*NEURONS, *LATENT))])
+@pytest.mark.parametrize(("name", "cut"), [
+    *((n, c) for n in (*BOTH, *MIXED) for c in ("whole_groups", "equal_queries")),
+    *((n, "whole_groups") for n in (*NEURONS, *LATENT))])
 def test_removing_equals_masking_and_reloads_plainly(name, cut, model_of, tmp_path):
     model = model_of(name)
     plan = plan_of(model, cut)

@@ -217,7 +217,7 @@ def test_padding_and_batching_do_not_matter(family, tiny, batches):
     rows = [(ids[mask.bool()][None]) for b in batches for ids, mask in zip(b["input_ids"], b["attention_mask"],
                                                                          strict=True)]
     alone = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in rows]
-    first, again = (reconstruction.reconstruct(model, plan, given, progress=False)[0]
+    first, again = (reconstruction.reconstruct(model, plan, given, ridge=0.1, progress=False)[0]
                     for given in (batches, iter(alone)))
     for (_, _, a), (_, _, b) in zip(layers(first), layers(again), strict=True):
         torch.testing.assert_close(a.weight, b.weight, rtol=1e-8, atol=1e-10)
@@ -290,7 +290,8 @@ def test_of_two_neurons_that_can_stand_in_for_each_other_one_stays():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"mode": "twice"}, "allowed: one_pass, sequential, asymmetric"), ({"ridge": -1.0}, "0 or larger"),
-    ({"ridge": ()}, "one or more"), ({"batches": []}, "0 batches.*at least 1"),
+    ({"ridge": ()}, "one or more"), ({"batches": []}, "0 batches.*at least 2"),
+    ({"batches": [], "ridge": 0.1}, "0 batches.*at least 1"),
     ({"batches": 1, "ridge": (0.1, 1.0)}, "1 batches.*at least 2.*held out"),
 ])
 def test_what_cannot_be_solved_is_refused(tiny, batches, change, message):

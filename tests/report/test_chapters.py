@@ -1,6 +1,7 @@
 """Promises to readers and teachers: goals, reading times, explained terms, verdicts from records."""
 
 import ast
+import json
 import math
 import re
 
@@ -101,7 +102,7 @@ SLIDES = yaml.safe_load((BOOK / "slides.yml").read_text())
 @pytest.mark.parametrize("entry", [e for e in SLIDES if "page" in e], ids=lambda e: f"{e['page']}: {e['heading']}")
 def test_a_slide_names_a_heading_that_its_page_has(entry):
     """Check headings quickly; the builder reports them only after a minute."""
-    assert set(entry) <= {"page", "heading", "title", "show", "ask"}
+    assert set(entry) <= {"page", "heading", "title", "show", "ask", "text", "drawing", "notes"}
     path = next(p for p in (BOOK / f"{entry['page']}.md", ROOT / f"notebooks/{entry['page'][9:]}.ipynb") if p.is_file())
     assert entry["heading"] in re.findall(r"^#{1,3} (.+)$", prose(path), re.M)
 
@@ -137,6 +138,26 @@ def test_a_slide_shows_what_stands_below_its_heading_and_links_lead_where_they_l
 
 def test_slides_fetch_nothing(built):
     assert not re.findall(r"(?:src|href)=\"(?:https?:)?//|@import|url\(", built({"title": "Session"}))
+
+
+def test_a_slide_has_text_with_formulas_and_numbers_of_pages_and_notes_for_the_speaker(built, tmp_path):
+    out = {"data": {"text/plain": ["'55.0'"]}, "metadata": {"scrapbook": {"name": "ppl"}}}
+    (tmp_path / "executed").mkdir()
+    (tmp_path / "executed" / "run.ipynb").write_text(json.dumps({"cells": [{"outputs": [out]}]}))
+    html = built({"title": "Least squares", "text": "**{run::ppl}** for $a<b$", "notes": "Wait."})
+    assert "<strong>55.0</strong>" in html and r"\(a&lt;b\)" in html and "<h2>Least squares</h2>" in html
+    assert '<aside class="notes"><p>Wait.</p>' in html
+    with pytest.raises(SystemExit, match="page 'run' glues no 'x'"):
+        built({"title": "Least squares", "text": "{run::x}"})
+    with pytest.raises(SystemExit, match="no drawing 'none.html'"):
+        built({"title": "Least squares", "drawing": "none"})
+
+
+def test_every_slide_has_one_idea_and_notes():
+    assert len(SLIDES) > 15
+    for entry in SLIDES:
+        assert entry["title"] and entry["notes"], entry
+        assert len(re.sub(r"[|*{}:$\\-]", " ", entry.get("text", "")).split()) <= 70, f"too much on {entry['title']!r}"
 
 
 @pytest.mark.parametrize(("entry", "message"), [

@@ -6,6 +6,7 @@ import http.server
 import io
 import json
 import os
+import re
 import shutil
 import threading
 from importlib import resources
@@ -19,7 +20,7 @@ from playwright.sync_api import sync_playwright
 
 from pruning_lib.experiments import runs
 from pruning_lib.experiments.runs import Tree
-from pruning_lib.report import book
+from pruning_lib.report import book, slides
 
 ROOT = Path(__file__).resolve().parents[2]
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
@@ -226,6 +227,31 @@ def test_a_result_table_is_sorted_with_the_keyboard_and_comes_back(sheet, addres
     assert [order for order, _ in orders] == ["ascending", "descending", None]
     filled = [[text for text in texts if text.strip()] for _, texts in orders]
     assert filled[0] == filled[1][::-1] and orders[0][1] != orders[1][1] and orders[2][1] == before
+
+
+@pytest.mark.parametrize("sheet", [{"viewport": {"width": 1280, "height": 720}}], indirect=True)
+def test_no_slide_overflows_and_notes_are_shown_on_demand(sheet, address):
+    sheet.goto(address + "slides.html", wait_until="load")
+    settled(sheet)
+    over = sheet.evaluate("""() => [...document.querySelectorAll("section")].filter(slide => {
+      const box = slide.getBoundingClientRect();
+      return [...slide.querySelectorAll("*:not(mjx-container *):not(svg *)")].some(part => {
+        const place = part.getBoundingClientRect();
+        return place.width && (place.bottom > box.bottom - 8 || place.top < box.top || place.right > box.right);
+      });
+    }).map(slide => slide.querySelector("h1, h2").textContent)""")
+    assert not over
+    notes = sheet.locator("aside.notes").first
+    assert not notes.is_visible()
+    sheet.keyboard.press("n")
+    assert notes.is_visible()
+
+
+def test_slides_become_a_pdf_with_a_page_for_each(html, tmp_path):
+    text = slides.pdf(html / "slides.html", tmp_path / "slides.pdf").read_bytes()
+    pages = re.findall(rb"/Type\s*/Page\b(?!s)", text)
+    assert len(pages) == (html / "slides.html").read_text().count("<section>")
+    assert set(re.findall(rb"/MediaBox \[0 0 ([\d.]+ [\d.]+)\]", text)) == {b"960 540"}  # 1280 x 720 pixels, in points
 
 
 @pytest.mark.parametrize("sheet", [{"java_script_enabled": False}], indirect=True)
