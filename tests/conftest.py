@@ -136,3 +136,25 @@ def small_disk(tmp_path):
         pytest.skip("no small disk can be mounted here; as root in a container with CAP_SYS_ADMIN this test runs")
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def dense(tmp_path, tiny, tokenizer):
+    """Return a folder with a toy LLaMA whose tokens are characters."""
+    folder = tmp_path / "dense"
+    model = tiny("llama", heads=6, groups=3, n_blocks=3, neurons=60, fields={"max_position_embeddings": 512})
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def call(capsys):
+    """Return ``call(*arguments)`` -> (exit status, standard output, standard error) of a command."""
+    from pruning_lib.cli import main
+
+    def run(*arguments):
+        status = main.main([*map(str, arguments)])
+        return status, *capsys.readouterr()
+
+    return run

@@ -44,19 +44,8 @@ def made_from(app, pagename):
     return None
 
 
-def name_rows(app, pagename, context):
-    """Add the row to page titles and neighbour links, because runs of one notebook share a heading."""
-    places = (context, pagename), *zip((context.get("prev"), context.get("next")),
-                                       app.builder.relations.get(pagename, [])[1:], strict=False)
-    for place, name in places:
-        row, notebook = name and made_from(app, name) or (None, None)
-        if place and row != notebook:
-            place["title"] += f" ({html.escape(row)})"
-
-
 def complete(app, pagename, templatename, context, doctree):
     if doctree is not None:
-        name_rows(app, pagename, context)
         context["metatags"] = context.get("metatags", "") + card(app, pagename, context, doctree)
     made = made_from(app, pagename) if doctree is not None else None
     if made:

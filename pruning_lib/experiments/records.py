@@ -15,7 +15,7 @@ import platform
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,15 +75,27 @@ def read(run: str) -> dict[str, Any]:
     >>> pl.read_record("doubling")["values"]
     {'twice_number': 4}
     """
-    places = [folder(), *map(Path, filter(None, [os.environ.get("PRUNING_RECORDS")]))]
+    places = _places()
     paths = [place / f"{_checked(run)}.json" for place in places]
-    path = next((path for path in paths if path.is_file()), paths[0])
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        known = ", ".join(sorted({p.stem for place in places for p in place.glob("*.json")})) or "none yet"
+        raise ValueError(f"no record of run {run!r}; recorded: {known}. Create it with: pruning-lib run {run}")
+    return _verified(path, run)
+
+
+def _places() -> list[Path]:
+    """Return the folders to read records from; a notebook opened in its own folder also sees the published ones."""
+    published = os.environ.get("PRUNING_RECORDS")
+    if not os.environ.get("PRUNING_RESULTS") and Path("runs.yml").is_file():
+        published = os.path.join("..", "data", "results")
+    return [folder(), *([Path(published)] if published else [])]
+
+
+def _verified(path: Path, run: str) -> dict[str, Any]:
+    """Return the record in a file; raise ValueError if it is not a record of ``run``, or edited."""
     try:
         record = json.loads(path.read_text())
-    except FileNotFoundError:
-        known = ", ".join(sorted({p.stem for place in places for p in place.glob("*.json")})) or "none yet"
-        raise ValueError(f"no record of run {run!r}; recorded: {known}. "
-                         f"Create it with: pruning-lib run {run}") from None
     except (ValueError, RecursionError) as error:  # ValueError: not JSON, not text, or huge numbers
         raise ValueError(f"{path.name} is not a record ({error}); delete it and run {run} again") from error
     if not _has_form(record):
@@ -137,11 +149,18 @@ def to_dataframe(notebook: str) -> pd.DataFrame:
     with extra("report"):
         import pandas as pd
 
-    return pd.DataFrame([line for record in _all() if record.get("notebook") == notebook for line in _lines(record)])
+    return pd.DataFrame([line for record in _all(notebook) for line in _lines(record)])
 
 
-def _all() -> Iterator[dict[str, Any]]:
-    return (read(path.stem) for path in sorted(folder().glob("*.json")))
+def _all(*notebooks: str) -> list[dict[str, Any]]:
+    """Return the records of notebooks: the user's own of each if there are any, else those Jupyter also sees."""
+    chosen: dict[str, list[dict[str, Any]]] = {}
+    for place in [folder()] if os.environ.get("PRUNING_RESULTS") else _places():
+        if wanted := [name for name in notebooks if name not in chosen]:
+            for record in [_verified(path, path.stem) for path in sorted(place.glob("*.json"))]:
+                if record.get("notebook") in wanted:
+                    chosen.setdefault(record["notebook"], []).append(record)
+    return [record for found in chosen.values() for record in found]
 
 
 def _lines(record: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -162,7 +181,7 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
         import pandas as pd
 
     wanted = {"method": "none", "criterion": "none", "reconstruction": "none", "tasks": "none", "recovery_pairs": 0}
-    records = [record for record in _all() if record.get("notebook") in {"recipe", "zero_shot"}]
+    records = sorted(_all("recipe", "zero_shot"), key=lambda record: record["run"])
     asked = {name for record in records for name in record["parameters"]} - {"dtype"}
     table = pd.DataFrame([{**line, "notebook": record["notebook"]} for record in records for line in _lines(record)])
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_RECIPE_COLUMNS, *wanted]))).fillna(wanted)

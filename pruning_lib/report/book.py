@@ -1,21 +1,23 @@
 """The book: stored pages with the current prose of their notebooks, rendered as HTML.
 
-Order of this file: prose · building.
+Order of this file: prose · sources · building.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from pruning_lib._extras import extra
-from pruning_lib.experiments.runs import Tree, defaults, rows
-from pruning_lib.report import slides
+from pruning_lib.experiments.runs import Row, Tree, defaults, rows
+from pruning_lib.report import run_index, slides
 
 with extra("report"):
     import nbformat
@@ -53,6 +55,50 @@ def _refresh_all(pages: Path, notebooks: Path) -> None:
                 nbformat.write(page, path)
 
 
+def _copy_sources(root: Path, tree: Tree, book: Path) -> None:
+    """Copy chapters, pages with today's prose, and the code that chapters quote into a new folder ``book``."""
+    shutil.rmtree(book, ignore_errors=True)
+    shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build", "__pycache__"))
+    shutil.copytree(tree.pages, book / "executed")
+    for row in rows(tree).values():  # chapters quote readings; use the published page of a missing one
+        page = Tree.at(root).pages / f"{row.name}.ipynb"
+        if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
+            shutil.copyfile(page, book / "executed" / page.name)
+    _refresh_all(book / "executed", tree.notebooks)
+    shutil.copytree(Path(__file__).resolve().parents[1], book.parent / "pruning_lib", dirs_exist_ok=True,
+                    ignore=shutil.ignore_patterns("_tree", "__pycache__"))
+    if (root / "CONTRIBUTING.md").is_file():  # one chapter includes the recipes
+        shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")
+
+
+def _named_by_the_user(tree: Tree, known: Collection[str]) -> Iterator[Row]:
+    """Yield a row for each page that was run under a name of its own."""
+    for path in sorted(tree.pages.glob("*.ipynb")):
+        if path.stem not in known:
+            made = nbformat.read(path, as_version=4).metadata.get("pruning_lib", {})
+            yield Row(path.stem, made.get("notebook", path.stem), made.get("parameters", {}))
+
+
+def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
+    """Write the table of runs that a chapter includes, and the titles of their pages; delete pages of no row.
+
+    Pages of runs are not in the table of contents, so ``_runs.json`` also tells the builder which pages those are.
+    """
+    contents = yaml.safe_load((book / "_toc.yml").read_text())
+    listed = {chapter["file"] for part in contents.get("parts", []) for chapter in part["chapters"]}
+    runs = [row for row in made if not row.reading and f"executed/{row.name}" not in listed
+            and (book / "executed" / f"{row.name}.ipynb").is_file()]
+    known = {f"{row.name}.ipynb" for row in runs} | {Path(name).name + ".ipynb" for name in listed}
+    for page in (book / "executed").glob("*.ipynb"):
+        if page.name not in known:
+            page.unlink()
+    titles = run_index.titles(runs, tree)
+    (book / "_runs.json").write_text(json.dumps({f"executed/{name}": title for name, title in titles.items()}))
+    linked = [row for row in rows(tree).values()  # a book of one's own may lack a reading
+              if not row.reading or (book / "executed" / f"{row.name}.ipynb").is_file()]
+    (book / "_runs.md").write_text(run_index.table(runs, linked, tree, book / "chapters" / "claims.md"))
+
+
 def build_book(root: Path, out: Path | None = None) -> Path:
     """Render the book with warnings as errors and return its index page.
 
@@ -64,30 +110,12 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     SystemExit
         if there are no pages, or the builder reports a warning or an error.
     """
-    tree = Tree.at(root, out)
+    tree, book = Tree.at(root, out), (out or root / "build" / "report") / "book"
     if not tree.pages.is_dir():
         raise SystemExit(f"no pages in {tree.pages}; create them with: pruning-lib run")
-    book = (out or root / "build" / "report") / "book"
-    shutil.rmtree(book, ignore_errors=True)
-    shutil.copytree(root / "book", book, ignore=shutil.ignore_patterns("executed", "_build"))
-    shutil.copytree(tree.pages, book / "executed")
-    for row in rows(tree).values():  # chapters quote readings; use the published page of a missing one
-        page = Tree.at(root).pages / f"{row.name}.ipynb"
-        if row.name == row.notebook and page.is_file() and not (book / "executed" / page.name).exists():
-            shutil.copyfile(page, book / "executed" / page.name)
-    _refresh_all(book / "executed", tree.notebooks)
-    shutil.copytree(Path(__file__).resolve().parents[1], book.parent / "pruning_lib", dirs_exist_ok=True,
-                    ignore=shutil.ignore_patterns("_tree", "__pycache__"))  # chapters quote the code
-    if (root / "CONTRIBUTING.md").is_file():  # one chapter includes the recipes
-        shutil.copyfile(root / "CONTRIBUTING.md", book.parent / "CONTRIBUTING.md")
-    contents = yaml.safe_load((book / "_toc.yml").read_text())
-    runs = (defaults(tree) if out else rows(tree)).values()
-    listed = {chapter["file"] for part in contents["parts"] for chapter in part["chapters"]}
-    pages = [row.name for row in runs if not row.reading and (book / "executed" / f"{row.name}.ipynb").is_file()]
-    pages += sorted({path.stem for path in tree.pages.glob("*.ipynb")} - set(pages)) if out else []  # named by the user
-    contents["parts"][-1]["chapters"] = [{"file": file, "title": name} for name in pages
-                                         if (file := f"executed/{name}") not in listed]
-    (book / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
+    _copy_sources(root, tree, book)
+    made = defaults(tree) if out else rows(tree)
+    _index_runs(tree, book, [*made.values(), *(_named_by_the_user(tree, made) if out else [])])
     builder = Path(sys.executable).with_name("jupyter-book")
     command = [str(builder), "build", str(book), "-n", "-W", "--keep-going", "-q"]
     if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:

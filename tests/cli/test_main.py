@@ -271,6 +271,19 @@ def test_the_command_runs_a_row_for_real_with_another_value_and_touches_no_publi
     assert (root / "build/own/results/small.json").read_text() == "11"
 
 
+def test_one_notebook_has_several_pages_under_names_of_the_user(root, small_is_fresh, monkeypatch):
+    made = []
+    monkeypatch.setattr(execution, "run", lambda row, tree, *, log: made.append((row, tree.page(row))))
+    for number in ("7", "8"):
+        assert main.main(["run", "small", "--name", f"mine-{number}", "-p", f"count={number}"]) == 0
+    assert [(row.name, row.notebook, row.parameters["count"]) for row, _ in made] == [
+        ("mine-7", "tiny", 7), ("mine-8", "tiny", 8)]
+    assert [page.relative_to(root) for _, page in made] == [Path(f"build/own/executed/mine-{n}.ipynb") for n in (7, 8)]
+    for wrong in (["small", "plain", "--name", "mine"], ["look", "--name", "mine"], ["small", "--name", "../mine"]):
+        with pytest.raises(SystemExit, match="--name"):
+            main.main(["run", *wrong])
+
+
 def test_book_prints_the_page_to_open(root, small_is_fresh, monkeypatch, capsys):
     (root / "book" / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"caption": "Runs", "chapters": []}]}))
     (root / "pruning_lib").mkdir()

@@ -43,13 +43,14 @@ def commands(text):
 
 @pytest.fixture
 def here(tmp_path, monkeypatch):
-    """Return a working folder with the notebooks, the library and a book of one chapter, with an empty cache."""
+    """Return a working folder with the notebooks, the library and a book of one chapter, which lists the runs."""
     shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks")
     shutil.copytree(ROOT / "pruning_lib", tmp_path / "pruning_lib", ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(ROOT / "data" / "inputs", tmp_path / "data" / "inputs")
     (tmp_path / "book" / "chapters").mkdir(parents=True)
-    (tmp_path / "book" / "chapters" / "intro.md").write_text("# Mine\n\nA book of my own.\n")
-    contents = {"format": "jb-book", "root": "chapters/intro", "parts": [{"caption": "Runs", "chapters": []}]}
+    intro = "# Mine\n\nA book of my own.\n\n```{include} ../_runs.md\n```\n"
+    (tmp_path / "book" / "chapters" / "intro.md").write_text(intro)
+    contents = {"format": "jb-book", "root": "chapters/intro"}
     (tmp_path / "book" / "_toc.yml").write_text(yaml.safe_dump(contents, sort_keys=False))
     for name in ("_config.yml", "references.bib"):
         shutil.copyfile(ROOT / "book" / name, tmp_path / "book" / name)

@@ -220,3 +220,20 @@ def test_recipes_are_named_by_what_departs_from_most_and_are_there_once(monkeypa
 def test_an_interval_in_words_follows_its_form():
     assert results.format_interval(1234.56, 1200.0, 1300.04, ",.1f") == "1,234.6 [1,200.0, 1,300.0]"
     assert results.format_interval(0.01, -0.002, 0.022, "+.3f") == "+0.010 [-0.002, +0.022]"
+
+
+def test_a_notebook_in_its_own_folder_reads_published_records_until_there_are_some_of_its_own(tmp_path, monkeypatch):
+    for name in ("PRUNING_RESULTS", "PRUNING_RECORDS", "PRUNING_RUN"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "runs.yml").touch()
+    monkeypatch.chdir(tmp_path / "notebooks")
+    published = results.write("some", values={"a_number": 1}, parameters={})
+    published.parent.rename(tmp_path / "results")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "results").rename(tmp_path / "data" / "results")
+    assert results.read("some")["values"] == {"a_number": 1}
+    assert list(results.to_dataframe("some").a_number) == [1]
+    results.write("some", values={"a_number": 2}, parameters={})
+    assert list(results.to_dataframe("some").a_number) == [2]
+    assert results.read("some")["values"]["a_number"] == 2

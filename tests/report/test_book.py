@@ -187,8 +187,7 @@ def test_every_file_of_the_contents_exists_and_every_chapter_and_reading_is_in_i
     readings = {f"executed/{name}" for name, row in ROWS.items() if row.reading}
     in_every_build = {f"executed/{name}" for name, row in ROWS.items() if row.notebook == name}
     assert chapters | readings <= set(names) <= chapters | in_every_build
-    contents = yaml.safe_load((BOOK / "_toc.yml").read_text())
-    assert contents["parts"][-1] == {"caption": "Runs", "chapters": []}  # ``execution`` fills this part
+    assert "chapters/runs" in names  # which lists the pages of runs; they are not in the contents themselves
 
 
 def glued(page):

@@ -12,8 +12,9 @@ from test_exercises import exercises
 
 from pruning_lib.report import slides
 
-LOOKED_UP = {"api", "notation", "glossary", "adding", "references", "model_types"}  # not read from top to bottom
-READ = [path for path in CHAPTERS if path.stem not in LOOKED_UP]
+LOOKED_UP = {"api", "notation", "glossary", "adding", "references", "model_types", "runs"}  # looked up
+FRONT = "intro"  # the front page tells findings and leads on
+READ = [path for path in CHAPTERS if path.stem not in LOOKED_UP | {FRONT}]
 FIRST_WORDS = (r"\A# .+\n\n\*You will learn\* .+ \*You need\* .+ "
                r"\*Time:\* (\d+) minutes to read(?:, (\d+) for the exercises)?\.\n")
 WORDS_PER_MINUTE, LINES_PER_MINUTE, FORMULAS_PER_MINUTE = 200, 20, 2
@@ -167,3 +168,15 @@ def test_every_slide_has_one_idea_and_notes():
 def test_what_a_slide_asks_for_and_is_not_there_stops_the_build(built, entry, message):
     with pytest.raises(SystemExit, match=message):
         built(entry)
+
+
+# --- the front page ---------------------------------------------------------------------------------------------------
+
+
+def test_the_front_page_has_a_picture_three_findings_from_records_and_four_doors():
+    text = (BOOK / "chapters" / f"{FRONT}.md").read_text()
+    findings = re.findall(r"^\d\. \*\*.+$", re.search(r"## Three findings\n(.*?)\n## ", text, re.S)[1], re.M)
+    assert len(findings) == 3 and all("{glue:text}" in line and "](" in line for line in findings)
+    assert re.search(r"```\{figure\} \.\./_static/\w+\.png\n:alt: .{40}", text)
+    doors = re.findall(r"\{grid-item-card\} ([^\n]+)\n:link: (\S+)\n:link-type: doc", text)
+    assert [name for name, _ in doors] == ["Learn", "Prune a model", "Teach", "Check the claims"]

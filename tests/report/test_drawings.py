@@ -10,8 +10,11 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from PIL import Image
+
+from pruning_lib.pruning import similarity
 
 ROOT = Path(__file__).resolve().parents[2]
 BOOK = ROOT / "book"
@@ -24,7 +27,8 @@ def script(path):
     return module
 
 
-head_map, methods, growth = (script(BOOK / "drawings" / f"{name}.py") for name in ("head_map", "methods", "growth"))
+head_map, methods, growth, concepts = (script(BOOK / "drawings" / f"{name}.py")
+                                       for name in ("head_map", "methods", "growth", "concepts"))
 addresses, alt_text = (script(BOOK / "extensions" / f"{name}.py") for name in ("addresses", "alt_text"))
 MAP = json.loads((BOOK / "drawings" / "head_map.json").read_text())
 
@@ -51,7 +55,35 @@ def test_the_plans_of_the_map_take_the_least_important_parts():
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_the_picture_of_a_method_is_what_its_script_draws_and_stands_in_its_chapter(name):
     assert (BOOK / "drawings" / f"{name}.html").read_text() == methods.draw(name)
-    assert f"../drawings/{name}.html" in (BOOK / "chapters" / f"{name}.md").read_text()
+    assert f":drawing: {name}.html" in (BOOK / "chapters" / f"{name}.md").read_text()
+
+
+@pytest.mark.parametrize("name", concepts.CONCEPTS)
+def test_the_drawing_of_a_concept_is_what_its_script_draws_and_stands_numbered_in_a_chapter(name):
+    assert (BOOK / "drawings" / f"{name}.svg").read_text() == concepts.draw(name)
+    assert sum(f":drawing: {name}.svg" in path.read_text() for path in (BOOK / "chapters").glob("*.md")) == 1
+
+
+def test_the_drawings_show_the_numbers_of_the_worked_examples():
+    assert {"mean 3", "mean 1.5"} <= set(re.findall(r">(mean [\d.]+)<", concepts.draw("head_adds")))
+    assert re.findall(r"squared error (\d+)", concepts.draw("least_squares")) == ["0", "152", "8"]
+    assert re.findall(r">sum (\d+)(: removed)?<", concepts.draw("votes")) == [("3", ""), ("2", ": removed"), ("5", ""),
+                                                                             ("8", "")]
+
+
+def test_the_metrics_see_and_ignore_the_changes_as_drawn():
+    x = torch.randn(60, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) + torch.tensor([3.0, 1.0])
+    labels = (x[:, 0] > 3).long()
+    turned, doubled, sheared = x @ torch.tensor([[0.0, 1], [-1, 0]]).double(), 2 * x, x @ torch.tensor(
+        [[1.0, 0], [0.9, 1]]).double()
+
+    def distance(name, y):
+        return similarity.METRICS[name].distance(x, y, labels)
+
+    for name, y in (("cka", turned), ("cka", doubled), ("linear_shape_0", sheared)):
+        assert distance(name, y) == pytest.approx(0, abs=1e-6)
+    for name, y in (("permutation", turned), ("gaussian_2", doubled), ("cka", sheared)):
+        assert distance(name, y) > 0.01
 
 
 # --- how cost grows ---------------------------------------------------------------------------------------------------
