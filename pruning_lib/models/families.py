@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -43,12 +44,13 @@ from pruning_lib.models.parts import (
 from pruning_lib.models.residual_blocks import BlockInfo, Unit
 from pruning_lib.models.toy_models import toy
 
-__all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", "LanguageFamily", "NO_EXPERTS",
-           "Part", "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts",
-           "blocks", "classifier", "copy_of", "family_of", "has", "head_width", "image_blocks", "image_family",
-           "is_image_network", "keeps_shape", "linear", "logits", "logits_known", "matrix", "named_paths",
-           "output_projections", "parameter_count", "places", "projections", "refuse_head_count", "refuse_wrapped",
-           "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny", "unit"]
+__all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", "LanguageFamily", "NO_EXPERTS", "Part",
+           "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts", "blocks",
+           "classifier", "copy_of", "family_of", "has", "head_width", "image_blocks", "image_family",
+           "is_image_network", "keep_blocks", "keeps_shape", "linear", "logits", "logits_known", "matrix",
+           "named_paths", "output_projections", "parameter_count", "places", "projections", "refuse_head_count",
+           "refuse_wrapped", "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny",
+           "unit"]
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,19 @@ def copy_of(model: nn.Module) -> nn.Module:
     if model in _FOUND:
         _FOUND[other] = _FOUND[model]
     return other
+
+
+def keep_blocks(model: nn.Module, stays: Sequence[bool]) -> None:
+    """Bring the record of a model of no family up to date after some of its blocks were removed."""
+    family = _FOUND.get(model)
+    if family is None or family.experts is None:
+        return
+    kept = [i for i, stay in enumerate(stays) if stay]
+    having = tuple(new for new, old in enumerate(kept) if old in family.experts.blocks)
+    plain = tuple(family.experts.plain[old] for old in kept)
+    experts = replace(family.experts, blocks=having, plain=plain) if having else None
+    refused = family.refused if having else {**family.refused, "experts": NO_EXPERTS}
+    _FOUND[model] = replace(family, experts=experts, refused=refused)
 
 
 def _found(model: nn.Module, kind: str) -> LanguageFamily:

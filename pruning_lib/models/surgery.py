@@ -15,7 +15,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models import described_networks, expert_surgery, families, offload, structure, verification
+from pruning_lib.models import (
+    described_networks,
+    expert_surgery,
+    families,
+    offload,
+    renumbering,
+    structure,
+    verification,
+)
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.cutting import cut_block, refresh, state
 from pruning_lib.models.expert_plan import ExpertPlan
@@ -68,6 +76,8 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
         pruned = model if inplace else copy.deepcopy(model)
         described_networks.remove(pruned, plan.removed)  # names stay as they are
         return pruned
+    stays = [block.name not in plan.removed for block in plan.blocks]
+    values = {} if families.image_family(model) else renumbering.new_fields(model, stays)
     pruned = model if inplace else families.copy_of(model)
     for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: the blocks in front keep their names
         path, number = _place(name)
@@ -75,7 +85,8 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
     if families.image_family(pruned):
         _state_blocks(pruned, plan)
     else:
-        _renumber(pruned, plan)
+        families.keep_blocks(pruned, stays)
+        renumbering.renumber(pruned, stays, values)
     return pruned
 
 
@@ -92,25 +103,6 @@ def _state_blocks(network: Any, plan: BlockPlan) -> None:
         pairs = zip(config.kept_blocks, plan.blocks, strict=True)
         kept = tuple(original for original, block in pairs if block.name not in plan.removed)
         network.config = replace(config, kept_blocks=kept)
-
-
-def _renumber(model: Any, plan: BlockPlan) -> None:
-    """Write the new number of blocks and the new block numbers into the modules and config of a language model.
-
-    ``layer_idx`` is the place of an attention module in the key/value cache; lists in the config with one entry per
-    block (``layer_types``: full attention or sliding window) are indexed by block number.
-    """
-    for i, block in enumerate(families.blocks(model)):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                cast(Any, module).layer_idx = i
-    config = families.text_config(model)
-    stays = [block.name not in plan.removed for block in plan.blocks]
-    for name, value in list(vars(config).items()):
-        if "layer" in name and isinstance(value, list) and len(value) == len(stays):
-            setattr(config, name, [v for v, kept in zip(value, stays, strict=True) if kept])
-    for name in families.block_count_fields(model, len(stays)):
-        setattr(config, name, sum(stays))
 
 
 def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn.Module:

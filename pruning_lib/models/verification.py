@@ -213,7 +213,7 @@ def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
 
 
 def _length(output: Any) -> int:
-    return len(output) if isinstance(output, tuple) else 0
+    return len(output) if isinstance(output, tuple | list) else 0
 
 
 def _norm_hooks(block: nn.Module, path: str, key: str, found: dict[str, Any]) -> list[Any]:
