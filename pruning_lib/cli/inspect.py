@@ -50,7 +50,7 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if not facts["refused"]["experts"]:
         e = expert_surgery.sizes(model)
         lines.append(f"{len(e.blocks)} blocks have {e.experts} experts of {e.neurons} neurons; both can be removed "
-                     f"(pruning.expert_importance)")
+                     f"(--experts-removed, --removed-fraction)")
     return {"model": arguments.model, **facts}, "\n".join(lines)
 
 
