@@ -107,6 +107,9 @@ def refuse_wrapped(model: nn.Module) -> None:
         if name in kinds:
             raise ValueError(f"this model is wrapped ({type(model).__name__}), its modules are not where its type has "
                              f"them; {way}")
+    if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("adapters are loaded into the layers of this model, its weights are not where its type has "
+                         "them; merge them first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload())")
 
 
 def removable(model: nn.Module) -> dict[str, str]:

@@ -33,7 +33,7 @@ def new_fields(model: nn.Module, stays: Sequence[bool]) -> Values:
         when no config describes that network, with the first difference of the one that transformers would build.
     """
     candidates, problem = _candidates(model, stays), ""
-    if not families.family_of(model).found:  # blocks of a family with a record differ in what the config lists at most
+    if not families.family_of(model).found:  # its blocks differ in lists of the config at most
         return next(candidates)
     before = _built(model, {})
     for values in candidates:
@@ -101,7 +101,7 @@ def _difference(before: list[nn.Module], after: list[nn.Module], stays: Sequence
 
 
 def _facts(before: nn.Module, after: nn.Module) -> Iterator[tuple[str, Any, Any]]:
-    """Yield (name, one value, other value) of all that decides what two blocks compute, weights aside."""
+    """Yield (name, one value, other value) of everything that two blocks compute with, except weights."""
     shapes = [{name: tuple(t.shape) for name, t in block.state_dict().items()} for block in (before, after)]
     for name in sorted({*shapes[0], *shapes[1]}):
         yield name, shapes[0].get(name), shapes[1].get(name)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from pruning_lib import data
 from pruning_lib.data.batching import right_padded
-from pruning_lib.models import expert_surgery, families, positions, surgery
+from pruning_lib.models import checkpoints, expert_surgery, families, positions, surgery
 from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import consensus, importance
@@ -110,6 +110,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     32
     """
     width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction, experts_removed)
+    checkpoints.refuse_mixed(model)
     if experts_removed or _inside_experts(model, width, depth, heads_removed):
         if callable(batches):
             batches = tokenized(model, batches, source_texts(calibration, prompts, PROMPTS, allow_test_text))
