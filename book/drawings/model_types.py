@@ -201,8 +201,8 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}). In "
         f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the others transformers computes the head width "
         "as width / heads: with fewer heads each head would be wider, so no config describes the cut network.",
-        f"- Any block can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), only some blocks from "
-        f"{sum(row['blocks'].startswith(SOME) for row in rows)}, whole experts from {can['experts']}.", "",
+        f"- Any block can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), only some blocks "
+        f"from {sum(row['blocks'].startswith(SOME) for row in rows)}, whole experts from {can['experts']}.", "",
         "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks "
         "with attention alternate with others, heads are removed from those that have some. Every block was removed "
         "alone. The masked network and "

@@ -54,9 +54,9 @@ def _prune(a: argparse.Namespace) -> tuple[dict[str, Any], str]:
     _refuse_late(model, a)
     found = pipeline.prune(
         model, tokenizer, method=a.method, removed_fraction=a.removed_fraction, heads_removed=a.heads_removed,
-        experts_removed=a.experts_removed, grouped_query=a.grouped_query, criterion=a.criterion, blocks_removed=a.blocks_removed,
-        reconstruction=a.reconstruction, multiple_of=a.multiple_of, calibration=texts.calibration,
-        reconstruction_text=texts.long, seed=a.seed)
+        experts_removed=a.experts_removed, grouped_query=a.grouped_query, criterion=a.criterion,
+        blocks_removed=a.blocks_removed, reconstruction=a.reconstruction, multiple_of=a.multiple_of,
+        calibration=texts.calibration, reconstruction_text=texts.long, seed=a.seed)
     checkpoints.save(found.model, tokenizer, a.out)
     facts = _facts(a, found, texts)
     write_card(a.out, facts)
