@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import resource
 import subprocess
 import sys
 import time
@@ -101,10 +100,14 @@ def speed(paths: Mapping[str, str | Path], *, prompt_tokens: int = 128, new_toke
     return {name: Times(*times) for name, times in found.items()}
 
 
-def memory_bytes(path: str | Path, *, prompt_tokens: int = 128, new_tokens: int = 32, threads: int = 1) -> int:
-    """Return the rise of resident memory of a process that opens a file, reads a prompt and writes after it."""
-    return int(_in_own_process("memory", path=str(path), prompt_tokens=prompt_tokens, new_tokens=new_tokens,
-                               threads=threads))
+def memory_bytes(path: str | Path, *, prompt_tokens: int = 128, new_tokens: int = 32, threads: int = 1) -> int | None:
+    """Return the rise of resident memory of a process that opens a file, reads a prompt and writes after it.
+
+    The pages of the file that were read count.  None where the system does not report it (only Linux does).
+    """
+    found: int | None = _in_own_process("memory", path=str(path), prompt_tokens=prompt_tokens, new_tokens=new_tokens,
+                                        threads=threads)
+    return found
 
 
 def bytes_per_token(path: str | Path, *, context: int = 0) -> int:
@@ -169,10 +172,11 @@ def _speed(paths: dict[str, str], prompt_tokens: int, new_tokens: int, repetitio
     return seen
 
 
-def _memory(path: str, prompt_tokens: int, new_tokens: int, threads: int) -> int:
-    before = _high_water()
+def _memory(path: str, prompt_tokens: int, new_tokens: int, threads: int) -> int | None:
+    before = _resident("VmRSS")
     _generate(_Model(path, context=prompt_tokens + new_tokens, threads=threads), prompt_tokens, new_tokens)
-    return _high_water() - before
+    highest = _resident("VmHWM")
+    return None if before is None or highest is None else highest - before
 
 
 def _generate(model: _Model, prompt_tokens: int, new_tokens: int) -> tuple[float, float]:
@@ -186,9 +190,11 @@ def _generate(model: _Model, prompt_tokens: int, new_tokens: int) -> tuple[float
     return read - start, (time.process_time() - read) / new_tokens
 
 
-def _high_water() -> int:
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return used if sys.platform == "darwin" else used * 1024
+def _resident(key: str) -> int | None:
+    """Return resident memory in bytes, now (``"VmRSS"``) or at most so far (``"VmHWM"``)."""
+    status = Path("/proc/self/status")
+    lines = status.read_text().splitlines() if status.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith(key)), None)
 
 
 # --- llama.cpp's functions --------------------------------------------------------------------------------------------
@@ -231,8 +237,8 @@ class _Model:
         self.library.llama_backend_init()
         options = self.library.llama_context_default_params()
         if tuple(options.numbers[:4]) != DEFAULTS:
-            raise RuntimeError(f"the context of this llama.cpp begins with {list(options.numbers[:4])}, not {DEFAULTS}; "
-                               f"install xllamacpp 2026.10")
+            raise RuntimeError(f"the context of this llama.cpp begins with {list(options.numbers[:4])}, not "
+                               f"{DEFAULTS}; install xllamacpp 2026.10")
         options.numbers[0] = options.numbers[1] = options.numbers[2] = context  # tokens in all, a call, a pass
         model = self.library.llama_model_load_from_file(path.encode(), self.library.llama_model_default_params())
         self.context = model and self.library.llama_init_from_model(model, options)
@@ -249,7 +255,7 @@ class _Model:
         self.position = 0
 
     def read(self, ids: Sequence[int], *, last_only: bool = False) -> np.ndarray:
-        """Return the logits behind the next tokens ``ids``, (T, V), or (1, V) with ``last_only``; valid until called."""
+        """Return the logits behind the next tokens ``ids``, (T, V), or (1, V) with ``last_only``, until the next call."""
         for i, number in enumerate(ids):
             self.batch.token[i], self.batch.position[i] = number, self.position + i
             self.batch.sequences[i], self.batch.sequence[i][0] = 1, 0
