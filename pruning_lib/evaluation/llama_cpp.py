@@ -255,7 +255,7 @@ class _Model:
         self.position = 0
 
     def read(self, ids: Sequence[int], *, last_only: bool = False) -> np.ndarray:
-        """Return the logits behind the next tokens ``ids``, (T, V), or (1, V) with ``last_only``, until the next call."""
+        """Return logits behind the next tokens ``ids``, (T, V), or (1, V) with ``last_only``, until the next call."""
         for i, number in enumerate(ids):
             self.batch.token[i], self.batch.position[i] = number, self.position + i
             self.batch.sequences[i], self.batch.sequence[i][0] = 1, 0
