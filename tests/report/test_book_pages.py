@@ -9,7 +9,7 @@ from pruning_lib.report import book
 def test_one_page_is_rendered_alone_with_its_outputs(executed):  # noqa: F811
     root = executed.notebooks.parent
     (root / "book").mkdir(exist_ok=True)
-    (root / "book" / "_config.yml").write_text("title: T\nexecute:\n  execute_notebooks: 'off'\nonly_build_toc_files: true\n")
+    (root / "book" / "_config.yml").write_text("title: T\nexecute: {execute_notebooks: 'off'}\n")
     page = book.build_page(root, "small")
     assert page.name == "small.html" and "count is 7" in page.read_text()
     with pytest.raises(SystemExit, match="pruning-lib run plain"):

@@ -1,4 +1,4 @@
-"""Notebooks run top to bottom in Jupyter, from the folder of notebooks: readings on the published records, runs small."""
+"""Notebooks run top to bottom in Jupyter, from their own folder: readings on the published records, runs small."""
 
 import shutil
 from pathlib import Path
