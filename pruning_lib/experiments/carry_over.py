@@ -111,8 +111,8 @@ def page_of(row: Row, tree: Tree, before: Tree, package: Path, names: Mapping[st
 def _made_at(record: Path, package: Path) -> bool:
     """Return True if a record was made at the commit that the folder of ``package`` is a checkout of."""
     made = str(records.contents(record).get("made_with", {}).get("commit", ""))
-    found = subprocess.run(["git", "rev-parse", "HEAD"], cwd=package, capture_output=True, text=True).stdout.strip()
-    return re.fullmatch("[0-9a-f]{7,40}", made) is not None and found.startswith(made)
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=package.parent, capture_output=True, text=True).stdout
+    return re.fullmatch("[0-9a-f]{7,40}", made) is not None and head.startswith(made)
 
 
 # --- witnesses --------------------------------------------------------------------------------------------------------
