@@ -36,21 +36,12 @@ import numpy as np
 from scipy import stats
 
 from pruning_lib.evaluation import quality
+from pruning_lib.evaluation.multiple_comparisons import holm
 
 SMALLEST = 0.01  # the smallest difference in accuracy that matters, a fraction
 CLAIMED = 0.04  # the paper's "up to 4 points"
 ANSWERED = 0.05  # share of images that the whole network has to answer under attack
 LEVEL = 0.05  # of Holm's correction
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Return Holm's adjusted p-values: the chance of one false finding among all comparisons stays below the level."""
-    p = np.asarray(p_values, float)
-    order = np.argsort(p)
-    steps = p[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
 
 
 def sure_changes(differences: Sequence[float], p_values: Sequence[float]) -> np.ndarray:
