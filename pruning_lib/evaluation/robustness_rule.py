@@ -82,6 +82,16 @@ def summary(differences: Sequence[float], p_values: Sequence[float]) -> dict[str
     return {**found, "verdict": verdict(differences, p_values)}
 
 
+def masked_gradient(pruned: tuple[float, float], whole: tuple[float, float]) -> bool:
+    """Return whether gradients of a pruned network mislead PGD more than those of the whole one, by the rule above.
+
+    Parameters
+    ----------
+    pruned, whole : accuracy that PGD leaves, and what APGD and Square leave of it, fractions of the same images
+    """
+    return (pruned[0] - pruned[1]) - (whole[0] - whole[1]) > SMALLEST
+
+
 def share_correct(packed: Sequence[str]) -> np.ndarray:
     """Return the share of conditions, such as corruptions, under which each image is answered rightly, (N,).
 
