@@ -23,6 +23,8 @@ leaves; where its interval (paired bootstrap) holds 0, the gain may be one of cl
 
 *Masked gradients.*  APGD and Square attack the images that PGD could not fool.  If they take over ``SMALLEST`` more
 from a pruned network than from the whole one, gains under PGD alone are not counted as robustness.
+(Made precise on 30 November 2026, after that run: such a network enters with all comparisons of the run that has APGD
+and Square, and with no other.)
 
 *Corruptions.*  The mean over corruptions and severities of each image, paired; the same ``SMALLEST`` and Holm's
 correction over the networks, with the paired t-test.
