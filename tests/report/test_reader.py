@@ -306,7 +306,7 @@ def cells(table, column):
 def test_a_result_table_is_sorted_with_the_keyboard_and_comes_back(sheet, address):
     sheet.goto(address + "executed/amp_against_size.html")
     table = sheet.locator("main .cell_output table").filter(has=sheet.locator("th button")).first
-    button = table.locator("th button", has_text="20% removed")
+    button = table.locator("th button", has_text="20\u00a0% removed")
     column = 1 + button.evaluate("b => b.closest('th').cellIndex")
     before = cells(table, column)
     orders = []
