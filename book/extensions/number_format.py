@@ -1,6 +1,6 @@
 """One format of numbers on every page: a space before the per cent sign that keeps both together, and a minus sign.
 
-Values come from prose, from glued numbers and from tables that pandas writes; code, formulas and links stay as they are.
+Values come from prose, glued numbers and tables that pandas writes; code, formulas and links stay as they are.
 """
 
 import re
@@ -24,20 +24,19 @@ def table(html):
 
 
 def apply(app, doctree, docname):
-    for node in list(doctree.findall(nodes.Text)):
-        if not any(isinstance(above, NOT_PROSE) for above in _above(node)):
-            text = formatted(str(node))
-            if text != str(node):
-                node.parent.replace(node, nodes.Text(text))
-    for node in doctree.findall(nodes.raw):
-        if "html" in node.get("format", "") and ("dataframe" in node.astext() or 'id="T_' in node.astext()):
-            node.children = [nodes.Text(table(node.astext()))]
-            node.rawsource = node.astext()
+    for place, child in enumerate(doctree.children):
+        if isinstance(child, nodes.Text):
+            doctree.children[place] = _text(formatted(str(child)), doctree)
+        elif isinstance(child, nodes.raw) and ("dataframe" in child.astext() or 'id="T_' in child.astext()):
+            child.children = [_text(table(child.astext()), child)]
+        elif not isinstance(child, NOT_PROSE):
+            apply(app, child, docname)
 
 
-def _above(node):
-    while node := node.parent:
-        yield node
+def _text(text, parent):
+    node = nodes.Text(text)
+    node.parent = parent
+    return node
 
 
 def setup(app):

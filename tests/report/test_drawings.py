@@ -68,6 +68,8 @@ def test_the_drawing_of_a_concept_is_what_its_script_draws_and_stands_numbered_i
 def test_the_drawings_show_the_numbers_of_the_worked_examples():
     assert {"mean 3", "mean 1.5"} <= set(re.findall(r">(mean [\d.]+)<", concepts.draw("head_adds")))
     assert re.findall(r"squared error (\d+)", concepts.draw("least_squares")) == ["0", "152", "8"]
+    assert re.findall(r">(L\d [\d.]+): removed<", concepts.draw("norms")) == ["L1 3", "L2 2"]
+    assert re.findall(r"squared distance (\d+)", concepts.draw("bures")) == ["5", "2"]
     assert re.findall(r">sum (\d+)(: removed)?<", concepts.draw("votes")) == [("3", ""), ("2", ": removed"), ("5", ""),
                                                                              ("8", "")]
 
