@@ -79,7 +79,7 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
         text can exceed that of the plain cut
     mode : ``"one_pass"`` collects all Gram matrices in one pass over the dense model.  ``"sequential"`` re-solves block
         after block, each on the outputs of the *pruned* blocks before it, with one Gram matrix in memory at a time: one
-        pass for up to some thousand tokens, two for more, and the attention once more where heads go.
+        pass for up to some thousand tokens, two for more, and the attention once more where heads are removed.
         ``"asymmetric"`` is sequential with the residual stream of the dense model as the target, so that each
         projection also corrects the errors of the blocks before it (about 1.5 times as long, and twice the residual
         stream of the calibration text in memory)
@@ -242,7 +242,7 @@ def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_Output
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one batch gave inside a block, each (B, T, C): its input, what was added to it, and its output."""
+    """Parts of the residual stream in one block, of one batch, each (B, T, C): input, two terms added to it, output."""
 
     before: Tensor
     heads: Tensor

@@ -20,7 +20,7 @@ from pruning_lib.models import checkpoints, families, gguf_export, gguf_types, s
 from pruning_lib.pruning.selection import choose
 
 gguf = pytest.importorskip("gguf")
-# a Python that has xllamacpp: this one, or another one beside it, since nothing else here needs that package
+# a Python that has xllamacpp: this one, or another one beside it
 LLAMA_PYTHON = executable if find_spec("xllamacpp") else os.environ.get("PRUNING_LLAMA_PYTHON")
 LLAMA = """
 import json, sys, xllamacpp
