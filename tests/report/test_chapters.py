@@ -166,7 +166,7 @@ def test_a_slide_has_text_with_formulas_and_numbers_of_pages_and_notes_for_the_s
     assert '<aside class="notes"><p>Wait.</p>' in html
     with pytest.raises(SystemExit, match="page 'run' glues no 'x'"):
         built({"title": "Least squares", "text": "{run::x}"})
-    with pytest.raises(SystemExit, match="no drawing 'none.html'"):
+    with pytest.raises(SystemExit, match="no drawing 'none'"):
         built({"title": "Least squares", "drawing": "none"})
 
 
