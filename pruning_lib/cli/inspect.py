@@ -35,7 +35,7 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
                          f"give another model ({error})") from error
     s, facts = families.sizes(model), lossless_cuts(model)
     lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks of {s.heads} heads "
-             f"in {s.groups} groups and {s.neurons} neurons",
+             f"in {s.groups} groups and {s.neurons} neurons{_some(s)}",
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
              f"{facts['block_fraction']:.4f}",
              "heads that can be removed from every block (--heads-removed), and the fractions in reach "
@@ -50,8 +50,15 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if not facts["refused"]["experts"]:
         e = expert_surgery.sizes(model)
         lines.append(f"{len(e.blocks)} blocks have {e.experts} experts of {e.neurons} neurons; both can be removed "
-                     f"(pruning.expert_importance)")
+                     f"(--experts-removed, --removed-fraction)")
     return {"model": arguments.model, **facts}, "\n".join(lines)
+
+
+def _some(s: families.Sizes) -> str:
+    """Return a note on the blocks that have heads and neurons, where some have none."""
+    some = [f"{len(having)} of the {s.blocks} blocks have {unit}" for unit, having in (
+        ("heads", s.head_blocks), ("neurons", s.neuron_blocks)) if 0 < len(having) < s.blocks]
+    return f" ({', '.join(some)})" if some else ""
 
 
 def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str]:

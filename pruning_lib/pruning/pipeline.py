@@ -3,6 +3,7 @@
 Width (heads and neurons by a method of ``importance.METHODS``), depth (blocks by a criterion of
 ``block_ranking.CRITERIA``), or width and then depth, a combination proposed by MoP.  All variants remove the same
 fraction of all parameters; depth alone removes the nearest number of whole blocks and reports the fraction reached.
+A mixture of experts loses whole experts, and neurons inside the others.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from pruning_lib import data
 from pruning_lib.data.batching import right_padded
-from pruning_lib.models import families, positions, surgery
+from pruning_lib.models import checkpoints, expert_surgery, families, positions, surgery
+from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import consensus, importance
 from pruning_lib.pruning.block_ranking import Criterion, criterion_of
+from pruning_lib.pruning.expert_importance import choose_experts, expert_importance, uniform
 from pruning_lib.pruning.importance import Method
 from pruning_lib.pruning.reconstruction import MODES, RIDGES, Reconstruction, reconstruct
 from pruning_lib.pruning.selection import Importance, choose
@@ -41,7 +44,7 @@ class Pruned:
     steps : one sentence per removal step
     reconstructions : results of the reconstruction, one per output projection
     seconds : duration of each phase
-    plan : removed heads and neurons; None for depth alone
+    plan : removed heads and neurons, or removed experts and neurons of experts; None for depth alone
     blocks : paths of the removed blocks, in the model after width pruning
     """
 
@@ -50,12 +53,12 @@ class Pruned:
     steps: tuple[str, ...]
     reconstructions: tuple[Reconstruction, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
-    plan: Plan | None = None
+    plan: Plan | ExpertPlan | None = None
     blocks: tuple[str, ...] = ()
 
 
 def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = "amp",
-          removed_fraction: float | None = None, heads_removed: int | str | None = 0,
+          removed_fraction: float | None = None, heads_removed: int | str | None = 0, experts_removed: int = 0,
           grouped_query: str = "whole_groups", criterion: str | Callable[..., Any] = "none", blocks_removed: int = 0,
           reconstruction: str = "none", ridge: float | Sequence[float] = RIDGES,
           text: Iterable[Mapping[str, Tensor]] = (), calibration: Texts = CALIBRATION, prompts: int | None = None,
@@ -72,8 +75,12 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
         ``attention_mask``, each (B, T)
     method : key of ``importance.METHODS``, or ``"none"`` for depth alone; or a function of your own or
         ``"module:function"``, as in ``importance.method_of``
-    removed_fraction : of all parameters; may be left out for depth alone with ``blocks_removed``
+    removed_fraction : of all parameters; may be left out with ``experts_removed``, and for depth alone with
+        ``blocks_removed``
     heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``
+    experts_removed : experts to remove in every block that has experts, those with the least router weight x norm of
+        their output; neurons inside the others make up the rest of ``removed_fraction``, if it is given.  A model whose
+        neurons are all inside experts loses those without it too
     criterion : key of ``block_ranking.CRITERIA``, or ``"none"`` for width alone; or a function of your own or
         ``"module:function"``, as in ``block_ranking.criterion_of``
     blocks_removed : with both a method and a criterion, number of blocks to remove after width pruning; for depth
@@ -102,7 +109,14 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     >>> pl.sizes(result.model).neurons
     32
     """
-    width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction)
+    width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction, experts_removed)
+    checkpoints.refuse_mixed(model)
+    if experts_removed or _inside_experts(model, width, depth, heads_removed):
+        if callable(batches):
+            batches = tokenized(model, batches, source_texts(calibration, prompts, PROMPTS, allow_test_text))
+        return _prune_experts(model, _fitting(model, batches), {
+            "experts_removed": experts_removed, "removed_fraction": removed_fraction, "multiple_of": multiple_of or 8},
+            method, reconstruction, heads_removed)
     width_fraction = 0.0
     if width:
         assert removed_fraction is not None  # ``validate`` refused that
@@ -144,6 +158,29 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     return Pruned(network, _reached(model, network), tuple(steps), tuple(reconstructions), seconds, plan, blocks)
 
 
+def _inside_experts(model: nn.Module, width: Method | None, depth: Criterion | None, heads_removed: Any) -> bool:
+    """Return whether the neurons of a model that is to lose nothing else are all inside experts."""
+    if width is None or depth is not None or heads_removed != 0:
+        return False
+    return families.sizes(model).neurons == 0 and families.family_of(model).experts is not None
+
+
+def _prune_experts(model: nn.Module, batches: list[dict[str, Tensor]], amount: Mapping[str, Any], method: Any,
+                   reconstruction: str, heads_removed: Any) -> Pruned:
+    """Remove experts, and neurons inside them, by AMP's manner of scoring."""
+    if method != "amp" or reconstruction != "none" or heads_removed != 0:
+        raise ValueError(f"experts are scored by method='amp', without heads and reconstruction; got "
+                         f"method={_named(method)!r}, reconstruction={reconstruction!r}, heads_removed={heads_removed}."
+                         f" Heads can be removed from the result by another call")
+    choose_experts(uniform(model), model, **amount)  # refuses before any measurement, as the trial does
+    expert_surgery.tried(model, experts_too=amount["experts_removed"] > 0)
+    start = time.perf_counter()
+    plan = choose_experts(expert_importance(model, batches), model, **amount)
+    seconds = {"scores_s": time.perf_counter() - start}
+    network = surgery.remove(model, plan)
+    return Pruned(network, _reached(model, network), (f"amp: {plan}",), (), seconds, plan)
+
+
 def needs_long_text(method: str | Callable[..., Any], reconstruction: str) -> bool:
     """Return whether a method or a reconstruction needs long text beside the calibration prompts."""
     return reconstruction != "none" or (method != "none" and importance.method_of(method).needs_text)
@@ -175,8 +212,8 @@ def _fitting(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[
     return found
 
 
-def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: str, fraction: float | None
-              ) -> tuple[Method | None, Criterion | None]:
+def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: str, fraction: float | None,
+             experts_removed: int = 0) -> tuple[Method | None, Criterion | None]:
     """Return method and criterion, None for ``"none"``; ValueError for unknown names and contradictions."""
     if reconstruction not in RECONSTRUCTIONS:
         raise ValueError(f"reconstruction={reconstruction!r}; allowed: {', '.join(RECONSTRUCTIONS)}")
@@ -189,7 +226,11 @@ def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: s
     if width and (depth is None) != (blocks_removed == 0):
         raise ValueError(f"criterion={_named(criterion)!r} and blocks_removed={blocks_removed}: give both to remove "
                          f"blocks after width pruning, or neither for width alone")
-    if fraction is None and (width or not blocks_removed):
+    if experts_removed and (depth or not width):
+        raise ValueError(f"experts_removed={experts_removed} with method={_named(method)!r} and "
+                         f"criterion={_named(criterion)!r}: experts need method='amp' and no criterion; blocks can be "
+                         f"removed from the result by another call")
+    if fraction is None and (width or not blocks_removed) and not experts_removed:
         raise ValueError("removed_fraction is missing; give the fraction of all parameters to remove"
                          + ", or blocks_removed" * (not width))
     return width, depth
