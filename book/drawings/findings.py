@@ -1,4 +1,4 @@
-"""Copy the findings of the front page into the README, with today's numbers in place: python book/drawings/findings.py"""
+"""Copy the findings of the front page with their numbers into the README: python book/drawings/findings.py"""
 
 import json
 import re
@@ -14,7 +14,7 @@ def glued(page, key):
     for cell in json.loads((BOOK / "executed" / f"{page}.ipynb").read_text())["cells"]:
         for output in cell.get("outputs", []):
             if output.get("metadata", {}).get("scrapbook", {}).get("name") == key:
-                return "".join(output["data"]["text/plain"]).strip("'")
+                return "".join(next(iter(output["data"].values()))).strip("'")
     raise SystemExit(f"page {page!r} glues no {key!r}")
 
 
