@@ -27,8 +27,8 @@ def script(path):
     return module
 
 
-head_map, methods, growth, concepts = (script(BOOK / "drawings" / f"{name}.py")
-                                       for name in ("head_map", "methods", "growth", "concepts"))
+head_map, methods, growth, speed, concepts = (script(BOOK / "drawings" / f"{name}.py")
+                                              for name in ("head_map", "methods", "growth", "speed", "concepts"))
 addresses, alt_text = (script(BOOK / "extensions" / f"{name}.py") for name in ("addresses", "alt_text"))
 MAP = json.loads((BOOK / "drawings" / "head_map.json").read_text())
 
@@ -96,6 +96,13 @@ def test_words_and_curves_of_how_cost_grows_are_those_of_the_table_that_was_meas
     assert {"tokens", "blocks", "prompts", "width"} <= set(points) <= set(growth.KINDS)
     missing = [name for kind, name in growth.KINDS.items() if kind not in points]
     assert growth.WORDS.read_text().count("Not measured here yet") == bool(missing)
+
+
+def test_the_table_of_speed_has_the_largest_size_of_every_computation():
+    rows = [["tasks", 4, "questions", 1.0, 2.0, 0.5, 10.0], ["tasks", 16, "questions", 2.0, 5.0, 1.0, 20.4]]
+    *_, row, _, last = speed.words(rows, "measured on a machine").splitlines()
+    assert row == "| tasks | 16 questions | 2.00 | 5.00 | 2.50 | 1.00 | 2.0 | 20 |"
+    assert last == "Measured on a machine."
 
 
 def test_a_bend_is_told_from_noise_and_named_with_its_place_and_direction():
