@@ -29,7 +29,8 @@ def script(path):
 
 head_map, methods, growth, speed, concepts = (script(BOOK / "drawings" / f"{name}.py")
                                               for name in ("head_map", "methods", "growth", "speed", "concepts"))
-addresses, alt_text = (script(BOOK / "extensions" / f"{name}.py") for name in ("addresses", "alt_text"))
+addresses, alt_text, number_format = (script(BOOK / "extensions" / f"{name}.py")
+                                      for name in ("addresses", "alt_text", "number_format"))
 MAP = json.loads((BOOK / "drawings" / "head_map.json").read_text())
 
 
@@ -67,6 +68,8 @@ def test_the_drawing_of_a_concept_is_what_its_script_draws_and_stands_numbered_i
 def test_the_drawings_show_the_numbers_of_the_worked_examples():
     assert {"mean 3", "mean 1.5"} <= set(re.findall(r">(mean [\d.]+)<", concepts.draw("head_adds")))
     assert re.findall(r"squared error (\d+)", concepts.draw("least_squares")) == ["0", "152", "8"]
+    assert re.findall(r">(L\d [\d.]+): removed<", concepts.draw("norms")) == ["L1 3", "L2 2"]
+    assert re.findall(r"squared distance (\d+)", concepts.draw("bures")) == ["5", "2"]
     assert re.findall(r">sum (\d+)(: removed)?<", concepts.draw("votes")) == [("3", ""), ("2", ": removed"), ("5", ""),
                                                                              ("8", "")]
 
@@ -179,6 +182,21 @@ def test_a_book_with_a_repository_has_edit_source_and_launch_links_and_an_absolu
                  'content="https://someone.github.io/pruning/_static/card.png"'):
         assert link in page
     assert f"{REPOSITORY}/edit/main/book/chapters/references.md" in chapter
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before, after", [
+    ("79.0% of 30 %", "79.0\u00a0% of 30\u00a0%"), ("lost -1.5 [-2, -0.3]", "lost \u22121.5 [\u22122, \u22120.3]"),
+    ("amp-20, 2026-01-02, 3-7 and e-5", "amp-20, 2026-01-02, 3-7 and e-5")])
+def test_numbers_have_one_format_and_names_stay(before, after):
+    assert number_format.formatted(before) == after
+
+
+def test_numbers_of_tables_are_formatted_but_no_style():
+    html = "<style>#T_1 td { width: 50%; margin: -1px }</style><table id='T_1' style='width: 9%'><td>-3.1%</td></table>"
+    assert number_format.table(html) == html.replace("-3.1%", "\u22123.1\u00a0%")
 
 
 # --- words for figures ------------------------------------------------------------------------------------------------
