@@ -92,7 +92,7 @@ def model(tiny, tokenizer, tmp_path_factory):
 
 
 def test_the_wheel_carries_what_run_and_book_need_and_no_page_that_a_run_makes(bare, tmp_path):
-    assert "now cd there" in run(bare, tmp_path, "pruning-lib", "init", tmp_path / "mine")
+    assert f"cd {tmp_path / 'mine'}" in run(bare, tmp_path, "pruning-lib", "init", tmp_path / "mine")
     for name in ("notebooks", "data/inputs", "data/results"):
         wanted = {p.relative_to(ROOT / name) for p in (ROOT / name).rglob("*")
                   if p.is_file() and "__pycache__" not in p.parts}

@@ -55,7 +55,7 @@ def _prune(a: argparse.Namespace) -> tuple[dict[str, Any], str]:
         model, tokenizer, method=a.method, removed_fraction=a.removed_fraction, heads_removed=a.heads_removed,
         grouped_query=a.grouped_query, criterion=a.criterion, blocks_removed=a.blocks_removed,
         reconstruction=a.reconstruction, multiple_of=a.multiple_of, calibration=texts.calibration,
-        reconstruction_text=texts.long, seed=a.seed)
+        reconstruction_text=texts.long or None, seed=a.seed)
     checkpoints.save(found.model, tokenizer, a.out)
     facts = _facts(a, found, texts)
     write_card(a.out, facts)
@@ -110,9 +110,9 @@ def _refuse_late(model: nn.Module, a: argparse.Namespace) -> None:
 def _read_texts(a: argparse.Namespace) -> _Texts:
     test = measure.texts_of(a, a.model)
     calibration = pipeline.source_texts(a.calibration, a.prompts, pipeline.PROMPTS, a.allow_test_text)
-    long = pipeline.needs_long_text(a.method, a.reconstruction)
-    more = pipeline.source_texts(a.reconstruction_text, a.reconstruction_samples, pipeline.SAMPLES,
-                                 a.allow_test_text) if long else []
+    source = pipeline.long_text(a.reconstruction_text, a.calibration)
+    long = source is not None and pipeline.needs_long_text(a.method, a.reconstruction)
+    more = pipeline.source_texts(source, a.reconstruction_samples, pipeline.SAMPLES, a.allow_test_text) if long else []
     skip = len(calibration) if a.recover and data.same_place(a.recover, a.calibration) else 0
     pairs = data.pairs(a.recover, a.recover_pairs, skip=skip) if a.recover else []
     if not a.allow_test_text:
@@ -120,7 +120,7 @@ def _read_texts(a: argparse.Namespace) -> _Texts:
                         "--recover": [prompt for prompt, _ in pairs]}, test)
     prints = {a.calibration: data.fingerprint(calibration)}
     if more:
-        prints[f"{a.reconstruction_text} (long)"] = data.fingerprint(more)
+        prints[f"{source} (long)"] = data.fingerprint(more)
     if pairs:
         prints[f"{a.recover} (recovery)"] = data.fingerprint(prompt + answer for prompt, answer in pairs)
     return _Texts(calibration, more, pairs, test, prints)
@@ -136,12 +136,8 @@ def _refuse_shared(used: dict[str, list[str]], test: list[str]) -> None:
 
 
 def _facts(a: argparse.Namespace, found: pipeline.Pruned, texts: _Texts) -> dict[str, Any]:
-    steps = list(found.steps)
-    if texts.long:
-        steps.append(f"reconstruction: {a.reconstruction}; long text: {len(texts.long)} texts of "
-                     f"{a.reconstruction_text}")
     return {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-            "parameters": families.parameter_count(found.model), "steps": steps, "measured": {}, "losses": [],
+            "parameters": families.parameter_count(found.model), "steps": list(found.steps), "measured": {}, "losses": [],
             "arguments": _recorded(a), "removed": _removed(found), "made_with": records.made_with(texts.fingerprints),
             **provenance(a.model, found.model)}
 

@@ -21,6 +21,7 @@ from pruning_lib._extras import extra
 from pruning_lib.data import labelled_images
 from pruning_lib.data.batching import bos_token
 from pruning_lib.evaluation import harness_tasks, window_losses
+from pruning_lib.evaluation.correctness import correct_mask
 from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
 from pruning_lib.evaluation.window_losses import WindowLosses
 from pruning_lib.models import families, positions
@@ -240,17 +241,11 @@ def accuracy(model: nn.Module, images: Any, labels: Any = None, *, dtype: str = 
     """
     images, labels = labelled_images.whole(images, labels)
     device = next(model.parameters()).device
-    right = []
-    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        for batch, wanted in zip(images.split(images_per_batch), labels.split(images_per_batch), strict=True):
-            batch = labelled_images.inputs_for(model, batch)
-            found = model(batch.to(device, memory_format=torch.channels_last))
-            labelled_images.refuse_logits(found, wanted)
-            right.append(found.argmax(1).cpu() == wanted)
-    hits = torch.cat(right).numpy()
-    interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return {"accuracy_fraction": float(hits.mean()), "accuracy_low": float(interval.low),
-            "accuracy_high": float(interval.high), "images": len(hits)}, pack(hits)
+    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+        hits = correct_mask(model, images, labels, images_per_batch=images_per_batch).numpy()
+    low, high = interval(hits)
+    return {"accuracy_fraction": float(hits.mean()), "accuracy_low": low, "accuracy_high": high,
+            "images": len(hits)}, pack(hits)
 
 
 def mean_interval(items: dict[str, str]) -> tuple[float, float, float]:

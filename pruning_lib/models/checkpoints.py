@@ -60,7 +60,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
     >>> AutoModelForCausalLM.from_pretrained(folder).num_parameters() == result.model.num_parameters()
     True
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; give another folder or remove it first")
     refuse_mixed(model)

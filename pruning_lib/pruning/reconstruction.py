@@ -111,7 +111,9 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     ridges = tuple(ridge) if isinstance(ridge, Sequence) else (float(ridge),)
     if not ridges or min(ridges) < 0:
         raise ValueError(f"ridge={ridge}; give one or more numbers, 0 or larger")
-    fit, held_out = _split(list(batches), several)
+    batches = list(batches)
+    refuse_little_text(batches, ridge)
+    fit, held_out = _split(batches, several)
     work = families.copy_of(model)
     lost = {c.name: columns for c in _output_projections(work) if len(columns := _columns(plan, c))}
     closings = [c for c in _output_projections(work) if c.name in lost]
@@ -200,11 +202,21 @@ def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
     return (units[:, None] * closing.width + torch.arange(closing.width)).flatten()
 
 
+def refuse_little_text(batches: Sequence[Batch], ridge: float | Sequence[float] = RIDGES) -> None:
+    """Raise ValueError for too little text: one text, or two where one is held out to choose among several ridges."""
+    apart = isinstance(ridge, Sequence)
+    texts = sum(len(batch["input_ids"]) for batch in batches)
+    if texts < 1 + apart:
+        raise ValueError(f"{texts} texts for the reconstruction; give at least {1 + apart}"
+                         + ", so that one can be held out to choose the ridge" * apart
+                         + ", or reconstruction='none'")
+
+
 def _split(batches: list[Batch], apart: bool) -> tuple[list[Batch], list[Batch]]:
     """Split batches into those to fit and, if ``apart``, every fifth one to choose the ridge."""
-    if not batches or (apart and len(batches) < 2):
-        raise ValueError(f"{len(batches)} batches of calibration text; give at least {1 + apart}"
-                         + ", so that one can be held out to choose the ridge" * apart)
+    if apart and len(batches) == 1:  # texts take the place of batches
+        rows = range(len(batches[0]["input_ids"]))
+        batches = [{name: part[i:i + 1] for name, part in batches[0].items()} for i in rows]
     held = batches[1::5] if apart else []
     return [b for i, b in enumerate(batches) if not apart or i % 5 != 1], held
 

@@ -69,7 +69,7 @@ def test_a_single_text_is_no_list_of_prompts(tokenizer):
 def test_no_prompt_is_longer_than_the_trained_positions(tiny, tokenizer):
     model = tiny("llama")  # 128 positions
     assert pipeline.tokenized(model, tokenizer, ["a" * 300])[0]["input_ids"].shape == (1, 128)
-    pipeline.prune(model, tokenizer, calibration=["a" * 300], removed_fraction=0.1)
+    pipeline.prune(model, tokenizer, calibration=["a" * 300, "b"], removed_fraction=0.1)
     with pytest.raises(ValueError, match="a prompt has 300 tokens, the model was trained for 128 positions"):
         pipeline.prune(model, data.batches(["a" * 300], tokenizer), removed_fraction=0.1)
 
