@@ -5,8 +5,8 @@ Prune a language model (AMP [1]_ or another method) and save it as a plain check
     import pruning_lib as pl
 
     model, tokenizer = pl.load_model("smollm2-135m-instruct")       # or a local folder, or a hub name
-    prompts = pl.batches(pl.texts("mini_prompts"), tokenizer)       # calibration data
-    result = pl.prune(model, prompts, removed_fraction=0.2)         # of all parameters
+    result = pl.prune(model, tokenizer, removed_fraction=0.2,       # of all parameters
+                      calibration="mini_prompts")                   # or a file, a list of texts, batches
     pl.save(result.model, tokenizer, "smaller")                     # loads with plain transformers
 
 Remove residual blocks of an image network (Consensus [2]_ or another criterion)::

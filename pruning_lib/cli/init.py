@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import shutil
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from pruning_lib import _files

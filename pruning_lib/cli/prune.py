@@ -23,7 +23,7 @@ from pruning_lib.cli import hub, measure, output
 from pruning_lib.cli.card import provenance, write_card
 from pruning_lib.cli.out_folder import refuse_folder, refuse_full_disk, replace_checkpoint
 from pruning_lib.experiments import records
-from pruning_lib.models import checkpoints, deployment, families
+from pruning_lib.models import checkpoints, deployment, devices, families
 from pruning_lib.pruning import pipeline
 from pruning_lib.training import lora
 
@@ -59,7 +59,7 @@ def _prune(a: argparse.Namespace) -> tuple[dict[str, Any], str]:
     checkpoints.save(found.model, tokenizer, a.out)
     facts = _facts(a, found, texts)
     write_card(a.out, facts)
-    output.note(f"saved in {a.out}; measuring", a)
+    output.note(f"saved in {a.out}" + "; measuring" * bool(texts.test or a.tasks != "none"), a)
     with _saved(a.out, "measuring"):
         _measure(facts, "dense", model, tokenizer, texts, a)
         _measure(facts, "pruned", found.model, tokenizer, texts, a)
@@ -85,6 +85,7 @@ def _stored(facts: dict[str, Any]) -> str:
 
 def _refuse_early(a: argparse.Namespace) -> None:
     """Refuse options that contradict each other or this machine, without the model."""
+    devices.check(a.device)
     refuse_folder(a.out, _recorded(a))
     if a.push_to_hub:
         hub.refuse_upload(a.push_to_hub)
@@ -137,7 +138,8 @@ def _refuse_shared(used: dict[str, list[str]], test: list[str]) -> None:
 
 def _facts(a: argparse.Namespace, found: pipeline.Pruned, texts: _Texts) -> dict[str, Any]:
     return {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-            "parameters": families.parameter_count(found.model), "steps": list(found.steps), "measured": {}, "losses": [],
+            "parameters": families.parameter_count(found.model), "steps": list(found.steps), "measured": {},
+            "losses": [],
             "arguments": _recorded(a), "removed": _removed(found), "made_with": records.made_with(texts.fingerprints),
             **provenance(a.model, found.model)}
 

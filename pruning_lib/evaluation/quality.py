@@ -83,6 +83,7 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     ids, spans = torch.tensor(encoded["input_ids"])[:max_tokens], encoded.get("offset_mapping")
     if len(ids) < 2:
         raise ValueError("the texts have fewer than two tokens; give more text")
+    positions.refuse_unknown_tokens(model, ids)
     bos = bos_token(tokenizer)
     first = torch.tensor([] if bos is None else [bos], dtype=torch.long)
     room = window - len(first)  # for tokens of the text

@@ -109,7 +109,8 @@ def prune_blocks(model: nn.Module, inputs: Any, labels: Any = None, *,
 def _by(metrics: tuple[str, ...] | None
         ) -> Callable[[nn.Module, Any, Any, int], Sequence[str]]:
     def order(model: nn.Module, inputs: Any, labels: Any, seed: int) -> Sequence[str]:
-        return consensus.rank(consensus.scores(model, inputs, labels, metrics=metrics))
+        names, changes = consensus.changes(model, inputs, labels, metrics=metrics)
+        return consensus.in_order(names, list(changes.values()))
 
     return order
 

@@ -187,10 +187,11 @@ def tokenized(model: nn.Module, tokenizer: Any, texts: Sequence[str]) -> list[di
 
 
 def _fitting(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[dict[str, Tensor]]:
-    """Return batches padded on the right; ValueError where one is longer than the trained positions of the model."""
+    """Return batches padded on the right; ValueError for a prompt that is too long for the model, or not of it."""
     found = right_padded(batches)
     for batch in found:
         positions.refuse_beyond(model, batch["input_ids"].shape[1], "a prompt")
+        positions.refuse_unknown_tokens(model, batch["input_ids"])
     return found
 
 

@@ -124,6 +124,10 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
         raise ValueError("this model has one query head per key/value head; use grouped_query='whole_groups'")
     _check_importance(importance, s)
     units, neurons = _how_many(s, removed_fraction, scope, grouped_query, heads)
+    if not (units or neurons) and removed_fraction * s.parameters >= 1:
+        least = s.blocks * s.neuron_parameters / s.parameters
+        raise ValueError(f"removed_fraction={removed_fraction} is less than half a neuron of every block, so nothing "
+                         f"would be removed; one neuron of every block is {least:.6f}")
     neurons = _rounded(s, neurons, multiple_of, units * _unit(s, grouped_query).parameters)
     families.refuse_head_count(model, s.heads - units * _unit(s, grouped_query).heads)
     generator = torch.Generator().manual_seed(seed)
@@ -197,6 +201,7 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
 def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: int) -> int:
     """Return the number of neurons to remove so that the nearest multiple of ``multiple_of`` is kept; 0 stays 0.
 
+    A multiple with which less than half or more than twice as much is removed is too coarse.
     ``with_heads`` is the number of parameters per block that removed heads have.
     """
     if not s.neurons:
@@ -207,8 +212,9 @@ def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: int) -
         raise ValueError(f"multiple_of={multiple_of}; a block of this model has {s.neurons} neurons, "
                          f"give 1 (any number) to {s.neurons}, for a GPU 8 or 64")
     kept = multiple_of * max(1, min(round((s.neurons - removed) / multiple_of), s.neurons // multiple_of))
-    nothing = removed and kept == s.neurons and not with_heads
-    if nothing or (removed and abs(s.neurons - removed - kept) > multiple_of / 2):
+    wanted, reached = (with_heads + n * s.neuron_parameters for n in (removed, s.neurons - kept))
+    far = abs(s.neurons - removed - kept) > multiple_of / 2 or not wanted / 2 <= reached <= 2 * wanted
+    if removed and far:
         raise _too_coarse(s, removed, multiple_of, with_heads)
     return s.neurons - kept if removed else 0
 

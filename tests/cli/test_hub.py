@@ -84,8 +84,8 @@ def environment(address, token, home):
 
 def prune(dense, out, address):
     """Run the command as a user does."""
-    command = [sys.executable, "-m", "pruning_lib", "prune", "--model", dense, "--removed-fraction", "0.2", "--out", out,
-               "--calibration", "mini_prompts", "--prompts", "3", "--text", "none", "--reconstruct", "none",
+    command = [sys.executable, "-m", "pruning_lib", "prune", "--model", dense, "--removed-fraction", "0.2",
+               "--out", out, "--calibration", "mini_prompts", "--prompts", "3", "--text", "none", "--reconstruct", "none",
                "--push-to-hub", "me/smaller"]
     return subprocess.run([*map(str, command)], capture_output=True, text=True,
                           env=environment(address, TOKEN, out.parent))
@@ -118,7 +118,8 @@ def test_an_upload_that_fails_leaves_the_model_and_says_how_to_go_on(dense, hub,
     ("me/smaller", TOKEN, False, "the hub did not take the token")])
 def test_what_the_hub_would_refuse_is_refused_before_work_starts(hub, tmp_path, repo, token, port, message):
     """The first thing that ``prune`` does: ``test_an_upload_is_refused_before_work_starts_without_a_token``."""
-    code = f"from pruning_lib.cli import hub\ntry: hub.refuse_upload({repo!r})\nexcept (ValueError, OSError) as e: print(e)"
+    code = (f"from pruning_lib.cli import hub\ntry: hub.refuse_upload({repo!r})\n"
+            "except (ValueError, OSError) as e: print(e)")
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment(
         hub.address if port else "http://127.0.0.1:9", token, tmp_path))
     assert message in done.stdout and not hub.made

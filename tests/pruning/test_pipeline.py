@@ -143,7 +143,8 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
 
 @pytest.mark.parametrize(("arguments", "message"), [
     ({"method": "largest"}, "unknown method 'largest'"), ({"criterion": "size"}, "unknown criterion 'size'"),
-    ({"method": "none"}, "both 'none'"), ({"reconstruction": "yes"}, "allowed: auto, none, one_pass, sequential, asymmetric"),
+    ({"method": "none"}, "both 'none'"),
+    ({"reconstruction": "yes"}, "allowed: auto, none, one_pass, sequential, asymmetric"),
     ({"method": "none", "criterion": "cka", "reconstruction": "one_pass"}, "reconstruction is for width pruning"),
     ({"criterion": "cka"}, "give both"), ({"blocks_removed": 1}, "give both"),
     ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "give at most 0"),
