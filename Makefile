@@ -42,6 +42,12 @@ compat: $(READY) build/compat/ready
 	PYTHONPATH=build/compat $(BIN)/python -m pytest -n 2 --dist loadfile tests/models/test_portable.py \
 	    tests/models/test_families.py tests/models/test_surgery.py tests/models/test_surgery_blocks.py tests/models/test_checkpoints.py
 
+# llama.cpp in an environment of its own, since only tests/models/test_gguf_export.py needs it
+build/llama/ready: Makefile
+	$(PYTHON) -m venv build/llama
+	build/llama/bin/pip install --only-binary :all: 'xllamacpp==2026.10.*'
+	touch $@
+
 # an older transformers with the two packages it does not share with the newer one, and no second torch
 build/compat/ready: Makefile
 	$(BIN)/pip install --upgrade --no-deps --target build/compat 'transformers==4.56.*' 'huggingface-hub>=0.34,<1' 'tokenizers>=0.22,<=0.23.0'

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pruning_lib import data
 from pruning_lib.cli import main
@@ -65,6 +65,21 @@ def test_command_and_function_give_the_same_model(prune, dense, tmp_path, option
     model, tokenizer = loading.load_model(str(dense))
     found = pipeline.prune(model, tokenizer, removed_fraction=0.2, calibration="mini_prompts", prompts=4, **arguments)
     assert same(weights(tmp_path / "small"), found.model.state_dict())
+
+
+def test_a_tokenizer_without_any_special_token_goes_all_the_way(prune, dense, tmp_path):
+    """Nothing to pad with, to begin with or to end an answer with."""
+    path = dense / "tokenizer.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps({**stated, "added_tokens": []}))
+    (dense / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (dense / "special_tokens_map.json").unlink(missing_ok=True)
+    assert not loading.load_model(str(dense))[1].all_special_tokens
+    status, shown, error = prune("--recover", "mini_prompts", "--recover-pairs", "4", "--epochs", "1", "--json", plain=())
+    assert status == 0, error
+    measured = json.loads(shown)["measured"]
+    assert list(measured) == ["dense", "pruned", "recovered"] and not measured["dense"]["bos_token"]
+    assert not AutoTokenizer.from_pretrained(tmp_path / "small").all_special_tokens
 
 
 # --- everything of one's own ------------------------------------------------------------------------------------------
