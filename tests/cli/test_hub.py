@@ -85,8 +85,8 @@ def environment(address, token, home):
 def prune(dense, out, address):
     """Run the command as a user does."""
     command = [sys.executable, "-m", "pruning_lib", "prune", "--model", dense, "--removed-fraction", "0.2",
-               "--out", out, "--calibration", "mini_prompts", "--prompts", "3", "--text", "none", "--reconstruct", "none",
-               "--push-to-hub", "me/smaller"]
+               "--out", out, "--calibration", "mini_prompts", "--prompts", "3", "--text", "none", "--reconstruct",
+               "none", "--push-to-hub", "me/smaller"]
     return subprocess.run([*map(str, command)], capture_output=True, text=True,
                           env=environment(address, TOKEN, out.parent))
 

@@ -75,7 +75,8 @@ def test_a_tokenizer_without_any_special_token_goes_all_the_way(prune, dense, tm
     (dense / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
     (dense / "special_tokens_map.json").unlink(missing_ok=True)
     assert not loading.load_model(str(dense))[1].all_special_tokens
-    status, shown, error = prune("--recover", "mini_prompts", "--recover-pairs", "4", "--epochs", "1", "--json", plain=())
+    little = ("--recover-pairs", "4", "--epochs", "1")
+    status, shown, error = prune("--recover", "mini_prompts", *little, "--json", plain=())
     assert status == 0, error
     measured = json.loads(shown)["measured"]
     assert list(measured) == ["dense", "pruned", "recovered"] and not measured["dense"]["bos_token"]

@@ -22,7 +22,7 @@ from pruning_lib.pruning.selection import choose
 
 gguf = pytest.importorskip("gguf")
 # a Python that has xllamacpp: this one, or another one beside it, since nothing else here needs that package
-BESIDE = Path(os.environ.get("PRUNING_LLAMA_PYTHON") or Path(__file__).parents[2] / "build" / "llama" / "bin" / "python")
+BESIDE = Path(os.environ.get("PRUNING_LLAMA_PYTHON") or Path(__file__).parents[2] / "build/llama/bin/python")
 LLAMA_PYTHON = executable if find_spec("xllamacpp") else str(BESIDE) if BESIDE.is_file() else ""
 LLAMA = """
 import json, sys, xllamacpp
