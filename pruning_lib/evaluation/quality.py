@@ -24,7 +24,7 @@ from pruning_lib.evaluation import harness_tasks, window_losses
 from pruning_lib.evaluation.correctness import correct_mask
 from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
 from pruning_lib.evaluation.window_losses import WindowLosses
-from pruning_lib.models import families, positions
+from pruning_lib.models import families, loading, positions
 from pruning_lib.models.hooks import evaluating
 
 __all__ = ["OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval", "mean_interval", "pack",
@@ -240,9 +240,11 @@ def accuracy(model: nn.Module, images: Any, labels: Any = None, *, dtype: str = 
     >>> 0 <= values["accuracy_fraction"] <= 1
     True
     """
+    if dtype not in loading.FORMATS:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(loading.FORMATS)}")
     images, labels = labelled_images.whole(images, labels)
     device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
+    with torch.autocast(device.type, loading.FORMATS[dtype], enabled=dtype != "float32"):
         hits = correct_mask(model, images, labels, images_per_batch=images_per_batch).numpy()
     low, high = interval(hits)
     return {"accuracy_fraction": float(hits.mean()), "accuracy_low": low, "accuracy_high": high,

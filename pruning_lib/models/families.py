@@ -27,6 +27,7 @@ from pruning_lib.models.image_families import (
     keeps_shape,
 )
 from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
+from pruning_lib.models.parameter_counts import parameter_count
 from pruning_lib.models.parts import (
     Projections,
     Rows,
@@ -186,11 +187,6 @@ def output_projections(model: nn.Module) -> list[nn.Module]:
     """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
     family, found = family_of(model), blocks(model)
     return [block.get_submodule(path) for path in (family.heads_out, family.neurons_out) if path for block in found]
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Return the number of parameters of a module; shared ones count once."""
-    return sum(p.numel() for p in module.parameters())
 
 
 def sizes(model: nn.Module) -> Sizes:

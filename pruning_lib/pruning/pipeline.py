@@ -131,6 +131,8 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     batches, text = _fitting(model, batches), _fitting(model, text)
     if reconstruction != "none":
         refuse_little_text(text or batches, ridge)
+    if depth and depth.needs_samples:
+        refuse_few_samples(model, batches, _named(criterion))
     network, plan, steps = model, None, []
     seconds: dict[str, float] = {}
     reconstructions: list[Reconstruction] = []
@@ -215,6 +217,14 @@ def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: s
         raise ValueError("removed_fraction is missing; give the fraction of all parameters to remove"
                          + ", or blocks_removed" * (not width))
     return width, depth
+
+
+def refuse_few_samples(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], criterion: str) -> None:
+    """Raise ValueError unless there are more prompts than features, for a criterion that needs as many."""
+    prompts, features = sum(len(batch["input_ids"]) for batch in batches), families.sizes(model).width
+    if prompts <= features + 1:
+        raise ValueError(f"criterion={criterion!r} needs more prompts than the model has features: {prompts} prompts, "
+                         f"width {features}; give more, or another criterion")
 
 
 def _named(method: Any) -> str:
