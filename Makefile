@@ -1,6 +1,7 @@
 # make reproduce   environment, default model, every notebook at its defaults, the book rendered from them
 # make test        environment, the tests
 # make book        the published report, rendered from the stored pages
+# make pdf epub    the chapters of that report as one file, in build/ (needs Chromium)
 # make report      re-run the stale rows of the report (hours; needs the data sets)
 # make bench       speed of the importance pass, reconstruction, and scoring blocks, growth of cost
 # make lint        style and types
@@ -11,7 +12,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export PRUNING_CACHE ?= $(CURDIR)/data/cache
 
-.PHONY: test reproduce book report bench lint compat
+.PHONY: test reproduce book pdf epub report bench lint compat
 .DELETE_ON_ERROR:
 
 test: $(READY)
@@ -23,6 +24,9 @@ reproduce: $(READY)
 
 book: $(READY)
 	$(BIN)/pruning-lib book
+
+pdf epub: $(READY)
+	$(BIN)/pruning-lib book --$@ build/structured-pruning.$@
 
 report: $(READY)
 	$(BIN)/pruning-lib run --all --stale

@@ -6,9 +6,11 @@
     ```
 
 The argument is the label of the figure.  ``drawing`` is a file of ``drawings``; its text becomes part of the page, so
-that it follows light and dark mode.  ``glue`` and ``page`` quote a figure that a reading has glued.
+that it follows light and dark mode.  ``widget`` is a function of ``drawings/widgets.py``, which draws from the records
+of the day.  ``glue`` and ``page`` quote a figure that a reading has glued.
 """
 
+import importlib.util
 from pathlib import Path
 
 from docutils import nodes
@@ -19,8 +21,7 @@ from sphinx.util.docutils import SphinxDirective
 class Numbered(SphinxDirective):
     required_arguments = 1
     has_content = True
-    option_spec = {"drawing": directives.unchanged_required, "glue": directives.unchanged_required,
-                   "page": directives.unchanged_required}
+    option_spec = dict.fromkeys(("drawing", "widget", "glue", "page"), directives.unchanged_required)
 
     def run(self):
         label = self.arguments[0]
@@ -39,10 +40,21 @@ class Numbered(SphinxDirective):
             path = Path(self.env.srcdir) / "drawings" / self.options["drawing"]
             self.env.note_dependency(str(path))
             return [nodes.raw("", path.read_text(), format="html")]
+        if "widget" in self.options:
+            self.env.note_reread()  # records change without a change of the page
+            return [nodes.raw("", widget(Path(self.env.srcdir), self.options["widget"]), format="html")]
         held = nodes.Element()
         lines = [f"```{{glue}} {self.options['glue']}", f":doc: {self.options['page']}", "```"]
         self.state.nested_parse(lines, self.content_offset, held)
         return held.children
+
+
+def widget(book, name):
+    """Return the HTML of a widget; the module with its drawings belongs to the book, not to the package."""
+    spec = importlib.util.spec_from_file_location("widgets", book / "drawings" / "widgets.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.WIDGETS[name]()
 
 
 def setup(app):

@@ -68,6 +68,8 @@ def parser() -> argparse.ArgumentParser:
     _add_places(status)
     book = options.command(commands, "book", "run:book", "render the report, or the pages under --out, as HTML")
     _add_places(book)
+    book.add_argument("--pdf", type=Path, metavar="FILE", help="write the chapters to this PDF too (needs Chromium)")
+    book.add_argument("--epub", type=Path, metavar="FILE", help="write the chapters to this EPUB too (needs Chromium)")
     tables = options.command(commands, "list", "tables:show", "list the names that options take")
     tables.add_argument("table", nargs="?", choices=options.TABLES, help="one of the tables (default: all)")
     completion = options.command(commands, "completion", "completion:show", "print a script for shell completion")

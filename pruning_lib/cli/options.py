@@ -40,7 +40,8 @@ def add_model_commands(commands: Any) -> None:
 def _add_export(commands: Any) -> None:
     parser = command(commands, "export", "export:export", "write a checkpoint as a file for llama.cpp")
     _named(parser, "model", table="models", help="a folder made by prune, or any other language model")
-    parser.add_argument("--gguf", default="q8_0", choices=("f32", "f16", "bf16", "q8_0"), help="format of the weights")
+    parser.add_argument("--gguf", default="q8_0", choices=("f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m"),
+                        help="format of the weights; those with a K want the package xllamacpp")
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="new file, as in model.gguf")
 
 

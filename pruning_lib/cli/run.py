@@ -17,6 +17,7 @@ from pruning_lib.experiments import execution, local, runs, staleness
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.staleness import MADE_BEFORE
 from pruning_lib.report import book as report
+from pruning_lib.report import documents
 
 with extra("report"):
     import yaml
@@ -173,7 +174,12 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def book(arguments: argparse.Namespace) -> int:
-    """Render the book and print its index page."""
+    """Render the book, as PDF or EPUB too where asked for, and print the paths."""
     index = report.build_book(arguments.root, arguments.out)
-    print(json_text({"index": str(index)}) if arguments.json else index)
+    made = {"index": index}
+    for kind, write in (("pdf", documents.pdf), ("epub", documents.epub)):
+        if path := getattr(arguments, kind):
+            made[kind] = write(index.parent, index.parents[2] / "_toc.yml", path)
+    print(json_text({kind: str(path) for kind, path in made.items()}) if arguments.json
+          else "\n".join(map(str, made.values())))
     return 0

@@ -19,11 +19,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from pruning_lib._files import replacing
-from pruning_lib.models import gguf_tokenizer, opening, portable
-
-# our name of a format -> names of the tensor type and of the file type in the gguf package
-FORMATS = {"f32": ("F32", "ALL_F32"), "f16": ("F16", "MOSTLY_F16"), "bf16": ("BF16", "MOSTLY_BF16"),
-           "q8_0": ("Q8_0", "MOSTLY_Q8_0")}
+from pruning_lib.models import gguf_tokenizer, gguf_types, llama_library, opening, portable
+from pruning_lib.models.gguf_types import FORMATS
 
 
 @dataclass(frozen=True)
@@ -47,11 +44,18 @@ ARCHITECTURES = {"llama": LLAMA, "mistral": LLAMA, "qwen2": Architecture("QWEN2"
 
 @dataclass(frozen=True)
 class Exported:
-    """A GGUF file: its size, and the matrices whose rows the format cannot hold, which are float16."""
+    """A GGUF file and its size.
+
+    Attributes
+    ----------
+    unquantised : matrices whose rows the format cannot hold, which are float16
+    larger : matrices in a larger type than the format's own, since their rows are no multiple of 256
+    """
 
     path: Path
     size_bytes: int
     unquantised: tuple[str, ...]
+    larger: tuple[str, ...] = ()
 
 
 def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exported:
@@ -60,8 +64,8 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
     Parameters
     ----------
     folder : with config.json, safetensors weights and a tokenizer, as ``checkpoints.save`` writes it
-    format : key of ``FORMATS``; vectors are float32 in all of them.  ``"q8_0"`` holds rows in blocks of 32 numbers;
-        a matrix with other rows is written as float16
+    format : key of ``FORMATS``; vectors are float32 in all of them.  ``"q8_0"`` holds rows in blocks of 32 numbers,
+        the formats with a K in blocks of 256; a matrix with other rows gets the type that ``gguf_types`` names
 
     Raises
     ------
@@ -70,7 +74,7 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
     FileExistsError
         when there is something at ``path``.
     MissingExtra
-        when the package gguf is not installed.
+        when the package gguf, or for a format with a K the package xllamacpp, is not installed.
     """
     gguf = gguf_tokenizer.package()
     folder, path = Path(folder), Path(path)
@@ -78,6 +82,8 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
         raise ValueError(f"format={format!r}; allowed: {', '.join(FORMATS)}")
     if path.exists():
         raise FileExistsError(f"{path} exists; give another name or remove it first")
+    if "_k" in format:
+        llama_library.quantiser()
     fields = _fields(folder)
     architecture = _architecture(fields)
     vocabulary = gguf_tokenizer.read(folder, fields["vocab_size"])
@@ -85,12 +91,15 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
         writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]], use_temp_file=True)
         _add_numbers(writer, fields, architecture, format)
         vocabulary.add_to(writer)
-        unquantised = _add_weights(writer, folder, fields, architecture, FORMATS[format][0])
+        types = _add_weights(writer, folder, fields, architecture, format)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-    return Exported(path, path.stat().st_size, tuple(unquantised))
+    own = {FORMATS[format].matrix, FORMATS[format].more, FORMATS[format].embedding}
+    others = {name: kind for name, kind in types.items() if kind not in own}
+    return Exported(path, path.stat().st_size, tuple(name for name, kind in others.items() if kind == "F16"),
+                    tuple(name for name, kind in others.items() if kind != "F16"))
 
 
 def _fields(folder: Path) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def _add_numbers(writer: Any, fields: dict[str, Any], architecture: Architecture
     gguf = gguf_tokenizer.package()
     if fields["model_type"] == "phi3" and architecture is LLAMA:
         writer.add_name("phi-3")  # llama.cpp concludes from it that special tokens swallow the space behind them
-    writer.add_file_type(gguf.LlamaFileType[FORMATS[format][1]])
+    writer.add_file_type(gguf.LlamaFileType[FORMATS[format].file_type])
     writer.add_block_count(fields["num_hidden_layers"])
     writer.add_context_length(fields["max_position_embeddings"])
     writer.add_embedding_length(fields["hidden_size"])
@@ -143,27 +152,29 @@ def _add_numbers(writer: Any, fields: dict[str, Any], architecture: Architecture
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
-def _add_weights(writer: Any, folder: Path, fields: dict[str, Any], architecture: Architecture, kind: str) -> list[str]:
-    """Add every tensor under llama.cpp's name; return the names of matrices that ``kind`` cannot hold."""
+def _add_weights(writer: Any, folder: Path, fields: dict[str, Any], architecture: Architecture, format: str
+                 ) -> dict[str, str]:
+    """Add every tensor under llama.cpp's name; return the type of every matrix by its name in the checkpoint."""
     gguf = gguf_tokenizer.package()
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name], fields["num_hidden_layers"])
-    unquantised = []
+    blocks, tied = fields["num_hidden_layers"], bool(fields.get("tie_word_embeddings"))
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.name], blocks)
+    types = {}
     for name, tensor in _tensors(folder, fields if architecture is LLAMA else {}):
-        if name == "lm_head.weight" and fields.get("tie_word_embeddings"):
+        if name == "lm_head.weight" and tied:
             continue
         if architecture.interleaved and name.rpartition(".")[0].endswith(("q_proj", "k_proj")):
             tensor = _interleaved(tensor, fields["head_dim"])
         mapped = names.get_name(name, try_suffixes=(".weight", ".bias"))
         if mapped is None:
             raise ValueError(f"llama.cpp has no place for the weight {name} in a {fields['model_type']} model")
-        type_ = gguf.GGMLQuantizationType[kind if tensor.ndim > 1 else "F32"]
-        if kind == "Q8_0" and tensor.ndim > 1 and tensor.shape[-1] % 32:
-            type_ = gguf.GGMLQuantizationType.F16
-            unquantised.append(name)
-        writer.add_tensor(mapped, gguf.quants.quantize(tensor.float().numpy(), type_), raw_dtype=type_)
+        kind = "F32"
+        if tensor.ndim > 1:
+            kind = types[name] = gguf_types.type_of(mapped, tensor.shape[-1], format, blocks=blocks, tied=tied)
+        writer.add_tensor(mapped, gguf_types.quantise(tensor.float().numpy(), kind),
+                          raw_dtype=gguf.GGMLQuantizationType[kind])
     for mapped, tensor in _rotary_factors(fields):
         writer.add_tensor(mapped, tensor.float().numpy())
-    return unquantised
+    return types
 
 
 def _tensors(folder: Path, fields: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:

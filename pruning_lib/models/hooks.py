@@ -8,7 +8,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from functools import cache
+from functools import cache, partial
 from typing import Any, cast
 
 from torch import Tensor, nn
@@ -145,6 +145,20 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
             hook = entered.register_forward_pre_hook(lambda _, args: (x, *args[1:]))
             stack.callback(hook.remove)
         yield
+
+
+@contextmanager
+def silenced(layers: Iterable[nn.Module]) -> Iterator[None]:
+    """Let linear layers give zeros, without computing anything, inside the ``with`` block."""
+    with ExitStack() as stack:
+        for layer in layers:
+            zeros = partial(_zeros, families.matrix(layer).shape[0])
+            stack.enter_context(_forwarding(layer, zeros))
+        yield
+
+
+def _zeros(width: int, x: Tensor) -> Tensor:
+    return x.new_zeros(*x.shape[:-1], width)
 
 
 def _refuse_unless_removable(model: nn.Module, block_name: str) -> None:

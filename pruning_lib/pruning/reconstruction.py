@@ -28,21 +28,23 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from pruning_lib.models import families, surgery
-from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to, only_block, outputs_of
+from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to, only_block, outputs_of, silenced
 from pruning_lib.models.plan import Plan
+from pruning_lib.pruning import held_out as held_out_text
 from pruning_lib.pruning import least_squares
-from pruning_lib.pruning.least_squares import Gram, GramAccumulator
+from pruning_lib.pruning.least_squares import Gram, GramAccumulator, Residual
 from pruning_lib.pruning.selection import Importance
 
 Batch = Mapping[str, Tensor]
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
+ROOM = 12  # inputs of a projection are kept as long as they have no more entries than this many times its weights
 MODES = ("one_pass", "sequential", "asymmetric")
 
 
@@ -72,12 +74,14 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     batches : calibration text, dicts of ``input_ids`` and ``attention_mask``, each (B, T); every token has the same
         weight
     ridge : penalty on the change of the weights, relative to the mean diagonal of the Gram matrix; of several values,
-        each projection takes the one with the least error on every fifth batch, which is held out for this choice.
+        each projection takes the one with the least error on every fifth batch, which is held out for this choice;
+        the search goes downhill from the ridge of the projection before.
         The amount of text matters most: with a few thousand tokens a small ridge fits noise, and the error on other
         text can exceed that of the plain cut
     mode : ``"one_pass"`` collects all Gram matrices in one pass over the dense model.  ``"sequential"`` re-solves block
-        after block, each on the outputs of the *pruned* blocks before it (2 to 3 passes, one Gram matrix in memory at a
-        time).  ``"asymmetric"`` is sequential with the residual stream of the dense model as the target, so that each
+        after block, each on the outputs of the *pruned* blocks before it, with one Gram matrix in memory at a time: one
+        pass for up to some thousand tokens, two for more, and the attention once more where heads go.
+        ``"asymmetric"`` is sequential with the residual stream of the dense model as the target, so that each
         projection also corrects the errors of the blocks before it (about 1.5 times as long, and twice the residual
         stream of the calibration text in memory)
 
@@ -112,8 +116,8 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     if not ridges or min(ridges) < 0:
         raise ValueError(f"ridge={ridge}; give one or more numbers, 0 or larger")
     batches = list(batches)
-    refuse_little_text(batches, ridge)
-    fit, held_out = _split(batches, several)
+    held_out_text.refuse_little_text(batches, ridge)
+    fit, held_out = held_out_text.split(batches, several)
     work = families.copy_of(model)
     lost = {c.name: columns for c in _output_projections(work) if len(columns := _columns(plan, c))}
     closings = [c for c in _output_projections(work) if c.name in lost]
@@ -121,8 +125,12 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     with torch.no_grad(), evaluating(work), evaluating(model):
         walk = (_all_at_once(work, closings, fit, held_out, progress) if mode == "one_pass" else
                 _one_by_one(work, model if mode == "asymmetric" else None, closings, fit, held_out, progress))
+        last: dict[bool, float] = {}  # of heads and of neurons
         for closing, gram, held in walk:
-            reconstructions.append(_reconstruction(closing, lost[closing.name], gram, held, ridges))
+            columns, kind = lost[closing.name], closing.heads
+            last[kind] = (ridges[0] if len(ridges) == 1 else
+                          least_squares.best_ridge(closing.layer, columns, gram, held, ridges, first=last.get(kind)))
+            reconstructions.append(_reconstruction(closing, columns, gram, last[kind]))
     return surgery.remove(work, plan, inplace=True), reconstructions
 
 
@@ -202,25 +210,6 @@ def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
     return (units[:, None] * closing.width + torch.arange(closing.width)).flatten()
 
 
-def refuse_little_text(batches: Sequence[Batch], ridge: float | Sequence[float] = RIDGES) -> None:
-    """Raise ValueError for too little text: one text, or two where one is held out to choose among several ridges."""
-    apart = isinstance(ridge, Sequence)
-    texts = sum(len(batch["input_ids"]) for batch in batches)
-    if texts < 1 + apart:
-        raise ValueError(f"{texts} texts for the reconstruction; give at least {1 + apart}"
-                         + ", so that one can be held out to choose the ridge" * apart
-                         + ", or reconstruction='none'")
-
-
-def _split(batches: list[Batch], apart: bool) -> tuple[list[Batch], list[Batch]]:
-    """Split batches into those to fit and, if ``apart``, every fifth one to choose the ridge."""
-    if apart and len(batches) == 1:  # texts take the place of batches
-        rows = range(len(batches[0]["input_ids"]))
-        batches = [{name: part[i:i + 1] for name, part in batches[0].items()} for i in rows]
-    held = batches[1::5] if apart else []
-    return [b for i, b in enumerate(batches) if not apart or i % 5 != 1], held
-
-
 def _all_at_once(model: nn.Module, closings: list[_OutputProjection], fit: list[Batch], held_out: list[Batch],
                  progress: bool) -> Iterator[tuple[_OutputProjection, Gram, Gram]]:
     """Yield Gram matrices of the unchanged model, all collected in one pass before the first is used."""
@@ -232,69 +221,108 @@ def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_Output
                 held_out: list[Batch], progress: bool) -> Iterator[tuple[_OutputProjection, Gram, Gram]]:
     """Yield Gram matrices on the present outputs of the blocks in front; with ``dense``, the residuals too."""
     now, wanted = _ResidualStream(work), None if dense is None else _ResidualStream(dense)
-    names = [info.name for info in families.residual_blocks(work)]
+    names, batches = [info.name for info in families.residual_blocks(work)], fit + held_out
     if wanted:
-        wanted.refuse_unless_added(names[0], (fit + held_out)[0])
+        wanted.refuse_unless_added(names[0], batches[0])
     for name in tqdm(names, desc="reconstruct", disable=not progress, leave=False):
-        targets = {id(batch): wanted.points(name, batch) for batch in fit + held_out} if wanted else {}
+        targets = {id(batch): wanted.points(name, batch) for batch in batches} if wanted else {}
         for closing in (c for c in closings if c.block == name):
-            yield closing, *(_gram(now, closing, part, targets) for part in (fit, held_out))  # type: ignore[misc]
-        for batch in fit + held_out if name != names[-1] else ():
-            now.kept[id(batch)] = now.points(name, batch)[False]
+            yield closing, *(now.gram(closing, part, targets) for part in (fit, held_out))  # type: ignore[misc]
+        for batch in batches if name != names[-1] else ():
+            now.kept[id(batch)] = now.behind(name, batch)
             if wanted:
                 wanted.kept[id(batch)] = targets[id(batch)][False]
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """What one batch gave inside a block, each (B, T, C): its input, what was added to it, and its output."""
+
+    before: Tensor
+    heads: Tensor
+    neurons: Tensor
+    after: Tensor
+    x: Tensor  # the input of the projection that was asked for
+
+
 class _ResidualStream:
-    """The residual stream of one model, block by block; the input of the next block is kept per batch."""
+    """The residual stream of one model, block by block; the input of the next block is kept per batch.
+
+    The neurons of a block are kept as well, as long as they take no more memory than the solver did: with the stream
+    after the heads, they give the output of the block without running it again.
+    """
 
     def __init__(self, model: nn.Module) -> None:
         self.model, self.factor = model, families.stream_factor(model)
         self.layers = {(c.block, c.heads): c.layer for c in _output_projections(model)}
-        self.kept: dict[int, Tensor] = {}  # (B, T, C)
+        self.kept: dict[int, Tensor] = {}  # (B, T, C), in front of the block, or after its heads where neurons are kept
+        self.neurons: dict[int, Tensor] = {}  # (B, T, M)
 
     def points(self, name: str, batch: Batch) -> dict[bool, Tensor]:
         """Return the stream (B, T, C) in block ``name``: after the heads (True) and after the neurons (False)."""
-        before, heads, _, after = self._parts(name, batch)
-        return {True: before + self.factor * heads, False: after}
+        seen = self._run(name, batch)
+        return {True: seen.before + self.factor * seen.heads, False: seen.after}
+
+    def behind(self, name: str, batch: Batch) -> Tensor:
+        """Return the stream (B, T, C) after block ``name`` with the present weights."""
+        if id(batch) not in self.neurons:
+            return self._run(name, batch).after
+        stream, x = self.kept[id(batch)], self.neurons.pop(id(batch))
+        return stream + self.factor * self.layers[name, False](x).view_as(stream)
+
+    def gram(self, closing: _OutputProjection, batches: list[Batch], targets: dict[int, dict[bool, Tensor]]) -> Gram:
+        """Return the Gram matrix of one projection; with ``targets``, with the residuals of the stream."""
+        sums, added = GramAccumulator(closing.layer), False
+        for i, batch in enumerate(batches):
+            whole = i == 0 or bool(targets)
+            seen = self._run(closing.block, batch, of=closing.layer, silent=() if whole else self._not_before(closing))
+            middle, mask = seen.before + self.factor * seen.heads, batch["attention_mask"].bool().to(seen.x.device)
+            lacking = targets[id(batch)][closing.heads] - (middle if closing.heads else seen.after) if targets else None
+            sums.add(by_prompt(seen.x, mask)[mask], None if lacking is None else lacking[mask] / self.factor)
+            if i == 0:  # bit for bit, which shows that the block adds both to the stream, the heads first
+                added = not closing.heads and torch.equal(middle + self.factor * seen.neurons, seen.after)
+            if added and self._has_room(closing.layer, seen.x):
+                self.kept[id(batch)], self.neurons[id(batch)] = middle, seen.x
+        return sums.gram()
 
     def refuse_unless_added(self, name: str, batch: Batch) -> None:
         """Raise ValueError if the model changes, by a norm for example, the output projections before the stream."""
-        before, heads, neurons, after = (part.float() for part in self._parts(name, batch))
-        added = self.factor * (heads + neurons)
-        if (before + added - after).norm() > 0.05 * added.norm():
+        seen = self._run(name, batch)
+        added = self.factor * (seen.heads.float() + seen.neurons.float())
+        if (seen.before.float() + added - seen.after.float()).norm() > 0.05 * added.norm():
             raise ValueError("this family normalises or scales the outputs of heads and neurons before the residual "
-                             "stream, so mode='asymmetric' is impossible; use 'sequential'")
+                             "stream, or has parts that could not be placed, so mode='asymmetric' is impossible; use "
+                             "'sequential'")
 
-    def _parts(self, name: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Return input, output of the heads, output of the neurons, and output of block ``name``; each (B, T, C)."""
+    def _has_room(self, layer: nn.Linear, x: Tensor) -> bool:
+        return sum(other.numel() for other in self.neurons.values()) + x.numel() <= ROOM * layer.weight.numel()
+
+    def _not_before(self, closing: _OutputProjection) -> list[nn.Module]:
+        """Return layers of the block whose results do not enter the projection: its own, and those of the neurons."""
+        block, D = self.model.get_submodule(closing.block), families.head_width(self.model)
+        silent: list[nn.Module] = [self.layers[closing.block, False]] if (closing.block, False) in self.layers else []
+        if closing.heads:
+            units: dict[str, set[str]] = {}
+            for part in families.block_parts(block, families.family_of(self.model), D):
+                units.setdefault(part.parameter, set()).add(part.unit)
+            silent += [block.get_submodule(path.removesuffix(".weight")) for path, kinds in units.items()
+                       if kinds == {"neurons"} and path.endswith(".weight")]
+        return [layer for layer in dict.fromkeys(silent) if isinstance(layer, nn.Linear)]
+
+    def _run(self, name: str, batch: Batch, of: nn.Linear | None = None, silent: Sequence[nn.Module] = ()) -> _Seen:
+        """Run block ``name`` on a batch; the layers ``silent`` give zeros."""
         seen: dict[int, Tensor] = {}
         block = self.model.get_submodule(name)
-        if (name, True) not in self.layers or (name, False) not in self.layers:
-            raise ValueError("the attention or the MLP of this family could not be placed, so mode='asymmetric' cannot "
-                             "aim at the stream; use 'sequential'")
-        added = self.layers[name, True], self.layers[name, False]
+        added = [self.layers.get((name, heads)) for heads in (True, False)]
         # only_block first, so that its hook runs first
-        with (only_block(self.model, name, self.kept.get(id(batch))),
-              inputs_to([block], lambda _, x: seen.update({-1: x})),
-              outputs_of((*added, block), lambda i, y: seen.update({i: y}))):
+        with (only_block(self.model, name, self.kept.get(id(batch))), silenced(silent),
+              inputs_to([block, *filter(None, [of])], lambda i, x: seen.update({-1 - i: x})),
+              outputs_of([layer for layer in (*added, block) if layer is not None], lambda i, y: seen.update({i: y}))):
             _forward(self.model, batch)
-        heads, neurons = (seen[i].view_as(seen[-1]) for i in (0, 1))
-        return seen[-1], heads, neurons, seen[2]
-
-
-def _gram(now: _ResidualStream, closing: _OutputProjection, batches: list[Batch],
-          targets: dict[int, dict[bool, Tensor]]) -> Gram:
-    """Return the Gram matrix of one projection over all batches; with ``targets``, with the residuals of the stream."""
-    sums, seen = GramAccumulator(closing.layer), []
-    for batch in batches:
-        with inputs_to([closing.layer], lambda _, x: seen.append(x)):
-            points = now.points(closing.block, batch)
-        mask = batch["attention_mask"].bool().to(seen[-1].device)
-        x = by_prompt(seen.pop(), mask)
-        lacking = targets[id(batch)][closing.heads] - points[closing.heads] if targets else None
-        sums.add(x[mask], None if lacking is None else lacking[mask] / now.factor)
-    return sums.gram()
+        places = iter(range(3))
+        heads, neurons, after = (torch.zeros_like(seen[-1]) if layer is None else seen[next(places)].view_as(seen[-1])
+                                 for layer in (*added, block))
+        return _Seen(seen[-1], heads, neurons, after, seen.get(-2, seen[-1]))
 
 
 def _forward(model: Any, batch: Batch) -> None:
@@ -302,22 +330,15 @@ def _forward(model: Any, batch: Batch) -> None:
     model.base_model(**inputs, use_cache=False)
 
 
-def _reconstruction(closing: _OutputProjection, columns: Tensor, gram: Gram, held_out: Gram,
-                    ridges: tuple[float, ...]) -> Reconstruction:
-    """Re-solve the kept columns and set the removed ones to zero; choose the ridge by ``held_out`` if it has tokens."""
-    layer, gram = closing.layer, gram.double()
+def _reconstruction(closing: _OutputProjection, columns: Tensor, gram: Gram, ridge: float) -> Reconstruction:
+    """Re-solve the kept columns and set the removed ones to zero."""
+    layer, kind = closing.layer, gram.square.dtype
     before, bias = least_squares.affine(layer)
-    found = {ridge: least_squares.solve(layer, columns, gram, ridge) for ridge in ridges}
-    judge = held_out.double() if held_out.tokens else gram
-    ridge = min(ridges, key=lambda r: judge.error(found[r][0] - before, found[r][1] - bias))
-    weight, shifted = found[ridge]
-    cut = before.clone()
-    cut[:, columns] = 0
-    families.matrix(layer).copy_(weight)
+    kept = gram.without(columns, before)
+    change, shift = least_squares.solution(kept, ridge, bias=layer.bias is not None)
+    families.matrix(layer).copy_(least_squares.changed(before, columns, change))
     if layer.bias is not None:
-        layer.bias.copy_(shifted)
-    whole = gram.size(before, torch.zeros_like(bias))
-    return Reconstruction(closing.name, ridge, gram.error(cut - before, torch.zeros_like(bias)) / whole,
-                  gram.error(weight - before, shifted - bias) / whole)
-
-
+        layer.bias.copy_(bias + shift)
+    whole = gram.size(before.to(kind), torch.zeros_like(bias))
+    cut, left = cast(Residual, kept.drift).size, kept.to(kind).error(change.to(kind), shift)
+    return Reconstruction(closing.name, ridge, cut / whole, left / whole)

@@ -17,7 +17,7 @@ from typing import Any
 
 from pruning_lib._extras import extra
 from pruning_lib.experiments.runs import Row, Tree, defaults, rows
-from pruning_lib.report import run_index, slides
+from pruning_lib.report import browser_python, run_index, slides
 
 with extra("report"):
     import nbformat
@@ -99,6 +99,14 @@ def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
     (book / "_runs.md").write_text(run_index.table(runs, linked, tree, book / "chapters" / "claims.md"))
 
 
+def _ship_python(folder: Path) -> None:
+    """Add Python for the reader's browser; without the package index the pages show code and output only."""
+    try:
+        browser_python.ship(folder)
+    except ConnectionError as error:
+        print(f"the book has no Python for the reader's browser: {error}", file=sys.stderr)
+
+
 def build_book(root: Path, out: Path | None = None) -> Path:
     """Render the book with warnings as errors and return its index page.
 
@@ -118,9 +126,12 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     _index_runs(tree, book, [*made.values(), *(_named_by_the_user(tree, made) if out else [])])
     builder = Path(sys.executable).with_name("jupyter-book")
     command = [str(builder), "build", str(book), "-n", "-W", "--keep-going", "-q"]
-    if subprocess.run(command, env={**os.environ, "PRUNING_RESULTS": str(tree.records.resolve())}).returncode:
+    places = {"PRUNING_RESULTS": str(tree.records.resolve()), "PRUNING_RECORDS": str(Tree.at(root).records.resolve())}
+    if subprocess.run(command, env={**os.environ, **places}).returncode:
         raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
     html = book / "_build" / "html"
     if (book / "slides.yml").is_file():
         slides.build(html, book / "slides.yml")
+    if (html / "_static" / "live").is_dir():
+        _ship_python(html / "_static" / "pyodide")
     return html / "index.html"

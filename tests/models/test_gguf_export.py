@@ -17,7 +17,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from pruning_lib import data
-from pruning_lib.models import checkpoints, families, gguf_export, surgery
+from pruning_lib.models import checkpoints, families, gguf_export, gguf_types, surgery
 from pruning_lib.pruning.selection import choose
 
 gguf = pytest.importorskip("gguf")
@@ -179,6 +179,16 @@ def test_a_row_that_is_no_multiple_of_32_is_float16_and_named(tmp_path, tiny, ra
     folder = checkpoints.save(model, byte_level(), tmp_path / "model")
     exported = gguf_export.export(folder, tmp_path / "model.gguf")
     assert exported.unquantised == tuple(f"model.layers.{i}.mlp.down_proj.weight" for i in range(2))
+
+
+# of SmolLM2-135M (30 blocks, tied embeddings, width 576, 1,536 neurons), as llama-quantize itself chose them
+@pytest.mark.parametrize(("name", "columns", "format", "kind"), [
+    ("token_embd.weight", 576, "q4_k_m", "Q8_0"), ("token_embd.weight", 2048, "q4_k_m", "Q6_K"),
+    ("blk.0.ffn_down.weight", 1536, "q4_k_m", "Q6_K"), ("blk.3.ffn_down.weight", 1536, "q4_k_m", "Q4_K"),
+    ("blk.0.attn_v.weight", 576, "q4_k_m", "Q8_0"), ("blk.3.attn_q.weight", 576, "q4_k_m", "Q5_0"),
+    ("blk.3.attn_q.weight", 576, "q5_k_m", "Q5_1"), ("blk.3.ffn_down.weight", 1017, "q6_k", "F16")])
+def test_types_are_mixed_as_llama_quantize_mixes_them(name, columns, format, kind):
+    assert gguf_types.type_of(name, columns, format, blocks=30, tied=True) == kind
 
 
 @pytest.mark.parametrize(("change", "message"), [

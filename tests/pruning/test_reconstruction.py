@@ -211,6 +211,26 @@ def test_a_ridge_is_chosen_per_projection_on_text_that_is_not_fitted(tiny, batch
     assert len({r.ridge for r in reconstructions}) > 1
 
 
+@pytest.mark.parametrize("mode", ["sequential", "asymmetric"])
+def test_neurons_kept_for_the_next_block_replace_a_second_run_bit_for_bit(family, tiny, batches, mode, monkeypatch):
+    model = tiny(family, heads=6, groups=3, n_blocks=3, dtype=torch.float32)
+    plan = random_plan(model, "whole_groups", units=1, neurons=9)
+    kept, _ = reconstruction.reconstruct(model, plan, batches, mode=mode, progress=False)
+    monkeypatch.setattr(reconstruction, "ROOM", 0)
+    run_again, _ = reconstruction.reconstruct(model, plan, batches, mode=mode, progress=False)
+    assert all(torch.equal(a, b) for a, b in zip(kept.parameters(), run_again.parameters(), strict=True))
+
+
+def test_a_gram_matrix_in_panels_is_the_whole_product():
+    layer, x = torch.nn.Linear(500, 3), torch.randn(70, 500, generator=torch.Generator().manual_seed(0))
+    sums = least_squares.GramAccumulator(layer)
+    for part in x.split(32):
+        sums.add(part)
+    found = sums.gram().square
+    assert torch.equal(found, found.T)
+    torch.testing.assert_close(found.double(), x.double().T @ x.double(), rtol=1e-5, atol=1e-4)
+
+
 def test_padding_and_batching_do_not_matter(family, tiny, batches):
     model = tiny(family, heads=6, groups=3, dtype=torch.float64)
     plan = random_plan(model, "whole_groups", units=1, neurons=9)
