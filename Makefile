@@ -4,6 +4,7 @@
 # make pdf epub    the chapters of that report as one file, in build/ (needs Chromium)
 # make report      re-run the stale rows of the report (hours; needs the data sets)
 # make bench       speed of the importance pass, reconstruction, and scoring blocks, growth of cost
+# make gpu         what only a GPU can say, under ten minutes: speed of LLaMA-2-7B's shape, and the cost of scoring it
 # make lint        style and types
 # make compat      the tests of families, surgery and checkpoints with the oldest transformers, installed beside the newest
 
@@ -12,7 +13,7 @@ BIN := .venv/bin
 READY := .venv/ready
 export PRUNING_CACHE ?= $(CURDIR)/data/cache
 
-.PHONY: test reproduce book pdf epub report bench lint compat
+.PHONY: test reproduce book pdf epub report bench gpu lint compat
 .DELETE_ON_ERROR:
 
 test: $(READY)
@@ -37,6 +38,10 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/bench_consensus.py
 	$(BIN)/python tests/benchmarks/bench_growth.py
 
+gpu: $(READY)
+	$(BIN)/python tests/benchmarks/bench_gpu.py
+	$(BIN)/pruning-lib run --stale speed-llama-2-7b-graphs scoring-cost-llama-2-7b
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -45,12 +50,6 @@ lint: $(READY)
 compat: $(READY) build/compat/ready
 	PYTHONPATH=build/compat $(BIN)/python -m pytest -n 2 --dist loadfile tests/models/test_portable.py \
 	    tests/models/test_families.py tests/models/test_surgery.py tests/models/test_surgery_blocks.py tests/models/test_checkpoints.py
-
-# llama.cpp in an environment of its own, since only tests/models/test_gguf_export.py needs it
-build/llama/ready: Makefile
-	$(PYTHON) -m venv build/llama
-	build/llama/bin/pip install --only-binary :all: 'xllamacpp==2026.10.*'
-	touch $@
 
 # an older transformers with the two packages it does not share with the newer one, and no second torch
 build/compat/ready: Makefile

@@ -81,8 +81,8 @@ def random_importance():
 
     def make(model, *, seed=0):
         s, generator = families.sizes(model), torch.Generator().manual_seed(seed)
-        return selection.Importance(torch.rand(s.blocks, s.heads, generator=generator),
-                                torch.rand(s.blocks, s.neurons, generator=generator), {"seed": seed})
+        return selection.Importance(torch.rand(len(s.head_blocks), s.heads, generator=generator),
+                                torch.rand(len(s.neuron_blocks), s.neurons, generator=generator), {"seed": seed})
 
     return make
 

@@ -13,6 +13,7 @@ import json
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ from pruning_lib.models.toy_models import toy
 
 ROUNDING = 1e-6  # as a share of the largest logit: some experts are multiplied in an order that memory decides
 UNCUT = "transformers loads even an uncut network of this type with other logits"
+FIXED_WIDTH = "computes the head width"
+SOME = "only some blocks: "
 UNITS = ("heads", "neurons", "experts", "blocks")
 FOLDER = Path(__file__).parent
 PAGE = FOLDER.parent / "chapters" / "model_types.md"
@@ -63,15 +66,20 @@ def examine(name: str) -> dict[str, Any]:
     for unit, cut in trials.items():
         if not row[unit]:
             try:
-                masked, pruned = cut(model, unit)
-                row["cut"][unit] = masked
-                row["reload"][unit] = _reload(pruned)
+                found = [(masked, _reload(pruned)) for masked, pruned in cut(model, unit)]
+                row["cut"][unit], row["reload"][unit] = map(max, zip(*found, strict=True))
                 if not row["cut"][unit] < 1e-5 or not row["reload"][unit] < ROUNDING:
                     differ = f"logits differ by {row['cut'][unit]:.2g}, after loading by {row['reload'][unit]:.2g}"
                     row[unit] = differ if _reload(model) < ROUNDING else UNCUT
+            except _SomeOnly as error:
+                row[unit] = f"{SOME}{_line(error)}"
             except Exception as error:
                 row[unit] = f"{type(error).__name__}: {_line(error)}"
     return row
+
+
+class _SomeOnly(Exception):
+    """Says why some of the blocks of a type cannot be removed."""
 
 
 def _line(error: Exception) -> str:
@@ -87,29 +95,32 @@ def _difference(one: Tensor, other: Tensor) -> float:
     return float((one - other).abs().max() / one.abs().max())
 
 
-def _cut_units(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
-    """Remove heads or neurons from every block; the masked model has their columns at zero."""
+def _cut_units(model: nn.Module, unit: str) -> Iterator[tuple[float, nn.Module]]:
+    """Remove heads or neurons from every block that has them; the masked model has their columns at zero."""
     family, s = families.family_of(model), families.sizes(model)
     plan = _plan(model, unit)
     masked = copy.deepcopy(model)
     path = family.heads_out if unit == "heads" else family.neurons_out
-    for i, block in enumerate(families.blocks(masked)):
-        gone = plan.neurons[i]
+    blocks = families.blocks(masked)
+    for i, number in enumerate(s.head_blocks if unit == "heads" else s.neuron_blocks):
         if unit == "heads":
             gone = (plan.removed_heads[i][:, None] * s.head_width + torch.arange(s.head_width)).flatten()
-        layer = block.get_submodule(path)
+        else:
+            gone = plan.neurons[i]
+        layer = blocks[number].get_submodule(path)
         layer.weight.data.index_fill_(input_axis(layer), gone, 0)
     pruned = surgery.remove(model, plan)
-    return _difference(_logits(masked), _logits(pruned)), pruned
+    yield _difference(_logits(masked), _logits(pruned)), pruned
 
 
 def _plan(model: nn.Module, unit: str) -> Plan:
     """Return a plan that removes other heads or other neurons in every block."""
     s, family = families.sizes(model), families.family_of(model)
-    none = torch.zeros(s.blocks, 0, dtype=torch.long)
+    La, Lm = len(s.head_blocks), len(s.neuron_blocks)
     if unit == "neurons":
-        columns = torch.stack([torch.arange(s.neurons).roll(3 * i)[:5].sort().values for i in range(s.blocks)])
-        return Plan("whole_groups", none, columns, s)
+        columns = torch.stack([torch.arange(s.neurons).roll(3 * i)[:5].sort().values for i in range(Lm)])
+        return Plan("whole_groups", torch.zeros(La, 0, dtype=torch.long), columns, s)
+    none = torch.zeros(Lm, 0, dtype=torch.long)
     if family.found:
         trial = verification.trials(model, family, "heads")[0]
         kept = (s.groups - len(trial["groups"]) if "groups" in trial else
@@ -117,13 +128,13 @@ def _plan(model: nn.Module, unit: str) -> Plan:
     else:
         trial, kept = {"groups": ()}, s.groups - 1
     if "groups" in trial:
-        gone = torch.stack([torch.arange(s.groups).roll(i)[kept:].sort().values for i in range(s.blocks)])
+        gone = torch.stack([torch.arange(s.groups).roll(i)[kept:].sort().values for i in range(La)])
         return Plan("whole_groups", gone, none, s)
-    gone = torch.stack([torch.arange(s.heads // s.groups)[kept:].expand(s.groups, -1)] * s.blocks)
+    gone = torch.stack([torch.arange(s.heads // s.groups)[kept:].expand(s.groups, -1)] * La)
     return Plan("equal_queries", gone, none, s)
 
 
-def _cut_experts(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
+def _cut_experts(model: nn.Module, unit: str) -> Iterator[tuple[float, nn.Module]]:
     """Remove one expert of every block and neurons of all others; masked, routers never choose it."""
     s, experts = expert_surgery.sizes(model), expert_surgery.tried(model, experts_too=True)
     m = expert_surgery.row_multiple(model)
@@ -140,16 +151,23 @@ def _cut_experts(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
     with expert_surgery.masked_routers(routers, experts):
         expected = _logits(masked)
     pruned = surgery.remove(model, plan)
-    return _difference(expected, _logits(pruned)), pruned
+    yield _difference(expected, _logits(pruned)), pruned
 
 
-def _cut_blocks(model: nn.Module, unit: str) -> tuple[float, nn.Module]:
-    """Remove the last block; masked, it hands on its input."""
-    name = families.residual_blocks(model)[-1].name
-    with skip_block(model, name):
-        expected = _logits(model)
-    pruned = surgery.remove(model, BlockPlan.of(model, [name]))
-    return _difference(expected, _logits(pruned)), pruned
+def _cut_blocks(model: nn.Module, unit: str) -> Iterator[tuple[float, nn.Module]]:
+    """Remove every block alone; masked, its output is its input."""
+    refused = ""
+    for info in families.residual_blocks(model):
+        with skip_block(model, info.name):
+            expected = _logits(model)
+        try:
+            pruned = surgery.remove(model, BlockPlan.of(model, [info.name]))
+        except ValueError as error:
+            refused = refused or str(error)
+            continue
+        yield _difference(expected, _logits(pruned)), pruned
+    if refused:
+        raise _SomeOnly(refused)
 
 
 def _reload(model: Any) -> float:
@@ -180,10 +198,14 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         "from each of them. `pruning-lib inspect MODEL` gives the same answer for one model.", "",
         f"- Neurons can be removed from {either} types ({either / len(rows):.0%}): from the MLP of {can['neurons']}, "
         f"inside the experts of {can['experts']}.",
-        f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}).",
-        f"- Whole blocks can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), whole experts "
-        f"from {can['experts']}.", "",
-        "Every ✓ was measured on a toy network of two blocks with random weights in float32. The masked network and "
+        f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}). In "
+        f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the others transformers computes the head width "
+        "as width / heads: with fewer heads each head would be wider, so no config describes the cut network.",
+        f"- Any block can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), only some blocks "
+        f"from {sum(row['blocks'].startswith(SOME) for row in rows)}, whole experts from {can['experts']}.", "",
+        "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks "
+        "with attention alternate with others, heads are removed from those that have some. Every block was removed "
+        "alone. The masked network and "
         f"the cut network differ in their logits by at most {worst:.1g} of the largest logit. Plain "
         "`AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are equal bit "
         f"for bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the reason "
@@ -197,7 +219,8 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         cells = [_cell(row, unit) or numbers[_reason(row, unit)] for unit in UNITS]
         lines.append(f"| {row['type']} | {' | '.join(cells)} |")
     lines += ["", "## Reasons", ""]
-    lines += [f"{numbers[reason]}. {reason} ({', '.join(types)})" for reason, types in reasons.items()]
+    lines += [f"{numbers[reason]}. {reason} ({len(types)} {'type' if len(types) == 1 else 'types'}: {', '.join(types)})"
+              for reason, types in reasons.items()]
     return "\n".join(lines) + "\n"
 
 

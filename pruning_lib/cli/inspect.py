@@ -36,7 +36,7 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     s, facts = families.sizes(model), lossless_cuts(model)
     units = [f"{s.heads} heads in {s.groups} groups"] * bool(s.heads) + [f"{s.neurons} neurons"] * bool(s.neurons)
     lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks"
-             + f" of {' and '.join(units)}" * bool(units),
+             + f" of {' and '.join(units)}" * bool(units) + _some(s),
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
              f"{facts['block_fraction']:.4f}"]
     lines += ["heads that can be removed from every block (--heads-removed), and the fractions in reach "
@@ -51,8 +51,15 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if not facts["refused"]["experts"]:
         e = expert_surgery.sizes(model)
         lines.append(f"{len(e.blocks)} blocks have {e.experts} experts of {e.neurons} neurons; both can be removed "
-                     f"(pruning.expert_importance)")
+                     f"(--experts-removed, --removed-fraction)")
     return {"model": arguments.model, **facts}, "\n".join(lines)
+
+
+def _some(s: families.Sizes) -> str:
+    """Return a note on the blocks that have heads and neurons, where some have none."""
+    some = [f"{len(having)} of the {s.blocks} blocks have {unit}" for unit, having in (
+        ("heads", s.head_blocks), ("neurons", s.neuron_blocks)) if 0 < len(having) < s.blocks]
+    return f" ({', '.join(some)})" if some else ""
 
 
 def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str]:

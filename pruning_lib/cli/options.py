@@ -50,11 +50,14 @@ def _add_prune(commands: Any) -> None:
     _named(parser, "--model", table="models", required=True, help="a name, a local folder, or a hub name")
     parser.add_argument("--out", required=True, type=Path, help="new folder for the checkpoint")
     parser.add_argument("--removed-fraction", type=fraction, metavar="X", help=(
-        "fraction of all parameters to remove; only with --method none and --blocks-removed it may be left out"))
+        "fraction of all parameters to remove; may be left out with --experts-removed, and with --method none and "
+        "--blocks-removed"))
     _named(parser, "--method", table="methods", default="amp", metavar="NAME",
            help="importance of heads and neurons, a function of your own as MODULE:FUNCTION, or none")
     parser.add_argument("--heads-removed", type=heads, default=0, metavar="N",
                         help="query heads per block, or same_share: the share of neurons, as in the paper")
+    parser.add_argument("--experts-removed", type=count, default=0, metavar="N", help=(
+        "experts per block of a mixture of experts; neurons inside the others make up the rest of the fraction"))
     parser.add_argument("--grouped-query", default="whole_groups", choices=("whole_groups", "equal_queries"),
                         help="removal of heads that share keys and values")
     parser.add_argument("--multiple-of", type=positive, metavar="N", help=(

@@ -24,6 +24,7 @@ from pruning_lib.cli.card import provenance, write_card
 from pruning_lib.cli.out_folder import refuse_folder, refuse_full_disk, replace_checkpoint
 from pruning_lib.experiments import records
 from pruning_lib.models import checkpoints, deployment, devices, families
+from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.pruning import pipeline
 from pruning_lib.training import lora
 
@@ -53,9 +54,9 @@ def _prune(a: argparse.Namespace) -> tuple[dict[str, Any], str]:
     _refuse_late(model, a)
     found = pipeline.prune(
         model, tokenizer, method=a.method, removed_fraction=a.removed_fraction, heads_removed=a.heads_removed,
-        grouped_query=a.grouped_query, criterion=a.criterion, blocks_removed=a.blocks_removed,
-        reconstruction=a.reconstruction, multiple_of=a.multiple_of, calibration=texts.calibration,
-        reconstruction_text=texts.long or None, seed=a.seed)
+        experts_removed=a.experts_removed, grouped_query=a.grouped_query, criterion=a.criterion,
+        blocks_removed=a.blocks_removed, reconstruction=a.reconstruction, multiple_of=a.multiple_of,
+        calibration=texts.calibration, reconstruction_text=texts.long or None, seed=a.seed)
     checkpoints.save(found.model, tokenizer, a.out)
     facts = _facts(a, found, texts)
     write_card(a.out, facts)
@@ -89,7 +90,7 @@ def _refuse_early(a: argparse.Namespace) -> None:
     refuse_folder(a.out, _recorded(a))
     if a.push_to_hub:
         hub.refuse_upload(a.push_to_hub)
-    pipeline.validate(a.method, a.criterion, a.blocks_removed, a.reconstruction, a.removed_fraction)
+    pipeline.validate(a.method, a.criterion, a.blocks_removed, a.reconstruction, a.removed_fraction, a.experts_removed)
     if a.kd_weight and not a.recover:
         raise ValueError(f"kd_weight={a.kd_weight} needs answers to learn from; give --recover with it")
     if a.recover and not find_spec("peft"):
@@ -153,9 +154,21 @@ def _removed(found: pipeline.Pruned) -> dict[str, Any]:
     blocks = {"blocks": list(found.blocks)} if found.blocks else {}
     if found.plan is None:
         return blocks
+    if isinstance(found.plan, ExpertPlan):
+        return _removed_experts(found.plan)
     parts = {"heads": found.plan.removed_heads, "neurons": found.plan.neurons}
     return {**{part: [" ".join(map(str, sorted(row.tolist()))) for row in rows] for part, rows in parts.items()},
             "ridges": {layer.layer: layer.ridge for layer in found.reconstructions}, **blocks}
+
+
+def _removed_experts(plan: ExpertPlan) -> dict[str, Any]:
+    """Return removed experts, and removed neurons of every expert, as one line of indices per block with experts."""
+    def line(numbers: Any) -> str:
+        return " ".join(map(str, numbers.tolist()))
+
+    return {"experts": {str(block): line(row) for block, row in zip(plan.sizes.blocks, plan.experts, strict=True)},
+            "neurons_of_experts": {str(block): [line(row) for row in rows] for block, rows in zip(
+                plan.sizes.blocks, plan.neurons, strict=True)}}
 
 
 def _measure(facts: dict[str, Any], name: str, model: nn.Module, tokenizer: Any, texts: _Texts, a: argparse.Namespace

@@ -20,6 +20,7 @@ from pruning_lib.experiments.computed_once import computed_once, json_once
 from pruning_lib.models import surgery
 from pruning_lib.pruning import importance
 from pruning_lib.pruning.importance import METHODS
+from pruning_lib.pruning.reconstruction import reconstruct
 from pruning_lib.pruning.selection import Importance, choose
 
 
@@ -55,23 +56,30 @@ def dense(setting: Setting) -> dict[str, Any]:
 
 
 def cut(setting: Setting, method: str, *, removed_fraction: float, heads_removed: int = 0,
-        prompts: Sequence[str] = (), seed: int = 0) -> dict[str, Any]:
-    """Return the perplexity after one cut without reconstruction, and ``removed_fraction``, the one it reaches.
+        prompts: Sequence[str] = (), seed: int = 0, reconstruction: str = "none", solved_on: Sequence[str] = ()
+        ) -> dict[str, Any]:
+    """Return the perplexity after one cut, and ``removed_fraction``, the one it reaches.
 
     Parameters
     ----------
     method : key of ``importance.METHODS``
     prompts : one calibration draw, for methods that look at data
     seed : for the rule ``"random"``
+    reconstruction : ``"none"``, or a mode of ``reconstruction.reconstruct``
+    solved_on : texts for the reconstruction
     """
     def make() -> dict[str, Any]:
         plan = choose(scores(setting, method, prompts), setting.network, removed_fraction=removed_fraction,
                       heads_removed=heads_removed, rule=METHODS[method].rule, multiple_of=1, seed=seed)
-        found = _perplexity(setting, surgery.remove(setting.network, plan))
-        return {**found, "removed_fraction": plan.removed_fraction}
+        smaller = (surgery.remove(setting.network, plan) if reconstruction == "none" else
+                   reconstruct(setting.network, plan, batches(solved_on, setting.tokenizer), mode=reconstruction)[0])
+        return {**_perplexity(setting, smaller), "removed_fraction": plan.removed_fraction}
 
+    # plain cuts keep the key that they had before there was a reconstruction
+    solved = {"reconstruction": reconstruction, "solved_on": fingerprint(solved_on)}
+    repaired = {} if reconstruction == "none" else solved
     return json_once("cuts", {**setting.key, "method": method, "removed_fraction": removed_fraction, "seed": seed,
-                              "heads_removed": heads_removed, "prompts": fingerprint(prompts)}, make)
+                              "heads_removed": heads_removed, "prompts": fingerprint(prompts), **repaired}, make)
 
 
 def scores(setting: Setting, method: str, prompts: Sequence[str]) -> Importance:

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
@@ -33,6 +34,7 @@ from pruning_lib.models.parts import (
     Rows,
     block_counts,
     block_parts,
+    has,
     linear,
     matrix,
     named_paths,
@@ -43,17 +45,18 @@ from pruning_lib.models.parts import (
 from pruning_lib.models.residual_blocks import BlockInfo, Unit
 from pruning_lib.models.toy_models import toy
 
-__all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", "LanguageFamily", "NO_EXPERTS",
-           "Part", "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts",
-           "blocks", "classifier", "copy_of", "family_of", "head_width", "image_blocks", "image_family",
-           "is_image_network", "keeps_shape", "linear", "logits", "logits_known", "matrix", "named_paths",
-           "output_projections", "parameter_count", "places", "projections", "refuse_head_count", "refuse_wrapped",
-           "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny", "unit"]
+__all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", "LanguageFamily", "NO_EXPERTS", "Part",
+           "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts", "blocks",
+           "classifier", "copy_of", "family_of", "has", "head_width", "image_blocks", "image_family",
+           "is_image_network", "keep_blocks", "keeps_shape", "linear", "logits", "logits_known", "matrix",
+           "named_paths", "output_projections", "parameter_count", "places", "projections", "refuse_head_count",
+           "refuse_wrapped", "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny",
+           "unit"]
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one model, read from its modules; the same in every block."""
+    """Sizes of one model, read from its modules; the same in every block that has heads, or neurons."""
 
     blocks: int  # L
     heads: int  # H
@@ -65,6 +68,8 @@ class Sizes:
     group_parameters: int  # of one key/value head, without its queries
     neuron_parameters: int
     parameters: int  # of the whole model, shared parameters counted once
+    head_blocks: tuple[int, ...]  # numbers of the blocks that have heads, La of them: all, but of mixed architectures
+    neuron_blocks: tuple[int, ...]  # numbers of the blocks that have neurons, Lm of them
 
 
 _FOUND: WeakKeyDictionary[nn.Module, LanguageFamily] = WeakKeyDictionary()
@@ -103,6 +108,9 @@ def refuse_wrapped(model: nn.Module) -> None:
         if name in kinds:
             raise ValueError(f"this model is wrapped ({type(model).__name__}), its modules are not where its type has "
                              f"them; {way}")
+    if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
+        raise ValueError("adapters are loaded into the layers of this model, its weights are not where its type has "
+                         "them; merge them first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload())")
 
 
 def removable(model: nn.Module) -> dict[str, str]:
@@ -124,6 +132,19 @@ def copy_of(model: nn.Module) -> nn.Module:
     if model in _FOUND:
         _FOUND[other] = _FOUND[model]
     return other
+
+
+def keep_blocks(model: nn.Module, stays: Sequence[bool]) -> None:
+    """Bring the record of a model of no family up to date after some of its blocks were removed."""
+    family = _FOUND.get(model)
+    if family is None or family.experts is None:
+        return
+    kept = [i for i, stay in enumerate(stays) if stay]
+    having = tuple(new for new, old in enumerate(kept) if old in family.experts.blocks)
+    plain = tuple(family.experts.plain[old] for old in kept)
+    experts = replace(family.experts, blocks=having, plain=plain) if having else None
+    refused = family.refused if having else {**family.refused, "experts": NO_EXPERTS}
+    _FOUND[model] = replace(family, experts=experts, refused=refused)
 
 
 def _found(model: nn.Module, kind: str) -> LanguageFamily:
@@ -184,9 +205,13 @@ def classifier(model: nn.Module) -> nn.Module:
 
 
 def output_projections(model: nn.Module) -> list[nn.Module]:
-    """Return the output projections: those of the heads of every block, then those of the neurons of every block."""
+    """Return the output projections: those of the heads of every block, then those of the neurons of every block.
+
+    Blocks without heads, or without neurons, have none.
+    """
     family, found = family_of(model), blocks(model)
-    return [block.get_submodule(path) for path in (family.heads_out, family.neurons_out) if path for block in found]
+    return [block.get_submodule(path) for unit, path in (("heads", family.heads_out), ("neurons", family.neurons_out))
+            for block in found if has(block, family, unit)]
 
 
 def sizes(model: nn.Module) -> Sizes:
@@ -195,7 +220,7 @@ def sizes(model: nn.Module) -> Sizes:
     Raises
     ------
     ValueError
-        when blocks differ in size, since a plan removes the same number in every block.
+        when blocks differ in size, since a plan removes the same number in every block that has any.
 
     Examples
     --------
@@ -205,19 +230,25 @@ def sizes(model: nn.Module) -> Sizes:
     >>> found.blocks, found.heads, found.groups, found.neurons
     (3, 6, 3, 64)
     """
-    family, found = family_of(model), set()
+    family, heads, neurons = family_of(model), {}, {}
     D = head_width(model)
-    for block in blocks(model):
+    for i, block in enumerate(blocks(model)):
         counts, per_unit = block_counts(block, family, text_config(model), D), Counter[str]()
         for part in block_parts(block, family, D):
             shape = tensor(block, part.parameter).shape
             per_unit[part.unit] += shape.numel() // shape[part.axis] * part.entries
-        found.add((*counts.values(), *(per_unit[unit] for unit in counts)))
-    if len(found) != 1:
-        raise ValueError(f"blocks differ in size ({len(found)} kinds); plans need the same sizes in every block")
-    H, G, M, head, group, neuron = found.pop()
+        if counts["heads"]:
+            heads[i] = counts["heads"], counts["groups"], per_unit["heads"], per_unit["groups"]
+        if counts["neurons"]:
+            neurons[i] = counts["neurons"], per_unit["neurons"]
+    for kinds in (set(heads.values()), set(neurons.values())):
+        if len(kinds) > 1:
+            raise ValueError(f"blocks differ in size ({len(kinds)} kinds); plans need the same sizes in every block")
+    H, G, head, group = next(iter(heads.values()), (0, 0, 0, 0))
+    M, neuron = next(iter(neurons.values()), (0, 0))
     total = parameter_count(model)
-    return Sizes(len(blocks(model)), H, G, D, M, text_config(model).hidden_size, head, group, neuron, total)
+    return Sizes(len(blocks(model)), H, G, D, M, text_config(model).hidden_size, head, group, neuron, total,
+                 tuple(heads), tuple(neurons))
 
 
 def text_config(model: nn.Module) -> Any:
@@ -253,7 +284,8 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
     under the family's ``stored_as``; the count is refused only if the config sets a field that family does not have.
     """
     family, config = family_of(model), text_config(model)
-    counts = block_counts(blocks(model)[0], family, config, head_width(model))
+    s = sizes(model)
+    counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     H, G = counts["heads"], counts["groups"]
     for name, reason in family.heads_fixed_by.items():
         if heads != H and _field(config, name):

@@ -186,9 +186,10 @@ def _as_block(model: nn.Module, forward: Callable[..., Tensor]) -> Callable[...,
     """Return a forward that gives a tuple where the blocks of the model do."""
     if families.is_image_network(model):
         return forward
-    if not (families.family_of(model).block_gives_tuple or _in_tuple(cast(Any, type(families.blocks(model)[0])))):
+    outputs = families.family_of(model).block_outputs or _in_tuple(cast(Any, type(families.blocks(model)[0])))
+    if not outputs:
         return forward
-    return lambda *args, **named: (forward(*args, **named),)
+    return lambda *args, **named: (forward(*args, **named), *[None] * (outputs - 1))
 
 
 @cache

@@ -101,7 +101,7 @@ class LanguageFamily:
     neurons_norm: str = ""
     # config field that holds the factor of both output projections before they are added to the residual stream
     multiplied_by: str | None = None
-    block_gives_tuple: bool = False  # blocks return a tuple that begins with the hidden states
+    block_outputs: int = 0  # length of the tuple that blocks return, hidden states first; 0 where they return no tuple
     # why heads, neurons or experts cannot be removed at all
     refused: Mapping[str, str] = field(default_factory=lambda: {"experts": NO_EXPERTS})
     # config fields whose truth makes head removal impossible, with the reason; a dot leads into a field that is a dict

@@ -1,6 +1,7 @@
-"""The quantiser of llama.cpp, from the shared library in the package xllamacpp.
+"""llama.cpp's shared library, from the package xllamacpp, and its quantiser.
 
-That package offers a server; the function below is not wrapped, but the library exports it as in ``ggml.h``.
+That package offers a server; the functions used here are not wrapped, but the library exports them as in ``llama.h``
+and ``ggml.h``.
 """
 
 from __future__ import annotations
@@ -19,22 +20,27 @@ ROWS_OF_256 = {"Q4_K": 12, "Q5_K": 13, "Q6_K": 14}  # types that are quantised h
 
 
 @cache
-def quantiser() -> Any:
-    """Return the function ``ggml_quantize_chunk`` with its types declared.
+def library() -> Any:
+    """Return the shared library of llama.cpp.
 
     Raises
     ------
     MissingExtra
-        when the package xllamacpp is not installed, or its library lacks the function.
+        when the package xllamacpp is not installed, or its library lacks the functions that are called here.
     """
     spec = find_spec("xllamacpp")
     folders = (spec.submodule_search_locations or ()) if spec else ()
     paths = [Path(folder) / name for folder in folders for name in ("xllamacpp.abi3.so", "xllamacpp.pyd")]
-    library = next((ctypes.CDLL(str(path)) for path in paths if path.is_file()), None)
-    if library is None or not hasattr(library, "ggml_quantize_chunk"):
-        raise MissingExtra("formats with a K are quantised by llama.cpp; install it with: pip install "
-                           "'xllamacpp>=2026.10', or choose q8_0")
-    function = library.ggml_quantize_chunk
+    found = next((ctypes.CDLL(str(path)) for path in paths if path.is_file()), None)
+    if found is None or not (hasattr(found, "ggml_quantize_chunk") and hasattr(found, "llama_decode")):
+        raise MissingExtra("this needs llama.cpp; install it with: pip install \"pruning-lib[gguf]\"")
+    return found
+
+
+@cache
+def quantiser() -> Any:
+    """Return the function ``ggml_quantize_chunk`` with its types declared; MissingExtra as in ``library``."""
+    function = library().ggml_quantize_chunk
     function.restype = ctypes.c_size_t
     function.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3, ctypes.c_void_p]
     return function

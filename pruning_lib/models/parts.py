@@ -59,10 +59,20 @@ def tensor(block: nn.Module, path: str) -> Tensor:
     return cast(Tensor, getattr(block.get_submodule(owner), name))
 
 
+def has(block: nn.Module, family: LanguageFamily, unit: str) -> bool:
+    """Return whether a block has heads, or neurons, of the family's kind: some models mix blocks with and without."""
+    path, units = (family.heads_out, ("heads", "groups")) if unit == "heads" else (family.neurons_out, ("neurons",))
+    names = [f"{path}.weight"] if path else []
+    names += [part.parameter for part in family.parts if part.unit in units]
+    known = {name for name, _ in (*block.named_parameters(), *block.named_buffers())}
+    return bool(path) and known.issuperset(names)
+
+
 def block_parts(block: nn.Module, family: LanguageFamily, D: int) -> tuple[Part, ...]:
     """Return the parts of one block for heads of width ``D``: those a record lists, or those its paths name."""
     if family.found:
-        return family.parts
+        units = {"heads": has(block, family, "heads"), "neurons": has(block, family, "neurons")}
+        return tuple(part for part in family.parts if units[{"groups": "heads"}.get(part.unit, part.unit)])
     named = [(family.queries, 0, "heads", D), (family.keys, 0, "groups", D), (family.values, 0, "groups", D),
              *((path, 0, "neurons", 1) for path in family.neurons_in),
              (family.heads_out, 1, "heads", D), (family.neurons_out, 1, "neurons", 1)]
@@ -141,9 +151,9 @@ def named_paths(family: LanguageFamily) -> tuple[str, ...]:
 
 
 def block_counts(block: nn.Module, family: LanguageFamily, config: Any, D: int) -> dict[str, int]:
-    """Return the numbers of heads, groups and neurons of one block, read from its output projections."""
-    H = matrix(block.get_submodule(family.heads_out)).shape[1] // D if family.heads_out else 0
-    M = matrix(block.get_submodule(family.neurons_out)).shape[1] if family.neurons_out else 0
+    """Return the numbers of heads, groups and neurons of one block, read from its output projections; 0 without."""
+    H = matrix(block.get_submodule(family.heads_out)).shape[1] // D if has(block, family, "heads") else 0
+    M = matrix(block.get_submodule(family.neurons_out)).shape[1] if has(block, family, "neurons") else 0
     if family.found:
         fields = family.fields.get("groups", ())
         return {"heads": H, "groups": getattr(config, fields[0]) if fields and H else H, "neurons": M}

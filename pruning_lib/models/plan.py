@@ -14,14 +14,15 @@ GROUPED = ("whole_groups", "equal_queries")
 
 @dataclass(frozen=True)
 class Plan:
-    """Heads and neurons to remove: the same number in every block, at places that may differ.
+    """Heads and neurons to remove: the same number in every block that has any, at places that may differ.
 
     The shape of ``heads`` makes unequal cuts of grouped-query attention impossible to write down:
 
-    * ``whole_groups``: (L, k), numbers of key/value groups, each with all its queries;
-    * ``equal_queries``: (L, G, k), for every group the k places, within the group, of the removed query heads.
+    * ``whole_groups``: (La, k), numbers of key/value groups, each with all its queries;
+    * ``equal_queries``: (La, G, k), for every group the k places, within the group, of the removed query heads.
 
-    ``neurons`` is (L, m).  ``sizes`` are the sizes of the model the plan was made for.
+    ``neurons`` is (Lm, m).  La and Lm are the numbers of blocks with heads and with neurons, L in most families.
+    ``sizes`` are the sizes of the model the plan was made for.
     """
 
     grouped_query: str
@@ -33,14 +34,17 @@ class Plan:
         s = self.sizes
         if self.grouped_query not in GROUPED:
             raise ValueError(f"grouped_query={self.grouped_query!r}; allowed: {', '.join(GROUPED)}")
-        lead, places = ((s.blocks,), s.groups) if self.grouped_query == "whole_groups" else (
-            (s.blocks, s.groups), s.heads // s.groups)
-        _check_indices("heads", self.heads, lead, places)
-        _check_indices("neurons", self.neurons, (s.blocks,), s.neurons)
+        La = len(s.head_blocks)
+        lead, places = ((La,), s.groups) if self.grouped_query == "whole_groups" else (
+            (La, s.groups), s.heads // s.groups)
+        if s.heads or self.heads.numel():  # of a model without heads any empty tensor will do, and so for neurons
+            _check_indices("heads", self.heads, lead, places)
+        if s.neurons or self.neurons.numel():
+            _check_indices("neurons", self.neurons, (len(s.neuron_blocks),), s.neurons)
 
     @property
     def removed_heads(self) -> Tensor:
-        """Return the numbers (L, h) of the removed query heads."""
+        """Return the numbers (La, h) of the removed query heads."""
         per_group = self.sizes.heads // max(self.sizes.groups, 1)
         if self.grouped_query == "whole_groups":
             return (self.heads.unsqueeze(-1) * per_group + torch.arange(per_group)).flatten(1)
@@ -48,16 +52,15 @@ class Plan:
 
     @property
     def removed_groups(self) -> Tensor:
-        """Return the numbers (L, g) of the removed key/value groups."""
-        return self.heads if self.grouped_query == "whole_groups" else self.heads.new_empty(self.sizes.blocks, 0)
+        """Return the numbers (La, g) of the removed key/value groups."""
+        return self.heads if self.grouped_query == "whole_groups" else self.heads.new_empty(len(self.heads), 0)
 
     @property
     def removed_parameters(self) -> int:
         """Return the exact number of removed parameters."""
         s = self.sizes
-        per_block = (self.removed_heads.shape[1] * s.head_parameters + self.removed_groups.shape[1] * s.group_parameters
-                     + self.neurons.shape[1] * s.neuron_parameters)
-        return s.blocks * per_block
+        return (self.removed_heads.numel() * s.head_parameters + self.removed_groups.numel() * s.group_parameters
+                + self.neurons.numel() * s.neuron_parameters)
 
     @property
     def removed_fraction(self) -> float:
@@ -73,9 +76,12 @@ class Plan:
 
     def __str__(self) -> str:
         s, kept = self.sizes, self.kept
+        every = {s.blocks, len(s.head_blocks) or s.blocks, len(s.neuron_blocks) or s.blocks} == {s.blocks}
+        some = "" if every else (f" ({len(s.head_blocks)} of the blocks have heads, {len(s.neuron_blocks)} have "
+                                 f"neurons)")
         return (f"removes {self.removed_fraction:.4%} of {s.parameters:,} parameters: each of {s.blocks} blocks keeps "
                 f"{kept['heads']} of {s.heads} heads, {kept['groups']} of {s.groups} groups, "
-                f"{kept['neurons']} of {s.neurons} neurons")
+                f"{kept['neurons']} of {s.neurons} neurons{some}")
 
 
 def _check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:

@@ -216,17 +216,16 @@ def _neuron_growths(model: nn.Module, path: str) -> dict[str, list[tuple[Growth,
 
 
 def _neurons(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tuple[str, ...]]]:
-    """Place the neurons of the MLP that every block has."""
+    """Place the neurons of the MLP of every block that has one."""
     reasons = []
     for name, growths in _neuron_growths(model, path).items():
-        kinds, rows = set(growths), growths[0]
+        first = next(i for i, rows in enumerate(growths) if rows)
+        kinds, rows = set(filter(None, growths)), growths[first]
         if any(row.dimensions == 3 and "conv" not in row.parameter for rows in growths for row in rows):
             reasons.append(f"{name} sizes the neurons of experts; see 'experts'")
         elif len(kinds) > 1:
-            having = sum(map(bool, growths))
-            reasons.append(f"{name} sizes an MLP in {having} of {len(growths)} blocks only, a plan removes as many in "
-                           "every block")
-        elif len(outputs := _output_projections(model, path, 0, rows)) != 1:
+            reasons.append(f"{name} sizes {len(kinds)} kinds of MLPs, which differ in their parameters")
+        elif len(outputs := _output_projections(model, path, first, rows)) != 1:
             reasons.append(f"{name} sizes more than one MLP: {', '.join(row.parameter for row in rows[:6])}")
         elif any(row.dimensions > 2 for row in rows):
             reasons.append(f"{name} sizes a mixer of tokens, not an MLP")
@@ -282,7 +281,7 @@ def _experts(model: nn.Module, path: str) -> Experts:
 
 
 def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tuple[str, ...]]]:
-    """Place the query heads and the key/value groups of the attention that every block has."""
+    """Place the query heads and the key/value groups of the attention of every block that has one."""
     text = text_config(model.config)
     known = text.to_dict()
     count = next((name for name in HEAD_FIELDS if type(getattr(text, name, None)) is int), None)
@@ -292,8 +291,9 @@ def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tupl
     H = getattr(text, count)
     queries, groups = _head_growths(model, path, count, pairs, H, known[pairs] if pairs else H)
     _refuse_heads(model, path, queries, groups)
-    parts = [row.part("heads") for row in queries[0]] + [row.part("groups") for row in groups[0]]
-    [out] = _output_projections(model, path, 0, queries[0])
+    first = next(i for i, rows in enumerate(queries) if rows)
+    parts = [row.part("heads") for row in queries[first]] + [row.part("groups") for row in groups[first]]
+    [out] = _output_projections(model, path, first, queries[first])
     return parts, out.parameter.removesuffix(".weight"), {"heads": (count,), "groups": (pairs,) if pairs else ()}
 
 
@@ -328,10 +328,11 @@ def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]]
     if not having or any(row.entries < 0 for row in queries[having[0]]):
         raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width "
                        "/ heads")
-    if len(set(queries)) > 1 or len(set(groups)) > 1:
-        raise Unplaced(f"{len(having)} of {len(queries)} blocks have attention heads of this kind, a plan removes as "
-                       f"many in every block")
-    outputs = _output_projections(model, path, 0, queries[0])
+    kinds = {(queries[i], groups[i]) for i in having}
+    if len(kinds) > 1 or any(rows for i, rows in enumerate(groups) if i not in having):
+        raise Unplaced(f"its blocks have {max(2, len(kinds))} kinds of attention, which differ in the parameters that "
+                       f"follow the number of heads")
+    outputs = _output_projections(model, path, having[0], queries[having[0]])
     if len(outputs) != 1:
         raise Unplaced("the output projection of its attention does not follow the number of heads" if not outputs else
                        "a block has more than one attention")

@@ -15,7 +15,15 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models import described_networks, expert_surgery, families, offload, structure, verification
+from pruning_lib.models import (
+    described_networks,
+    expert_surgery,
+    families,
+    offload,
+    renumbering,
+    structure,
+    verification,
+)
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.cutting import cut_block, refresh, state
 from pruning_lib.models.expert_plan import ExpertPlan
@@ -68,6 +76,8 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
         pruned = model if inplace else copy.deepcopy(model)
         described_networks.remove(pruned, plan.removed)  # names stay as they are
         return pruned
+    stays = [block.name not in plan.removed for block in plan.blocks]
+    values = {} if families.image_family(model) else renumbering.new_fields(model, stays)
     pruned = model if inplace else families.copy_of(model)
     for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: the blocks in front keep their names
         path, number = _place(name)
@@ -75,7 +85,8 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
     if families.image_family(pruned):
         _state_blocks(pruned, plan)
     else:
-        _renumber(pruned, plan)
+        families.keep_blocks(pruned, stays)
+        renumbering.renumber(pruned, stays, values)
     return pruned
 
 
@@ -94,25 +105,6 @@ def _state_blocks(network: Any, plan: BlockPlan) -> None:
         network.config = replace(config, kept_blocks=kept)
 
 
-def _renumber(model: Any, plan: BlockPlan) -> None:
-    """Write the new number of blocks and the new block numbers into the modules and config of a language model.
-
-    ``layer_idx`` is the place of an attention module in the key/value cache; lists in the config with one entry per
-    block (``layer_types``: full attention or sliding window) are indexed by block number.
-    """
-    for i, block in enumerate(families.blocks(model)):
-        for module in block.modules():
-            if hasattr(module, "layer_idx"):
-                cast(Any, module).layer_idx = i
-    config = families.text_config(model)
-    stays = [block.name not in plan.removed for block in plan.blocks]
-    for name, value in list(vars(config).items()):
-        if "layer" in name and isinstance(value, list) and len(value) == len(stays):
-            setattr(config, name, [v for v, kept in zip(value, stays, strict=True) if kept])
-    for name in families.block_count_fields(model, len(stays)):
-        setattr(config, name, sum(stays))
-
-
 def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn.Module:
     if families.sizes(model) != plan.sizes:
         raise ValueError("the plan was made for a model of other sizes (or this model is pruned already); "
@@ -124,8 +116,7 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
     s = plan.sizes
     counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     for i, block in enumerate(families.blocks(pruned)):
-        kept = {"heads": _kept(plan.removed_heads[i], s.heads), "groups": _kept(plan.removed_groups[i], s.groups),
-                "neurons": _kept(plan.neurons[i], s.neurons)}
+        kept = _kept_units(plan, i)
         cut_block(block, families.block_parts(block, family, s.head_width), counts, kept)
         if reference is None:
             _refresh(block.get_submodule(family.attention), plan.kept["heads"], plan.kept["groups"])
@@ -151,6 +142,18 @@ def _reference(model: nn.Module, family: LanguageFamily, plan: Plan) -> nn.Modul
         raise ValueError("the weights of this model are not available, and its type has no record: the order of rows "
                          "in its matrices cannot be tried. Load it on one device (device='cpu'), or add a record")
     return structure.rebuilt(model, verification.values_of(model, family, plan.kept))
+
+
+def _kept_units(plan: Plan, number: int) -> dict[str, Tensor]:
+    """Return the places of heads, groups and neurons that stay in one block; nothing for units it does not have."""
+    s = plan.sizes
+    kept: dict[str, Tensor] = {}
+    if number in s.head_blocks:
+        at = s.head_blocks.index(number)
+        kept |= {"heads": _kept(plan.removed_heads[at], s.heads), "groups": _kept(plan.removed_groups[at], s.groups)}
+    if number in s.neuron_blocks:
+        kept["neurons"] = _kept(plan.neurons[s.neuron_blocks.index(number)], s.neurons)
+    return kept
 
 
 def _kept(removed: Tensor, places: int) -> Tensor:

@@ -63,6 +63,14 @@ EXTRA: dict[str, dict[str, Any]] = {
     "roc_bert": {"pronunciation_vocab_size": 64, "shape_vocab_size": 64, "pronunciation_embed_dim": 32,
                  "shape_embed_dim": 32},
     "falcon_h1": {"mamba_d_ssm": 64},
+    "bamba": {"attn_layer_indices": [1]}, "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
+    "granitemoehybrid": {"layer_types": ["linear_attention", "full_attention"]},
+    "kimi_linear": {"layer_types": ["linear_attention", "full_attention"]},
+    "lfm3": {"layer_types": ["conv", "full_attention"]},
+    "olmo_hybrid": {"layer_types": ["full_attention", "linear_attention"]},
+    "nemotron_h": {"layer_types": ["linear_attention", "full_attention", "mlp"], "n_groups": 2,
+                   "mamba_head_dim": 16},
+    "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4},
 }
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pruning_lib.models import offload
 from pruning_lib.models.cutting import cut_block, refresh, state, zero
 from pruning_lib.models.language_families import LanguageFamily
-from pruning_lib.models.parts import block_counts, places
+from pruning_lib.models.parts import block_counts, block_parts, has, places
 from pruning_lib.models.structure import Unplaced, input_axis, layouts, rebuilt, text_config
 
 EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
@@ -73,8 +73,7 @@ def _verified_unit(model: nn.Module, family: LanguageFamily, unit: str) -> Langu
 
 def trials(model: nn.Module, family: LanguageFamily, unit: str) -> list[dict[str, Tensor]]:
     """Return what to remove to try one unit: some neurons; a group with its queries; one query of every group."""
-    block = first_block(model, family)
-    counts = block_counts(block, family, text_config(cast(Any, model).config), columns(family))
+    counts = model_counts(model, family)
     if unit == "neurons":
         return [{"neurons": torch.tensor([1, counts["neurons"] // 2])}]
     H, G = counts["heads"], counts["groups"]
@@ -116,29 +115,43 @@ def columns(family: LanguageFamily) -> int:
     return next((part.entries for part in family.parts if part.parameter == f"{family.heads_out}.weight"), 0)
 
 
-def first_block(model: nn.Module, family: LanguageFamily) -> nn.Module:
-    """Return the first block."""
-    return cast(nn.ModuleList, model.get_submodule(family.blocks))[0]
+def model_counts(model: nn.Module, family: LanguageFamily) -> dict[str, int]:
+    """Return the numbers of heads, groups and neurons of the blocks that have them."""
+    config, blocks = text_config(cast(Any, model).config), cast(nn.ModuleList, model.get_submodule(family.blocks))
+    found = [block_counts(block, family, config, columns(family)) for block in blocks]
+    return {unit: max(counts[unit] for counts in found) for unit in ("heads", "groups", "neurons")}
+
+
+def number_with(model: nn.Module, family: LanguageFamily, unit: str) -> int:
+    """Return the number of the first block that has heads, or neurons."""
+    blocks = cast(nn.ModuleList, model.get_submodule(family.blocks))
+    return next(i for i, block in enumerate(blocks) if has(block, family, unit))
+
+
+def block_with(model: nn.Module, family: LanguageFamily, unit: str) -> nn.Module:
+    """Return the first block that has heads, or neurons."""
+    return cast(nn.ModuleList, model.get_submodule(family.blocks))[number_with(model, family, unit)]
 
 
 def _compare(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Tensor]) -> None:
-    """Raise Unplaced unless the first block gives the same without ``removed`` as with ``removed`` masked."""
-    block = first_block(model, family)
-    config = text_config(cast(Any, model).config)
-    counts = block_counts(block, family, config, columns(family))
+    """Raise Unplaced unless the first such block gives the same without ``removed`` as with ``removed`` masked."""
+    unit = "heads" if "heads" in removed else "neurons"
+    number, block = number_with(model, family, unit), block_with(model, family, unit)
+    parts = block_parts(block, family, columns(family))
+    counts = model_counts(model, family)
     masked, cut = copy.deepcopy(block), copy.deepcopy(block)
     for path, unit in ((family.heads_out, "heads"), (family.neurons_out, "neurons")):
         if unit in removed:
             layer = masked.get_submodule(path)
-            [(_, entries)] = [(p, e) for p, e in places(family.parts, counts) if p.parameter == f"{path}.weight"]
+            [(_, entries)] = [(p, e) for p, e in places(parts, counts) if p.parameter == f"{path}.weight"]
             zero(cast(Tensor, layer.weight), entries[removed[unit]].flatten(), input_axis(layer))
     kept = {unit: _others(counts[unit], gone) for unit, gone in removed.items()}
     values = values_of(model, family, _left(counts, removed))
-    cut_block(cut, family.parts, counts, kept)
-    refresh(cut, first_block(rebuilt(model, values), family))
+    cut_block(cut, parts, counts, kept)
+    refresh(cut, cast(nn.ModuleList, rebuilt(model, values).get_submodule(family.blocks))[number])
     for config in {id(c): c for m in cut.modules() if (c := getattr(m, "config", None)) is not None}.values():
         state(config, {name: value for name, value in values.items() if hasattr(config, name)})
-    same(model, family.blocks, 0, masked, cut, [p.parameter for p in family.parts if p.unit in removed])
+    same(model, family.blocks, number, masked, cut, [p.parameter for p in parts if p.unit in removed])
 
 
 def _others(count: int, gone: Tensor) -> Tensor:
@@ -186,22 +199,34 @@ def logits(model: Any) -> Tensor:
 
 
 def _norms(model: nn.Module, family: LanguageFamily) -> dict[str, Any]:
-    """Return the norms of the first block behind the output projections, and the block's kind of output."""
-    block, seen = first_block(model, family), {}
+    """Return the norms behind the output projections, and the blocks' kind of output."""
     found: dict[str, Any] = {"heads_norm": "", "neurons_norm": ""}
-    handles = [block.register_forward_hook(lambda _, args, y: found.update(block_gives_tuple=isinstance(y, tuple)))]
-    for key, path in (("heads_norm", family.heads_out), ("neurons_norm", family.neurons_out)):
+    block = cast(nn.ModuleList, model.get_submodule(family.blocks))[0]
+    handles = [block.register_forward_hook(lambda _, args, y: found.update(block_outputs=_length(y)))]
+    for unit, path in (("heads", family.heads_out), ("neurons", family.neurons_out)):
         if path:
-            handles.append(block.get_submodule(path).register_forward_hook(
-                lambda _, args, y, key=key: seen.update({key: y})))
-    for name, module in block.named_modules():
-        if "norm" in name.lower() and not list(module.children()):
-            def look(_: nn.Module, args: tuple, name: str = name) -> None:
-                for key, y in seen.items():
-                    if args and args[0].data_ptr() == y.data_ptr() and args[0].shape == y.shape:
-                        found[key] = name
-            handles.append(module.register_forward_pre_hook(look))
+            handles += _norm_hooks(block_with(model, family, unit), path, f"{unit}_norm", found)
     logits(model)
     for handle in handles:
         handle.remove()
     return found
+
+
+def _length(output: Any) -> int:
+    return len(output) if isinstance(output, tuple | list) else 0
+
+
+def _norm_hooks(block: nn.Module, path: str, key: str, found: dict[str, Any]) -> list[Any]:
+    """Return the handles of hooks that write to ``found[key]`` the name of the norm which takes the output of ``path``.
+
+    The output is recognised by its place in memory.
+    """
+    seen: list[Tensor] = []
+    handles = [block.get_submodule(path).register_forward_hook(lambda _, args, y: seen.append(y))]
+    for name, module in block.named_modules():
+        if "norm" in name.lower() and not list(module.children()):
+            def look(_: nn.Module, args: tuple, name: str = name) -> None:
+                if seen and args and args[0].data_ptr() == seen[-1].data_ptr() and args[0].shape == seen[-1].shape:
+                    found[key] = name
+            handles.append(module.register_forward_pre_hook(look))
+    return handles

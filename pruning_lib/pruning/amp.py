@@ -31,8 +31,8 @@ class ScoreSums:
 
     Attributes
     ----------
-    heads : (L, H) float64
-    neurons : (L, M) float64
+    heads : (La, H) float64
+    neurons : (Lm, M) float64
     prompts : number of prompts
     dtype : dtype of the model
     """
@@ -55,7 +55,8 @@ def importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
 
     Returns
     -------
-    Importance with heads (L, H) and neurons (L, M), float32 whatever the model's dtype
+    Importance with heads (La, H) and neurons (Lm, M), float32 whatever the model's dtype; La and Lm are the numbers of
+    blocks with heads and with neurons, L in most families
 
     Raises
     ------
@@ -102,11 +103,12 @@ def score_sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
     """
     s, family = families.sizes(model), families.family_of(model)
     device, factor = offload.input_device(model), families.stream_factor(model)
-    heads = torch.zeros(s.blocks, s.heads, dtype=torch.float64)
-    neurons = torch.zeros(s.blocks, s.neurons, dtype=torch.float64)
-    heads_out, neurons_out = ([block.get_submodule(path) for block in families.blocks(model)] if path else []
-                              for path in (family.heads_out, family.neurons_out))
-    norms = [block.get_submodule(family.heads_norm) for block in families.blocks(model)] if family.heads_norm else []
+    La, blocks = len(s.head_blocks), families.blocks(model)
+    heads = torch.zeros(La, s.heads, dtype=torch.float64)
+    neurons = torch.zeros(len(s.neuron_blocks), s.neurons, dtype=torch.float64)
+    outputs = families.output_projections(model)
+    heads_out, neurons_out = outputs[:La], outputs[La:]
+    norms = [blocks[i].get_submodule(family.heads_norm) for i in s.head_blocks] if family.heads_norm else []
     decoder: Any = model.base_model  # the model without the language-model head
     weights: Tensor  # (B, T): 1 / length of the prompt, 0 for padding
 

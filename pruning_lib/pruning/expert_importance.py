@@ -43,6 +43,13 @@ class ExpertImportance:
     plain: tuple[Tensor, ...]
 
 
+def uniform(model: nn.Module) -> ExpertImportance:
+    """Return equal importances, with which a choice can be tried before anything is measured."""
+    s = expert_surgery.sizes(model)
+    return ExpertImportance(torch.zeros(len(s.blocks), s.experts), torch.zeros(len(s.blocks), s.experts, s.neurons),
+                            tuple(torch.zeros(n) for n in s.plain))
+
+
 def expert_importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, progress: bool = True
                       ) -> ExpertImportance:
     """Score every expert and every neuron of every expert in one pass over the prompts.

@@ -50,7 +50,8 @@ METHODS: Table = Table("method")
 def uniform(model: nn.Module, batches: Batches = ()) -> Importance:
     """Return equal importances, for rules that do not use them."""
     s = families.sizes(model)
-    return Importance(torch.zeros(s.blocks, s.heads), torch.zeros(s.blocks, s.neurons), {"method": "nothing"})
+    return Importance(torch.zeros(len(s.head_blocks), s.heads), torch.zeros(len(s.neuron_blocks), s.neurons),
+                      {"method": "nothing"})
 
 
 def magnitude(model: nn.Module, batches: Batches = ()) -> Importance:
@@ -74,7 +75,7 @@ class Moments:
 
 
 def moments(model: nn.Module, batches: Batches, *, progress: bool = True) -> list[Moments]:
-    """Return the moments of the 2 L output projections, those of the heads first, then those of the neurons.
+    """Return the moments of the La + Lm output projections, those of the heads first, then those of the neurons.
 
     Every token has the same weight; padding is ignored.
     """
@@ -247,26 +248,25 @@ def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, M
     columns = [score(families.matrix(layer).detach().double(), m)
                for layer, m in zip(families.output_projections(model), found, strict=True)]
     s = families.sizes(model)
-    with_heads = s.blocks * bool(s.heads)
-    heads = [c.pow(power).view(-1, s.head_width).sum(1) for c in columns[:with_heads]]
-    return Importance(stacked(heads, s.blocks), stacked(columns[with_heads:], s.blocks),
-                      {"method": name, "tokens": found[0].tokens})
+    La = len(s.head_blocks)
+    heads = [c.pow(power).view(-1, s.head_width).sum(1) for c in columns[:La]]
+    return Importance(stacked(heads), stacked(columns[La:]), {"method": name, "tokens": found[0].tokens})
 
 
 def _over_weights(model: nn.Module, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
-    """Return the sums of ``value(weight)``, one number per weight, over each head (L, H) and neuron (L, M)."""
+    """Return the sums of ``value(weight)``, one number per weight, over each head (La, H) and neuron (Lm, M)."""
     family, s = families.family_of(model), families.sizes(model)
     counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     rows: dict[str, list[Tensor]] = {"heads": [], "neurons": []}
     for block in families.blocks(model):
-        found = {unit: torch.zeros(counts[unit]) for unit in rows}
+        found = {unit: torch.zeros(counts[unit]) for unit in rows if families.has(block, family, unit)}
         for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
             weight = families.tensor(block, part.parameter)
             if part.unit in found and weight.ndim == 2:
                 found[part.unit] += value(weight).sum(1 - part.axis).cpu()[places].sum(1)
         for unit, scores in found.items():
             rows[unit].append(scores)
-    return torch.stack(rows["heads"]), torch.stack(rows["neurons"])
+    return stacked(rows["heads"]), stacked(rows["neurons"])
 
 
 @contextmanager

@@ -48,7 +48,7 @@ class Gram:
         return Gram(self.square.to(dtype), self.total, self.tokens, drift)
 
     def without(self, columns: Tensor, weight: Tensor) -> Gram:
-        """Return the sums over the other columns; the residual is what ``columns`` gave to the output, and d.
+        """Return the sums over the other columns; the share of ``columns`` in the output is added to the residual.
 
         Parameters
         ----------

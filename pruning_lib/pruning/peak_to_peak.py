@@ -34,14 +34,12 @@ def importance(model: nn.Module, batches: Batches, *, progress: bool = True) -> 
     query row and its output column, summed over the head.
     """
     norms, s = _prompt_norms(model, batches, progress), families.sizes(model)
-    with_heads = s.blocks * bool(s.heads)
-    heads, neurons = [], []
-    for i, block in enumerate(families.blocks(model)):
-        if s.heads:
-            heads.append((_range_shares(model, block, "heads", s.head_width) * norms[i].view(-1, s.head_width)).sum(1))
-        if s.neurons:
-            neurons.append(_range_shares(model, block, "neurons", 1).flatten() * norms[with_heads + i])
-    return Importance(stacked(heads, s.blocks), stacked(neurons, s.blocks), {"method": "peak_to_peak"})
+    blocks, La = families.blocks(model), len(s.head_blocks)
+    heads = [(_range_shares(model, blocks[i], "heads", s.head_width) * norm.view(-1, s.head_width)).sum(1)
+             for i, norm in zip(s.head_blocks, norms[:La], strict=True)]
+    neurons = [_range_shares(model, blocks[i], "neurons", 1).flatten() * norm
+               for i, norm in zip(s.neuron_blocks, norms[La:], strict=True)]
+    return Importance(stacked(heads), stacked(neurons), {"method": "peak_to_peak"})
 
 
 def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Tensor]:
@@ -72,6 +70,7 @@ def _range_shares(model: nn.Module, block: nn.Module, unit: str, columns: int) -
         if part.unit == unit and weight.ndim == 2:
             vectors = weight.float().movedim(part.axis, 0)
             ranges = (vectors.amax(1) + vectors.amin(1).abs()).cpu()[places]
-            for piece in ranges.view(counts[unit], -1, columns).unbind(1):
+            even = ranges.shape[1] % columns == 0  # a gate has one row per head: its range counts for all columns
+            for piece in ranges.view(counts[unit], -1, columns).unbind(1) if even else [ranges.mean(1, keepdim=True)]:
                 total += piece / (piece.max() + 1e-8)
     return total

@@ -3,6 +3,7 @@
 Width (heads and neurons by a method of ``importance.METHODS``), depth (blocks by a criterion of
 ``block_ranking.CRITERIA``), or width and then depth, a combination proposed by MoP.  All variants remove the same
 fraction of all parameters; depth alone removes the nearest number of whole blocks and reports the fraction reached.
+A mixture of experts loses whole experts, and neurons inside the others.
 """
 
 from __future__ import annotations
@@ -17,10 +18,12 @@ from torch import Tensor, nn
 
 from pruning_lib import data
 from pruning_lib.data.batching import right_padded
-from pruning_lib.models import families, positions, surgery
+from pruning_lib.models import checkpoints, expert_surgery, families, positions, surgery
+from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import consensus, importance
 from pruning_lib.pruning.block_ranking import Criterion, criterion_of
+from pruning_lib.pruning.expert_importance import choose_experts, expert_importance, uniform
 from pruning_lib.pruning.held_out import refuse_little_text
 from pruning_lib.pruning.importance import Method
 from pruning_lib.pruning.reconstruction import MODES, RIDGES, Reconstruction, reconstruct
@@ -44,7 +47,7 @@ class Pruned:
     steps : one sentence per removal step
     reconstructions : results of the reconstruction, one per output projection
     seconds : duration of each phase
-    plan : removed heads and neurons; None for depth alone
+    plan : removed heads and neurons, or removed experts and neurons of experts; None for depth alone
     blocks : paths of the removed blocks, in the model after width pruning
     """
 
@@ -53,12 +56,12 @@ class Pruned:
     steps: tuple[str, ...]
     reconstructions: tuple[Reconstruction, ...] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
-    plan: Plan | None = None
+    plan: Plan | ExpertPlan | None = None
     blocks: tuple[str, ...] = ()
 
 
 def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = "amp",
-          removed_fraction: float | None = None, heads_removed: int | str | None = 0,
+          removed_fraction: float | None = None, heads_removed: int | str | None = 0, experts_removed: int = 0,
           grouped_query: str = "whole_groups", criterion: str | Callable[..., Any] = "none", blocks_removed: int = 0,
           reconstruction: str = "auto", ridge: float | Sequence[float] = RIDGES,
           text: Iterable[Mapping[str, Tensor]] = (), calibration: Texts = CALIBRATION, prompts: int | None = None,
@@ -76,8 +79,12 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
         ``attention_mask``, each (B, T)
     method : key of ``importance.METHODS``, or ``"none"`` for depth alone; or a function of your own or
         ``"module:function"``, as in ``importance.method_of``
-    removed_fraction : of all parameters; may be left out for depth alone with ``blocks_removed``
+    removed_fraction : of all parameters; may be left out with ``experts_removed``, and for depth alone with
+        ``blocks_removed``
     heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``
+    experts_removed : experts to remove in every block that has experts, those with the least router weight x norm of
+        their output; neurons inside the others make up the rest of ``removed_fraction``, if it is given.  A model whose
+        neurons are all inside experts loses those without it too
     criterion : key of ``block_ranking.CRITERIA``, or ``"none"`` for width alone; or a function of your own or
         ``"module:function"``, as in ``block_ranking.criterion_of``
     blocks_removed : with both a method and a criterion, number of blocks to remove after width pruning; for depth
@@ -109,7 +116,14 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     >>> pl.sizes(result.model).neurons
     32
     """
-    width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction)
+    width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction, experts_removed)
+    checkpoints.refuse_mixed(model)
+    if experts_removed or _inside_experts(model, width, depth, heads_removed):
+        if callable(batches):
+            batches = tokenized(model, batches, source_texts(calibration, prompts, PROMPTS, allow_test_text))
+        return _prune_experts(model, _fitting(model, batches), {
+            "experts_removed": experts_removed, "removed_fraction": removed_fraction, "multiple_of": multiple_of or 8},
+            method, reconstruction, heads_removed)
     reconstruction = mode_of(reconstruction, method)
     width_fraction = 0.0
     if width:
@@ -121,7 +135,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
                       heads_removed=heads_removed, grouped_query=grouped_query, multiple_of=multiple_of, seed=seed)
 
     if width:
-        plan_of(importance.uniform(model))  # refuses an unreachable fraction before any measurement
+        refuse_nothing(plan_of(importance.uniform(model)), width_fraction)  # and what cannot be reached
     elif depth:
         blocks_removed = _block_count(model, removed_fraction, blocks_removed)
     long = needs_long_text(method, reconstruction)
@@ -161,6 +175,29 @@ def mode_of(reconstruction: str, method: str | Callable[..., Any]) -> str:
     return reconstruction if reconstruction != "auto" else "none" if method == "none" else BEST
 
 
+def _inside_experts(model: nn.Module, width: Method | None, depth: Criterion | None, heads_removed: Any) -> bool:
+    """Return whether the neurons of a model that is to lose nothing else are all inside experts."""
+    if width is None or depth is not None or heads_removed != 0:
+        return False
+    return families.sizes(model).neurons == 0 and families.family_of(model).experts is not None
+
+
+def _prune_experts(model: nn.Module, batches: list[dict[str, Tensor]], amount: Mapping[str, Any], method: Any,
+                   reconstruction: str, heads_removed: Any) -> Pruned:
+    """Remove experts, and neurons inside them, by AMP's manner of scoring."""
+    if method != "amp" or reconstruction not in ("auto", "none") or heads_removed != 0:
+        raise ValueError(f"experts are scored by method='amp', without heads and reconstruction; got "
+                         f"method={_named(method)!r}, reconstruction={reconstruction!r}, heads_removed={heads_removed}."
+                         f" Heads can be removed from the result by another call")
+    choose_experts(uniform(model), model, **amount)  # refuses before any measurement, as the trial does
+    expert_surgery.tried(model, experts_too=amount["experts_removed"] > 0)
+    start = time.perf_counter()
+    plan = choose_experts(expert_importance(model, batches), model, **amount)
+    seconds = {"scores_s": time.perf_counter() - start}
+    network = surgery.remove(model, plan)
+    return Pruned(network, _reached(model, network), (f"amp: {plan}",), (), seconds, plan)
+
+
 def needs_long_text(method: str | Callable[..., Any], reconstruction: str) -> bool:
     """Return whether a method or a reconstruction needs long text beside the calibration prompts."""
     return mode_of(reconstruction, method) != "none" or (method != "none" and importance.method_of(method).needs_text)
@@ -198,8 +235,8 @@ def _fitting(model: nn.Module, batches: Iterable[Mapping[str, Tensor]]) -> list[
     return found
 
 
-def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: str, fraction: float | None
-              ) -> tuple[Method | None, Criterion | None]:
+def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: str, fraction: float | None,
+             experts_removed: int = 0) -> tuple[Method | None, Criterion | None]:
     """Return method and criterion, None for ``"none"``; ValueError for unknown names and contradictions."""
     if reconstruction not in RECONSTRUCTIONS:
         raise ValueError(f"reconstruction={reconstruction!r}; allowed: {', '.join(RECONSTRUCTIONS)}")
@@ -214,10 +251,22 @@ def validate(method: Any, criterion: Any, blocks_removed: int, reconstruction: s
                          f"blocks after width pruning, or neither for width alone")
     if fraction == 0:
         raise ValueError("removed_fraction=0 removes nothing; give more than 0")
-    if fraction is None and (width or not blocks_removed):
+    if experts_removed and (depth or not width):
+        raise ValueError(f"experts_removed={experts_removed} with method={_named(method)!r} and "
+                         f"criterion={_named(criterion)!r}: experts need method='amp' and no criterion; blocks can be "
+                         f"removed from the result by another call")
+    if fraction is None and (width or not blocks_removed) and not experts_removed:
         raise ValueError("removed_fraction is missing; give the fraction of all parameters to remove"
                          + ", or blocks_removed" * (not width))
     return width, depth
+
+
+def refuse_nothing(plan: Plan, fraction: float) -> None:
+    """Raise ValueError for a plan that removes nothing although at least one parameter was to be removed."""
+    s = plan.sizes
+    if plan.removed_parameters == 0 and fraction * s.parameters >= 1:
+        raise ValueError(f"removed_fraction={fraction} is less than half a neuron of every block, so nothing would be "
+                         f"removed; one neuron of every block is {s.blocks * s.neuron_parameters / s.parameters:.6f}")
 
 
 def refuse_few_samples(model: nn.Module, batches: Sequence[Mapping[str, Tensor]], criterion: str) -> None:

@@ -40,7 +40,7 @@ from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import held_out as held_out_text
 from pruning_lib.pruning import least_squares
 from pruning_lib.pruning.least_squares import Gram, GramAccumulator, Residual
-from pruning_lib.pruning.selection import Importance
+from pruning_lib.pruning.selection import Importance, stacked
 
 Batch = Mapping[str, Tensor]
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
@@ -80,7 +80,7 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
         text can exceed that of the plain cut
     mode : ``"one_pass"`` collects all Gram matrices in one pass over the dense model.  ``"sequential"`` re-solves block
         after block, each on the outputs of the *pruned* blocks before it, with one Gram matrix in memory at a time: one
-        pass for up to some thousand tokens, two for more, and the attention once more where heads go.
+        pass for up to some thousand tokens, two for more, and the attention once more where heads are removed.
         ``"asymmetric"`` is sequential with the residual stream of the dense model as the target, so that each
         projection also corrects the errors of the blocks before it (about 1.5 times as long, and twice the residual
         stream of the calibration text in memory)
@@ -161,10 +161,7 @@ def reconstruction_error(model: nn.Module, batches: Iterable[Batch], *, ridge: f
             found = (least_squares.cost_alone(G, weight, closing.width) if closing.heads
                      else least_squares.cost_in_turn(G, weight))
             scores[closing.heads].append(found / gram.tokens)
-    L = families.sizes(model).blocks
-    heads, neurons = (torch.stack(scores[kind]).float().cpu() if scores[kind] else torch.zeros(L, 0)
-                      for kind in (True, False))
-    return Importance(heads, neurons,
+    return Importance(stacked(scores[True]), stacked(scores[False]),
                       {"method": "reconstruction_error", "ridge": ridge, "tokens": gram.tokens})
 
 
@@ -198,15 +195,17 @@ def _output_projections(model: nn.Module) -> list[_OutputProjection]:
     """Return the output projections in forward order: of each block, that of the heads, then that of the neurons."""
     family, D = families.family_of(model), families.head_width(model)
     names = [info.name for info in families.residual_blocks(model)]
-    paths = [(path, heads) for path, heads in ((family.heads_out, True), (family.neurons_out, False)) if path]
-    return [_OutputProjection(f"{name}.{path}", name, families.linear(model.get_submodule(name), path), heads,
-                              D if heads else 1)
-            for name in names for path, heads in paths]
+    kinds = (("heads", family.heads_out, D), ("neurons", family.neurons_out, 1))
+    return [_OutputProjection(f"{name}.{path}", name, families.linear(block, path), unit == "heads", width)
+            for name, block in zip(names, families.blocks(model), strict=True) for unit, path, width in kinds
+            if families.has(block, family, unit)]
 
 
 def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
     """Return the removed columns of an output projection."""
-    units = (plan.removed_heads if closing.heads else plan.neurons)[int(closing.block.rpartition(".")[2])]
+    s, number = plan.sizes, int(closing.block.rpartition(".")[2])
+    units = (plan.removed_heads[s.head_blocks.index(number)] if closing.heads else
+             plan.neurons[s.neuron_blocks.index(number)])
     return (units[:, None] * closing.width + torch.arange(closing.width)).flatten()
 
 
@@ -236,7 +235,7 @@ def _one_by_one(work: nn.Module, dense: nn.Module | None, closings: list[_Output
 
 @dataclass(frozen=True)
 class _Seen:
-    """What one batch gave inside a block, each (B, T, C): its input, what was added to it, and its output."""
+    """Parts of the residual stream in one block, of one batch, each (B, T, C): input, two terms added to it, output."""
 
     before: Tensor
     heads: Tensor

@@ -33,8 +33,8 @@ class Importance:
 
     Attributes
     ----------
-    heads : (L, H) float32
-    neurons : (L, M) float32
+    heads : (La, H) float32, one row per block that has heads: all blocks, but of mixed architectures
+    neurons : (Lm, M) float32, one row per block that has neurons
     made_with : conditions of the measurement (method, data, prompts, seed)
     """
 
@@ -62,9 +62,9 @@ class Importance:
             raise ValueError(f"{path} holds no importance; make one with Importance.save ({error})") from error
 
 
-def stacked(scores: list[Tensor], blocks: int) -> Tensor:
-    """Return scores as (L, units) float32 on the CPU; (L, 0) where the family has no such unit."""
-    return torch.stack(scores).float().cpu() if scores else torch.zeros(blocks, 0)
+def stacked(scores: list[Tensor]) -> Tensor:
+    """Return scores as (blocks with such units, units) float32 on the CPU; (0, 0) where the family has no such unit."""
+    return torch.stack(scores).float().cpu() if scores else torch.zeros(0, 0)
 
 
 def choose(importance: Importance, model: nn.Module, *, removed_fraction: float, scope: str = "heads_and_neurons",
@@ -79,7 +79,7 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
 
     Parameters
     ----------
-    importance : heads (L, H) and neurons (L, M)
+    importance : heads (La, H) and neurons (Lm, M)
     removed_fraction : fraction of all parameters to remove, embeddings included, 0 <= x < 1
     scope : parts that may be removed, ``"heads_and_neurons"``, ``"neurons"`` or ``"heads"``; with heads alone
         the plan has the nearest fraction that whole units reach
@@ -124,17 +124,14 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
         raise ValueError("this model has one query head per key/value head; use grouped_query='whole_groups'")
     _check_importance(importance, s)
     units, neurons = _how_many(s, removed_fraction, scope, grouped_query, heads)
-    if not (units or neurons) and removed_fraction * s.parameters >= 1:
-        least = s.blocks * s.neuron_parameters / s.parameters
-        raise ValueError(f"removed_fraction={removed_fraction} is less than half a neuron of every block, so nothing "
-                         f"would be removed; one neuron of every block is {least:.6f}")
-    neurons = _rounded(s, neurons, multiple_of, units * _unit(s, grouped_query).parameters)
+    neurons = _rounded(s, neurons, multiple_of,
+                       units * _unit(s, grouped_query).parameters * _share(s, s.head_blocks))
     families.refuse_head_count(model, s.heads - units * _unit(s, grouped_query).heads)
     generator = torch.Generator().manual_seed(seed)
     if not s.heads:
-        return Plan("whole_groups", torch.zeros(s.blocks, 0, dtype=torch.long),
+        return Plan("whole_groups", torch.zeros(0, 0, dtype=torch.long),
                     _which(importance.neurons.float(), neurons, rule, generator), s)
-    grouped = importance.heads.float().view(s.blocks, s.groups, -1)  # (L, G, H/G)
+    grouped = importance.heads.float().view(len(s.head_blocks), s.groups, -1)  # (La, G, H/G)
     per_unit = grouped.mean(-1) if grouped_query == "whole_groups" else grouped
     return Plan(grouped_query, _which(per_unit, units, rule, generator),
                 _which(importance.neurons.float(), neurons, rule, generator), s)
@@ -179,26 +176,32 @@ def _how_many(s: Sizes, fraction: float, scope: str, grouped_query: str, heads_r
     """Return the numbers of attention units and neurons to remove per block."""
     unit = _unit(s, grouped_query)
     target = fraction * s.parameters / s.blocks  # parameters per block
+    per_unit, per_neuron = unit.parameters * _share(s, s.head_blocks), s.neuron_parameters * _share(s, s.neuron_blocks)
     if heads_removed is not None:
         candidates = [_units_of(heads_removed, unit, scope)]
     else:
         candidates = [0] if scope == "neurons" or not unit.count else list(range(unit.count))  # keep one unit
     if scope == "heads":
-        units = min(candidates, key=lambda k: abs(k * unit.parameters - target))
-        if abs(units * unit.parameters - target) > unit.parameters / 2 or (units == 0 < target):
-            raise _unreachable(s, fraction, [(k * unit.parameters, 0) for k in candidates])
+        units = min(candidates, key=lambda k: abs(k * per_unit - target))
+        if abs(units * per_unit - target) > per_unit / 2 or (units == 0 < target):
+            raise _unreachable(s, fraction, [(k * per_unit, 0) for k in candidates])
         return units, 0
-    room = (s.neurons - 1) * s.neuron_parameters  # at least one neuron is kept
-    rest = {k: round((target - k * unit.parameters) / s.neuron_parameters) for k in candidates}
+    room = (s.neurons - 1) * per_neuron  # at least one neuron is kept
+    rest = {k: round((target - k * per_unit) / per_neuron) for k in candidates}
     fitting = [k for k in candidates if 0 <= rest[k] < s.neurons]
     if not fitting:
-        raise _unreachable(s, fraction, [(k * unit.parameters, room) for k in candidates])
-    same_share = target / (unit.parameters * unit.count + s.neurons * s.neuron_parameters)
+        raise _unreachable(s, fraction, [(k * per_unit, room) for k in candidates])
+    same_share = target / (per_unit * unit.count + s.neurons * per_neuron)
     units = min(fitting, key=lambda k: abs(k - same_share * unit.count))
     return units, rest[units]
 
 
-def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: int) -> int:
+def _share(s: Sizes, blocks: tuple[int, ...]) -> float:
+    """Return the share of all blocks that have a unit; 1 in most families."""
+    return len(blocks) / s.blocks if blocks else 1
+
+
+def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: float) -> int:
     """Return the number of neurons to remove so that the nearest multiple of ``multiple_of`` is kept; 0 stays 0.
 
     A multiple with which less than half or more than twice as much is removed is too coarse.
@@ -219,10 +222,10 @@ def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: int) -
     return s.neurons - kept if removed else 0
 
 
-def _too_coarse(s: Sizes, removed: int, multiple_of: int, with_heads: int) -> ValueError:
+def _too_coarse(s: Sizes, removed: int, multiple_of: int, with_heads: float) -> ValueError:
     """Return the error for a fraction that no multiple comes near, with the fractions of the two next to it."""
     def share(kept: int) -> str:
-        per_block = with_heads + (s.neurons - kept) * s.neuron_parameters
+        per_block = with_heads + (s.neurons - kept) * s.neuron_parameters * _share(s, s.neuron_blocks)
         return f"{kept} neurons per block remove {s.blocks * per_block / s.parameters:.4f}"
 
     below = max(multiple_of, (s.neurons - removed) // multiple_of * multiple_of)
@@ -244,14 +247,15 @@ def _units_of(heads_removed: int, unit: _Unit, scope: str) -> int:
     return units
 
 
-def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[int, int]]) -> ValueError:
+def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[float, float]]) -> ValueError:
     """Return the error for an unreachable fraction, with all reachable ranges.
 
     ``per_block`` has, for every number of units, their parameters and the largest number that neurons can add.
     """
-    ranges: list[list[int]] = []
+    ranges: list[list[float]] = []
+    per_neuron = s.neuron_parameters * _share(s, s.neuron_blocks)
     for low, room in sorted(per_block):
-        if ranges and low <= ranges[-1][1] + s.neuron_parameters:  # adjacent to the previous range
+        if ranges and low <= ranges[-1][1] + per_neuron:  # adjacent to the previous range
             ranges[-1][1] = low + room
         else:
             ranges.append([low, low + room])
@@ -264,6 +268,7 @@ def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
     s, refused = families.sizes(model), families.removable(model)
     per_group, cuts = s.heads // max(s.groups, 1), []
+    all_neurons = len(s.neuron_blocks) * (s.neurons - 1) * s.neuron_parameters / s.parameters
     units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
              for g in range(s.groups)]
     units += [("equal_queries", q * s.groups, q * s.groups * s.head_parameters) for q in range(1, per_group)]
@@ -273,14 +278,14 @@ def lossless_cuts(model: nn.Module) -> dict[str, Any]:
             families.refuse_head_count(model, s.heads - heads)
         except ValueError as error:
             reason = reason or str(error)
-        least = s.blocks * parameters / s.parameters
-        most = least + s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters
+        least = len(s.head_blocks) * parameters / s.parameters
+        most = least + all_neurons
         cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
                      "refused": reason})
     block = families.parameter_count(families.blocks(model)[0])
     return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
             "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
-            "neurons_fraction": s.blocks * (s.neurons - 1) * s.neuron_parameters / s.parameters,
+            "neurons_fraction": all_neurons, "head_blocks": len(s.head_blocks), "neuron_blocks": len(s.neuron_blocks),
             "block_fraction": block / s.parameters, "cuts": cuts, "refused": refused}
 
 
@@ -293,9 +298,9 @@ def _which(scores: Tensor, n: int, rule: str, generator: torch.Generator) -> Ten
 
 
 def _check_importance(importance: Importance, s: Sizes) -> None:
-    for name, scores, shape in (("heads", importance.heads, (s.blocks, s.heads)),
-                                ("neurons", importance.neurons, (s.blocks, s.neurons))):
-        if tuple(scores.shape) != shape:
+    for name, scores, shape in (("heads", importance.heads, (len(s.head_blocks), s.heads)),
+                                ("neurons", importance.neurons, (len(s.neuron_blocks), s.neurons))):
+        if tuple(scores.shape) != shape and (0 not in shape or scores.numel()):
             raise ValueError(f"importance of {name} has shape {tuple(scores.shape)}, this model needs {shape}: "
                              f"it was measured on another model")
         if not torch.isfinite(scores).all():

@@ -130,8 +130,9 @@ def _with_adapters(model: nn.Module, settings: Settings) -> Any:
         from peft import LoraConfig, get_peft_model
 
     family = families.family_of(model)
-    paths = set(families.named_paths(family))
+    paths, known = set(families.named_paths(family)), dict(model.named_modules())
     names = [f"{info.name}.{path}" for info in families.residual_blocks(model) for path in sorted(paths)]
+    names = [name for name in names if name in known]  # not every block has attention
     config = LoraConfig(r=settings.rank, lora_alpha=settings.alpha, lora_dropout=settings.dropout,
                         target_modules=names, bias="none", task_type="CAUSAL_LM")
     with dropout_seeded(settings.seed, next(model.parameters()).device):

@@ -14,6 +14,7 @@ from pruning_lib import data
 from pruning_lib.cli import main
 from pruning_lib.evaluation import quality
 from pruning_lib.models import loading
+from pruning_lib.models.toy_models import toy
 from pruning_lib.pruning import amp, pipeline
 from pruning_lib.training import lora
 
@@ -46,7 +47,7 @@ def test_command_and_function_have_the_same_defaults():
     given = main.parser().parse_args(["prune", "--model", "m", "--out", "o"])
     defaults = {name: p.default for name, p in inspect.signature(pipeline.prune).parameters.items()}
     shared = {name for name in vars(given) if name in defaults} - {"model", "text"}  # text means two things
-    assert len(shared) == 14
+    assert len(shared) == 15
     assert {name: getattr(given, name) for name in shared} == {name: defaults[name] for name in shared}
     measured = inspect.signature(quality.perplexity).parameters
     assert given.window == measured["window"].default
@@ -84,6 +85,24 @@ def test_a_tokenizer_without_any_special_token_goes_all_the_way(prune, dense, tm
 
 
 # --- everything of one's own ------------------------------------------------------------------------------------------
+
+
+def test_experts_are_removed_and_listed_by_block(call, tokenizer, tmp_path):
+    folder = tmp_path / "experts"
+    toy("qwen3_moe", vocab_size=128, max_position_embeddings=512).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    status, said, error = call("inspect", folder)
+    assert status == 0 and "4 experts of 20 neurons; both can be removed (--experts-removed" in said
+    status, said, error = call("prune", "--model", folder, "--out", tmp_path / "small", "--experts-removed", "1",
+                               *QUICK, "--json")
+    facts = json.loads(said)
+    assert status == 0 and facts["removed"]["experts"].keys() == {"0", "1"}, error
+    small = AutoModelForCausalLM.from_pretrained(tmp_path / "small")
+    assert small.config.num_experts == 3 and facts["measured"]["pruned"]["perplexity"] > 0
+    gone = int(facts["removed"]["experts"]["1"])
+    stays = [e for e in range(4) if e != gone]
+    dense_experts = weights(folder)["model.layers.1.mlp.experts.down_proj"]
+    assert torch.equal(small.state_dict()["model.layers.1.mlp.experts.down_proj"], dense_experts[stays])
 
 
 def test_prompts_answers_and_text_of_files_are_used(prune, dense, tmp_path):

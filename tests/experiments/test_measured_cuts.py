@@ -11,6 +11,7 @@ from pruning_lib.experiments import measured_cuts
 from pruning_lib.experiments.measured_cuts import Setting
 from pruning_lib.models import surgery
 from pruning_lib.pruning import importance
+from pruning_lib.pruning.reconstruction import reconstruct
 from pruning_lib.pruning.selection import choose
 
 TEXTS = ["It is a truth universally acknowledged,", "that a single man in possession of a good fortune."]
@@ -37,6 +38,17 @@ def test_a_cut_is_the_plain_procedure(setting, method, seed):
     found = measured_cuts.cut(setting, method, removed_fraction=0.2, prompts=prompts, seed=seed)
     expected = plainly(setting, method, 0.2, seed)
     assert found["windows"] == expected["windows"] and found["removed_fraction"] == pytest.approx(0.2, abs=0.02)
+
+
+def test_a_cut_with_reconstruction_is_the_plain_procedure_under_a_key_of_its_own(setting):
+    plain = measured_cuts.cut(setting, "amp", removed_fraction=0.2, prompts=PROMPTS)
+    found = measured_cuts.cut(setting, "amp", removed_fraction=0.2, prompts=PROMPTS, reconstruction="sequential",
+                              solved_on=TEXTS * 60)
+    scores = importance.METHODS["amp"].importance(setting.network, batches(PROMPTS, setting.tokenizer))
+    plan = choose(scores, setting.network, removed_fraction=0.2, multiple_of=1)
+    model, _ = reconstruct(setting.network, plan, batches(TEXTS * 60, setting.tokenizer), progress=False)
+    expected = quality.perplexity(model, setting.tokenizer, TEXTS, window=16, stride=16, max_tokens=64)
+    assert found["windows"] == expected["windows"] != plain["windows"]
 
 
 def test_a_second_run_measures_nothing(setting, monkeypatch):

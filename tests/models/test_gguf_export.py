@@ -21,9 +21,8 @@ from pruning_lib.models import checkpoints, families, gguf_export, gguf_types, s
 from pruning_lib.pruning.selection import choose
 
 gguf = pytest.importorskip("gguf")
-# a Python that has xllamacpp: this one, or another one beside it, since nothing else here needs that package
-BESIDE = Path(os.environ.get("PRUNING_LLAMA_PYTHON") or Path(__file__).parents[2] / "build/llama/bin/python")
-LLAMA_PYTHON = executable if find_spec("xllamacpp") else str(BESIDE) if BESIDE.is_file() else ""
+# a Python that has xllamacpp: this one, or another one beside it
+LLAMA_PYTHON = executable if find_spec("xllamacpp") else os.environ.get("PRUNING_LLAMA_PYTHON")
 LLAMA = """
 import json, sys, xllamacpp
 parameters = xllamacpp.CommonParams()
@@ -139,8 +138,8 @@ def in_transformers(folder, prompts=PROMPTS):
 
 def in_llama(path, prompts=PROMPTS):
     if not LLAMA_PYTHON:
-        pytest.skip("xllamacpp is not installed; `make build/llama/ready` installs it beside this environment, and "
-                    "llama.cpp then runs what was converted")
+        pytest.skip("xllamacpp is not installed; with it, or with PRUNING_LLAMA_PYTHON naming a Python that has it, "
+                    "llama.cpp runs what was converted")
     done = subprocess.run([LLAMA_PYTHON, "-c", LLAMA, str(path), *prompts], capture_output=True, text=True)
     answers = [line for line in done.stdout.splitlines() if line.startswith("ANSWER")]
     assert answers, done.stderr[-2000:]

@@ -9,6 +9,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from pruning_lib.models import checkpoints, families, loading, opening, surgery
+from pruning_lib.pruning import amp
+from pruning_lib.pruning.pipeline import prune
 from pruning_lib.pruning.selection import choose
 
 IDS = torch.tensor([[5, 6, 7, 8]])
@@ -97,3 +99,19 @@ def test_a_model_in_several_dtypes_is_refused_before_anything_is_written(tiny, t
     with pytest.raises(ValueError, match=r"bfloat16, float32.*model.to\(torch.bfloat16\)"):
         checkpoints.save(model, None, tmp_path / "out")
     assert not list(tmp_path.iterdir())
+
+
+def lora():
+    return pytest.importorskip("peft").LoraConfig(target_modules=["q_proj"])
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (lambda model: model.lm_head.to(torch.bfloat16), r"several dtypes \(bfloat16, float32\).*model.to"),
+    (lambda model: pytest.importorskip("peft").inject_adapter_in_model(lora(), model), "adapters .*merge_and_unload"),
+    (lambda model: model.add_adapter(lora()), "adapters are .*merge_and_unload")])
+def test_a_model_in_memory_that_could_not_be_saved_is_refused_before_it_is_scored(change, message, tiny, monkeypatch):
+    model = tiny("llama")
+    change(model)
+    monkeypatch.setattr(amp, "score_sums", lambda *_, **__: pytest.fail("scored"))
+    with pytest.raises(ValueError, match=message):
+        prune(model, [{"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}], removed_fraction=0.1)

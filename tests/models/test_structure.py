@@ -12,13 +12,16 @@ from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.hooks import skip_block
 from pruning_lib.models.plan import Plan
 from pruning_lib.models.toy_models import randomise, toy
+from pruning_lib.pruning.importance import METHODS
+from pruning_lib.pruning.reconstruction import reconstruct
 from pruning_lib.pruning.selection import choose
 
 BOTH = ("gemma2 gemma3_text cohere cohere2 starcoder2 glm glm4 ministral arcee exaone4 ernie4_5 hunyuan_v1_dense "
         "seed_oss nemotron apertus gemma3 granite_swa").split()
 NEURONS = {"olmo2": "q_norm", "olmo3": "q_norm", "stablelm": "width / heads", "helium": "output projection",
-           "gpt_neox": "width / heads", "diffllama": "even", "gpt2": "width / heads", "opt": "width / heads",
-           "falcon": "width / heads", "qwen3_5_text": "1 of 2 blocks"}
+           "gpt_neox": "width / heads", "olmo_hybrid": "q_norm", "gpt2": "width / heads", "opt": "width / heads",
+           "falcon": "width / heads"}
+MIXED = {"qwen3_5_text": (1,), "bamba": (1,), "lfm3": (1,), "nemotron_h": (1,)}  # blocks that have heads
 LATENT = ("deepseek_v3",)  # heads of its own kind, neurons in experts
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18]])
 
@@ -51,10 +54,11 @@ def assert_reloads(model, folder, how=AutoModelForCausalLM):
 def plan_of(model, cut):
     """Return a plan that removes a unit of heads, if any, and other neurons in every block."""
     s = families.sizes(model)
-    neurons = torch.stack([torch.arange(s.neurons).roll(2 * i)[:5].sort().values for i in range(s.blocks)])
+    La, Lm = len(s.head_blocks), len(s.neuron_blocks)
+    neurons = torch.stack([torch.arange(s.neurons).roll(2 * i)[:5].sort().values for i in range(Lm)])
     if not s.heads:
-        return Plan("whole_groups", torch.zeros(s.blocks, 0, dtype=torch.long), neurons, s)
-    shape = (s.blocks,) if cut == "whole_groups" else (s.blocks, s.groups)
+        return Plan("whole_groups", torch.zeros(0, 0, dtype=torch.long), neurons, s)
+    shape = (La,) if cut == "whole_groups" else (La, s.groups)
     generator = torch.Generator().manual_seed(1)
     places = s.groups if cut == "whole_groups" else s.heads // s.groups
     return Plan(cut, torch.randint(places, (*shape, 1), generator=generator), neurons, s)
@@ -72,16 +76,18 @@ def masked(model, plan):
             return (x, *args[1:])
         return hook
 
-    for i, block in enumerate(families.blocks(model)):
-        heads = [h * D + d for h in plan.removed_heads[i].tolist() for d in range(D)]
-        for path, columns in ((family.heads_out, heads), (family.neurons_out, plan.neurons[i].tolist())):
-            if path:
-                block.get_submodule(path).register_forward_pre_hook(at_zero(columns))
+    blocks = families.blocks(model)
+    for i, removed in zip(plan.sizes.head_blocks, plan.removed_heads.tolist(), strict=True):
+        columns = [h * D + d for h in removed for d in range(D)]
+        blocks[i].get_submodule(family.heads_out).register_forward_pre_hook(at_zero(columns))
+    for i, columns in zip(plan.sizes.neuron_blocks, plan.neurons.tolist(), strict=True):
+        blocks[i].get_submodule(family.neurons_out).register_forward_pre_hook(at_zero(columns))
     return model
 
 
-@pytest.mark.parametrize(("name", "cut"), [*((n, c) for n in BOTH for c in ("whole_groups", "equal_queries")),
-                                           *((n, "whole_groups") for n in (*NEURONS, *LATENT))])
+@pytest.mark.parametrize(("name", "cut"), [
+    *((n, c) for n in (*BOTH, *MIXED) for c in ("whole_groups", "equal_queries")),
+    *((n, "whole_groups") for n in (*NEURONS, *LATENT))])
 def test_removing_equals_masking_and_reloads_plainly(name, cut, model_of, tmp_path):
     model = model_of(name)
     plan = plan_of(model, cut)
@@ -97,6 +103,25 @@ def test_removing_equals_masking_and_reloads_plainly(name, cut, model_of, tmp_pa
 def test_heads_and_neurons_of_these_families_are_found(name, model_of):
     s = families.sizes(model_of(name))
     assert (s.heads, s.head_width, s.neurons) == (4, 8, 24) and families.removable(model_of(name))["heads"] == ""
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_of_mixed_architectures_the_blocks_with_attention_lose_heads(name):
+    """Scores, plan, cut and least squares work on the blocks that have heads; the stated fraction is the true one."""
+    model = toy(name)
+    batches = [{"input_ids": IDS + i, "attention_mask": torch.ones_like(IDS)} for i in range(2)]
+    s = families.sizes(model)
+    assert s.head_blocks == MIXED[name] and families.removable(model)["heads"] == ""
+    for method in ("amp", "wanda", "magnitude", "peak_to_peak", "reconstruction_error"):
+        found = METHODS[method].importance(model, batches)
+        assert found.heads.shape == (len(MIXED[name]), 4) and found.neurons.shape == (len(s.neuron_blocks), s.neurons)
+    wanted = (len(s.head_blocks) * (2 * s.head_parameters + s.group_parameters)
+              + len(s.neuron_blocks) * 3 * s.neuron_parameters) / s.parameters
+    plan = choose(found, model, removed_fraction=wanted, heads_removed=2, multiple_of=1)
+    assert plan.removed_fraction == pytest.approx(wanted, abs=1e-9) and plan.kept["neurons"] == s.neurons - 3
+    pruned, steps = reconstruct(model, plan, batches, ridge=0.1)
+    assert families.parameter_count(pruned) == s.parameters - plan.removed_parameters
+    assert len(steps) == len(s.head_blocks) + len(s.neuron_blocks)
 
 
 @pytest.mark.parametrize(("name", "reason"), NEURONS.items())

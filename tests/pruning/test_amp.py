@@ -180,9 +180,9 @@ def test_behind_a_norm_a_head_scores_what_it_adds_to_the_stream(name, prompts):
     torch.testing.assert_close(found.heads.double(), heads, rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["gpt2", "opt", "qwen3_5_text"])
+@pytest.mark.parametrize("name", ["gpt2", "opt", "olmo2"])
 def test_types_without_heads_that_can_go_get_scores_of_neurons_alone(name):
     model = toy(name)
     batch = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3, dtype=int)}
     found = amp.importance(model, [batch])
-    assert found.heads.shape == (2, 0) and found.neurons.shape == (2, 24) and found.neurons.sum() > 0
+    assert found.heads.numel() == 0 and found.neurons.shape == (2, 24) and found.neurons.sum() > 0

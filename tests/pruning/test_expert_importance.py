@@ -3,11 +3,14 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from transformers import AutoModelForCausalLM
 
-from pruning_lib.models import expert_surgery, families, surgery
+from pruning_lib.models import checkpoints, expert_surgery, families, surgery
 from pruning_lib.models.hooks import inputs_to
 from pruning_lib.models.toy_models import toy
+from pruning_lib.pruning import pipeline
 from pruning_lib.pruning.expert_importance import choose_experts, expert_importance
+from pruning_lib.pruning.pipeline import prune
 
 IDS = torch.randint(3, 60, (2, 8), generator=torch.Generator().manual_seed(0))
 MASK = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
@@ -77,3 +80,38 @@ def test_a_fraction_out_of_reach_is_refused_with_the_range():
 def test_experts_that_take_other_arguments_are_refused_with_the_reason():
     with pytest.raises(ValueError, match="other arguments"):
         expert_importance(toy("llama4_text"), BATCH)
+
+
+@pytest.mark.parametrize(("name", "arguments", "kept"), [
+    ("mixtral", {"experts_removed": 1}, (3, 24)),
+    ("qwen3_moe", {"removed_fraction": 0.2, "multiple_of": 4}, (4, 12)),  # all of its neurons are inside experts
+    ("deepseek_v3", {"experts_removed": 1, "removed_fraction": 0.3, "multiple_of": 4}, (3, 8))])
+def test_prune_removes_experts_and_the_checkpoint_loads_plainly(name, arguments, kept, tmp_path):
+    model = toy(name)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = prune(model, BATCH, **arguments)
+    s, found = expert_surgery.sizes(result.model), expert_importance(model, BATCH)
+    assert (s.experts, s.neurons) == kept and torch.equal(result.plan.experts, choose_experts(
+        found, model, experts_removed=arguments.get("experts_removed", 0)).experts)
+    assert result.reached_fraction == pytest.approx(result.plan.removed_fraction) and "experts" in result.steps[0]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    checkpoints.save(result.model, None, tmp_path / "cut")
+    with torch.no_grad():
+        ours, theirs = (m(input_ids=IDS).logits for m in (
+            result.model, AutoModelForCausalLM.from_pretrained(tmp_path / "cut")))
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("name", "arguments", "message"), [
+    ("mixtral", {"experts_removed": 3}, "1 experts would stay, every token goes to 2"),
+    ("mixtral", {"experts_removed": 4}, "4 experts, one stays"),
+    ("mixtral", {"experts_removed": 1, "removed_fraction": 0.05}, "reachable: 0.1606 to"),
+    ("mixtral", {"experts_removed": 1, "method": "wanda"}, "scored by method='amp'.*method='wanda'"),
+    ("mixtral", {"experts_removed": 1, "heads_removed": 2}, "heads_removed=2.*by another call"),
+    ("mixtral", {"experts_removed": 1, "criterion": "block_influence", "blocks_removed": 1}, "no criterion"),
+    ("mixtral", {}, "removed_fraction is missing"),
+    ("gemma2", {"experts_removed": 1}, "no experts that can be cut: its blocks have no experts")])
+def test_experts_that_prune_cannot_remove_are_refused_before_they_are_scored(name, arguments, message, monkeypatch):
+    monkeypatch.setattr(pipeline, "expert_importance", lambda *_: pytest.fail("scored"))
+    with pytest.raises(ValueError, match=message):
+        prune(toy(name), BATCH, **arguments)

@@ -150,6 +150,7 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
     ({"criterion": "cka", "blocks_removed": 4, "removed_fraction": 0.1}, "give at most 0"),
     ({"criterion": "cka", "blocks_removed": 5}, "allowed: 0 to 4"), ({"removed_fraction": 0.99}, "cannot be reached"),
     ({"heads_removed": 1}, "not a lossless cut"), ({"removed_fraction": 0}, "removes nothing"),
+    ({"removed_fraction": 1e-4}, "less than half a neuron of every block, so nothing would be removed"),
 ])
 def test_what_makes_no_sense_is_refused_before_anything_is_measured(tiny, batches, arguments, message):
     model = tiny("llama", n_blocks=5)

@@ -36,7 +36,8 @@ RUNS = [path for path in PATHS if path.stem not in READINGS]
 DRAWS_OR_READS = {"matplotlib", "pandas", "numpy", "myst_nb", "json", "pruning_lib", "pruning_lib.experiments.records",
                   "pruning_lib.data",  # for published figures, in data/inputs
                   "pruning_lib.evaluation.quality",  # for statistics over recorded items only
-                  "pruning_lib.evaluation.robustness_rule", "pruning_lib.evaluation.score_rule"}
+                  "pruning_lib.evaluation.robustness_rule", "pruning_lib.evaluation.score_rule",
+                  "pruning_lib.evaluation.storage_rule", "pruning_lib.report.storage_plots"}
 OF_THE_PACKAGE = {"plots", "records", "read_record", "compare"}
 STATISTICS = {"questions", "mean_interval", "paired"}
 MODULES_OF_A_NOTEBOOK = 3  # the median, at most
