@@ -1,9 +1,8 @@
 """Images by name: pixels and labels in a fixed order, decoded once.
 
 CIFAR-10 is read through torchvision, or from parquet files under ``PRUNING_DATA``, as on the hub; both give one order
-of the images, so that a split and the first n images are the same from either source.  ``cifar10-jpeg75`` contains the
-same images recompressed as JPEG of quality 75, which are harder to classify.  The digits are part of scikit-learn and
-need no download.
+of the images, so that a split and the first n images are the same from either source.  The digits are part of
+scikit-learn and need no download.
 Every set has three disjoint splits: "calibration" for scores, "train" for training, "test" for reported accuracies.
 """
 
@@ -127,16 +126,6 @@ def _torchvision_cifar10(part: str) -> tuple[Tensor, Tensor]:
     return torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(found.targets)
 
 
-def _cifar10_jpeg75(part: str) -> tuple[Tensor, Tensor]:
-    if found := _copy("cifar10-jpeg", part):
-        return found
-    with extra("vision"):
-        from torchvision.io import decode_jpeg, encode_jpeg
-
-    pixels, labels = _torchvision_cifar10(part)
-    return torch.stack([decode_jpeg(encode_jpeg(image, quality=75)) for image in pixels]), labels
-
-
 def _parquet(folder: Path, part: str) -> tuple[Tensor, Tensor]:
     with extra("vision"):
         import pandas as pd
@@ -160,5 +149,3 @@ def _decoded(content: bytes) -> np.ndarray:
 IMAGES: Table = Table("image set")
 IMAGES["digits"] = ImageSet(_digits, 300, (0.306,), (0.375,), "CC BY 4.0")
 IMAGES["cifar10"] = ImageSet(_cifar10, 5000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), "unspecified")
-IMAGES["cifar10-jpeg75"] = ImageSet(_cifar10_jpeg75, 5000, (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616),
-                                    "unspecified")

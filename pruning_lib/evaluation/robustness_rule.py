@@ -23,6 +23,8 @@ leaves; where its interval (paired bootstrap) holds 0, the gain may be one of cl
 
 *Masked gradients.*  APGD and Square attack the images that PGD could not fool.  If they take over ``SMALLEST`` more
 from a pruned network than from the whole one, gains under PGD alone are not counted as robustness.
+(Made precise on 30 November 2026, after that run: such a network enters with all comparisons of the run that has APGD
+and Square, and with no other.)
 
 *Corruptions.*  The mean over corruptions and severities of each image, paired; the same ``SMALLEST`` and Holm's
 correction over the networks, with the paired t-test.
@@ -36,21 +38,12 @@ import numpy as np
 from scipy import stats
 
 from pruning_lib.evaluation import quality
+from pruning_lib.evaluation.multiple_comparisons import holm
 
 SMALLEST = 0.01  # the smallest difference in accuracy that matters, a fraction
 CLAIMED = 0.04  # the paper's "up to 4 points"
 ANSWERED = 0.05  # share of images that the whole network has to answer under attack
 LEVEL = 0.05  # of Holm's correction
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Return Holm's adjusted p-values: the chance of one false finding among all comparisons stays below the level."""
-    p = np.asarray(p_values, float)
-    order = np.argsort(p)
-    steps = p[order] * np.arange(len(p), 0, -1)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
-    return adjusted
 
 
 def sure_changes(differences: Sequence[float], p_values: Sequence[float]) -> np.ndarray:
@@ -89,6 +82,16 @@ def summary(differences: Sequence[float], p_values: Sequence[float]) -> dict[str
         found.update(sure_gains=int((sure > 0).sum()), sure_losses=int((sure < 0).sum()), best_fraction=float(d.max()),
                      worst_fraction=float(d.min()), mean_fraction=float(d.mean()))
     return {**found, "verdict": verdict(differences, p_values)}
+
+
+def masked_gradient(pruned: tuple[float, float], whole: tuple[float, float]) -> bool:
+    """Return whether gradients of a pruned network mislead PGD more than those of the whole one, by the rule above.
+
+    Parameters
+    ----------
+    pruned, whole : accuracy that PGD leaves, and what APGD and Square leave of it, fractions of the same images
+    """
+    return (pruned[0] - pruned[1]) - (whole[0] - whole[1]) > SMALLEST
 
 
 def share_correct(packed: Sequence[str]) -> np.ndarray:

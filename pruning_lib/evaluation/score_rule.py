@@ -43,6 +43,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from pruning_lib.evaluation.multiple_comparisons import holm
 from pruning_lib.evaluation.window_losses import WindowLosses, paired
 
 SMALLEST = 1.02  # the smallest ratio of perplexities that matters
@@ -99,15 +100,6 @@ def average(draws: Sequence[str]) -> str:
     """Return the losses of each window averaged over draws, packed."""
     found = [WindowLosses.unpack(text) for text in draws]
     return WindowLosses(np.mean([f.losses for f in found], axis=0), found[0].tokens).pack()
-
-
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Return Holm's adjusted p-values: the chance of one false finding among all comparisons stays below the level."""
-    p = np.asarray(p_values, float)
-    order = np.argsort(p)
-    adjusted = np.empty(len(p))
-    adjusted[order] = np.minimum(np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)), 1.0)
-    return adjusted
 
 
 def judge(comparisons: Sequence[Comparison]) -> list[str]:

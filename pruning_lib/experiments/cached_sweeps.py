@@ -18,8 +18,8 @@ from pruning_lib._extras import extra
 from pruning_lib._files import digest
 from pruning_lib.evaluation import attack_sweeps, attacks
 from pruning_lib.experiments import code_digests, network_cache
-from pruning_lib.experiments.recorded_networks import RecordedNetwork
-from pruning_lib.models import loading, published_networks
+from pruning_lib.experiments.recorded_networks import RecordedNetwork, of_published
+from pruning_lib.models import published_networks
 
 with extra("robustness"):
     import torchattacks
@@ -43,13 +43,7 @@ def published(names: Sequence[str]) -> list[RecordedNetwork]:
     unknown = [name for name in names if name not in known]
     if unknown:
         raise ValueError(f"no published network is called {', '.join(unknown)}; there are: {', '.join(known)}")
-    return [_recorded(known[name]) for name in names]
-
-
-def _recorded(entry: published_networks.PublishedNetwork) -> RecordedNetwork:
-    criterion = entry.criterion if entry.removed_blocks else "none"
-    return RecordedNetwork(loading.load_model(entry.name, device="cpu")[0], criterion, f"{entry.removed_blocks:02}",
-                           entry.removed_blocks, entry.name)
+    return [of_published(known[name]) for name in names]
 
 
 def clean_correct(network: RecordedNetwork, pixels: Tensor, labels: Tensor) -> np.ndarray:

@@ -20,7 +20,7 @@ with extra("report"):
     import nbformat
 
 SMALL_BYTES = 1 << 20  # digests of larger files are cached
-IMAGE_FOLDERS = {"cifar10": "cifar10", "cifar10-jpeg75": "cifar10-jpeg"}  # image set -> folder under PRUNING_DATA
+IMAGE_FOLDERS = {"cifar10": "cifar10"}  # image set -> folder under PRUNING_DATA
 LENT = ("PRUNING_DATA", "PRUNING_MODELS")  # variables that name local folders used instead of downloads
 
 

@@ -1,6 +1,6 @@
-"""Networks for analysis: from recorded runs of ``consensus_prune``, or small ones trained on demand.
+"""Networks for analysis: from recorded runs of ``consensus_prune``, published ones, or small ones trained on demand.
 
-Order of this file: record of a network · networks of recorded runs · small networks · robust predictions.
+Order of this file: record of a network · recorded and published networks · small networks · robust predictions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pruning_lib._files import digest
 from pruning_lib.data import images
 from pruning_lib.evaluation import attacks, quality
 from pruning_lib.experiments import code_digests, network_cache, records
-from pruning_lib.models import image_networks
+from pruning_lib.models import image_networks, loading
+from pruning_lib.models.published_networks import NETWORKS, PublishedNetwork
 from pruning_lib.pruning import block_ranking, consensus
 from pruning_lib.training import sgd
 
@@ -37,7 +38,7 @@ class RecordedNetwork:
     Attributes
     ----------
     criterion : criterion that ranked its blocks; "none" for the dense network, trained as long as the others
-    stage : "dense", "round1" ... or "final", as in the record
+    stage : "dense", "round1" ... or "final", as in the record; of a published network the number of blocks removed
     removed_blocks : number of removed blocks
     key : key of the network for ``network_cache.find``
     """
@@ -57,12 +58,12 @@ def from_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, che
               ) -> list[RecordedNetwork]:
     """Return the networks of recorded runs, run by run; the first one is the reference for comparisons.
 
-    The predictions of each network on the first test images must agree with its record.
+    The predictions of each network on the first test images must agree with its record.  A published network has none.
 
     Parameters
     ----------
-    runs : names of rows of ``consensus_prune``
-    stages : networks of each run: "dense", "round1", "round2" ... or "final"
+    runs : names of rows of ``consensus_prune``, or published networks, such as "published-resnet56/cka-05"
+    stages : networks of each run: "dense", "round1", "round2" ... or "final"; a published network counts once
     check_on : number of test images for the check; 0 for no check
 
     Raises
@@ -73,6 +74,9 @@ def from_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, che
     """
     found = []
     for run in runs:
+        if run in NETWORKS:
+            found.append(of_published(NETWORKS[run]))
+            continue
         record = records.read(run)
         shown = record["parameters"].get("image_set")
         if shown != image_set:
@@ -93,6 +97,13 @@ def from_runs(runs: Sequence[str], stages: Sequence[str], image_set: str, *, che
         raise ValueError(f"two networks are called {', '.join(sorted(twice))}; give one run per criterion, and "
                          f"compare seeds in separate rows")
     return found
+
+
+def of_published(entry: PublishedNetwork) -> RecordedNetwork:
+    """Return a network that its authors published; the criterion of the whole one is "none"."""
+    criterion = entry.criterion if entry.removed_blocks else "none"
+    return RecordedNetwork(loading.load_model(entry.name, device="cpu")[0], criterion, f"{entry.removed_blocks:02}",
+                           entry.removed_blocks, entry.name)
 
 
 def _check_predictions(subject: RecordedNetwork, recorded: str, image_set: str, n: int, run: str) -> None:

@@ -80,7 +80,7 @@ def _named_by_the_user(tree: Tree, known: Collection[str]) -> Iterator[Row]:
 
 
 def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
-    """Write the table of runs that a chapter includes, and the titles of their pages; delete pages of no row.
+    """Write the tables of runs that chapters include, and the titles of their pages; delete pages of no row.
 
     Pages of runs are not in the table of contents, so ``_runs.json`` also tells the builder which pages those are.
     """
@@ -96,6 +96,7 @@ def _index_runs(tree: Tree, book: Path, made: Sequence[Row]) -> None:
     (book / "_runs.json").write_text(json.dumps({f"executed/{name}": title for name, title in titles.items()}))
     linked = [row for row in rows(tree).values()  # a book of one's own may lack a reading
               if not row.reading or (book / "executed" / f"{row.name}.ipynb").is_file()]
+    (book / "_waiting.md").write_text(run_index.waiting(rows(tree).values(), tree))
     (book / "_runs.md").write_text(run_index.table(runs, linked, tree, book / "chapters" / "claims.md"))
 
 

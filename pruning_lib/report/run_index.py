@@ -156,5 +156,13 @@ def table(runs: Sequence[Row], rows: Sequence[Row], tree: Tree, chapter: Path) -
     return "\n".join(lines) + "\n"
 
 
+def waiting(rows: Iterable[Row], tree: Tree) -> str:
+    """Return a table in Markdown of the rows that were not run: name, model, and what the row needs."""
+    rows = [row for row in rows if row.not_run]
+    given = parameters(rows, tree)
+    lines = [f"| `{row.name}` | {model_of(given[row.name], given)} | {row.not_run} |" for row in rows]
+    return "\n".join(["| row | model | what it needs |", "| --- | --- | --- |", *lines]) + "\n"
+
+
 def _link(name: str) -> str:
     return f"[{name}](../executed/{name}.ipynb)"

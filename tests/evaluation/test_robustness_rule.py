@@ -61,3 +61,9 @@ def test_kept_shares_compare_at_equal_clean_accuracy():
     fewer = worse & half & (generator.random(4000) < 0.8)
     share, low, high = rule.kept_share_difference(clean & half, clean, fewer, worse)
     assert share == pytest.approx(0.1, abs=0.03) and low > 0.05 and high < 0.15
+
+
+def test_a_gradient_is_masked_if_stronger_attacks_take_more_from_the_pruned_network():
+    assert rule.masked_gradient(pruned=(0.60, 0.52), whole=(0.50, 0.45))
+    assert not rule.masked_gradient(pruned=(0.60, 0.54), whole=(0.50, 0.45))  # one point is not more than one point
+    assert not rule.masked_gradient(pruned=(0.60, 0.60), whole=(0.50, 0.30))

@@ -1,6 +1,8 @@
 """Networks of recorded runs equal the recorded ones; small networks follow the procedure of the runs."""
 
 import pytest
+from test_keras_resnet import keras_network
+from test_published_networks import put
 
 from pruning_lib.data import images
 from pruning_lib.evaluation import attacks, quality
@@ -112,3 +114,15 @@ def test_what_is_not_recorded_is_refused_with_the_way_out(pair, recorded):
     recorded(pair[0], row={"key": "0" * 16})
     with pytest.raises(ValueError, match="no network 0{16}"):
         recorded_networks.from_runs(["none"], ["final"], "digits")
+
+
+def test_published_networks_stand_beside_recorded_ones(pair, recorded, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_MODELS", str(tmp_path))
+    (tmp_path / "published-resnet56").mkdir()
+    whole, cut = keras_network(blocks=(9, 9, 9)), keras_network(blocks=(9, 9, 8))
+    for name, network in (("consensus-00", whole), ("cka-01", cut)):
+        put(tmp_path / "published-resnet56", name, network)
+    names = ["published-resnet56/consensus-00", "published-resnet56/cka-01", "none"]
+    found = recorded_networks.from_runs(names, ["final"], "digits")
+    assert [(s.label, s.removed_blocks) for s in found] == [("dense 00", 0), ("cka 01", 1), ("dense final", 0)]
+    assert [len(families.residual_blocks(s.network)) for s in found] == [27, 26, 9]

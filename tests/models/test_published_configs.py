@@ -50,11 +50,3 @@ def test_a_row_that_was_not_run_can_be_carried_out_on_its_models_shape(name):
 
 def test_rows_that_were_not_run_say_what_they_need():
     assert TOO_LARGE and all(len(row.not_run.split()) > 3 for row in NOT_RUN.values())
-
-
-def test_the_book_lists_the_rows_that_were_not_run():
-    chapter = (TREE.pages.parent / "chapters" / "records.md").read_text()
-    for name, row in NOT_RUN.items():
-        model = f" {row.parameters['model']} |" if name in TOO_LARGE else ""
-        assert f"| `{name}` |{model} {row.not_run} |" in chapter
-    assert chapter.count("| needs a ") + chapter.count("| wants ") == len(NOT_RUN)

@@ -61,3 +61,11 @@ def test_a_run_on_networks_of_other_runs_has_the_model_of_the_first():
     others = {"dense": {"model": "resnet20"}, "cut": {"model": "resnet56"}}
     assert run_index.model_of({"runs": "dense cut"}, others) == "resnet20"
     assert run_index.method_of({"method": "none", "criterion": "block_influence"}) == "block influence"
+
+
+def test_every_row_that_was_not_run_is_listed_with_what_it_needs():
+    lines = run_index.waiting(ROWS, TREE).splitlines()[2:]
+    wanted = [row for row in ROWS if row.not_run]
+    assert wanted and [line.split("`")[1] for line in lines] == [row.name for row in wanted]
+    assert all(line.endswith(f"| {row.not_run} |") for line, row in zip(lines, wanted, strict=True))
+    assert "```{include} ../_waiting.md" in (ROOT / "book" / "chapters" / "records.md").read_text()
