@@ -3,7 +3,7 @@
 # make book        the published report, rendered from the stored pages
 # make pdf epub    the chapters of that report as one file, in build/ (needs Chromium)
 # make report      re-run the stale rows of the report (hours; needs the data sets)
-# make bench       speed of the importance pass, reconstruction, and scoring blocks, growth of cost
+# make bench       one table of speed: ours, a plain way, and the floor of this machine's arithmetic
 # make gpu         what only a GPU can say, under ten minutes: speed of LLaMA-2-7B's shape, and the cost of scoring it
 # make lint        style and types
 # make compat      the tests of families, surgery and checkpoints with the oldest transformers, installed beside the newest
@@ -33,10 +33,7 @@ report: $(READY)
 	$(BIN)/pruning-lib run --all --stale
 
 bench: $(READY)
-	$(BIN)/python tests/benchmarks/bench_importance.py
-	$(BIN)/python tests/benchmarks/bench_reconstruction.py
-	$(BIN)/python tests/benchmarks/bench_consensus.py
-	$(BIN)/python tests/benchmarks/bench_growth.py
+	$(BIN)/python tests/benchmarks/bench.py
 
 gpu: $(READY)
 	$(BIN)/python tests/benchmarks/bench_gpu.py

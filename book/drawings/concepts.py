@@ -1,4 +1,4 @@
-"""Drawings of five concepts, one each, as SVG that takes the colour of the page's text in light and dark mode.
+"""Drawings of eight concepts, one each, as SVG that takes the colour of the page's text in light and dark mode.
 
 Every number in a drawing is computed here from the numbers of the worked example in its chapter.
 """
@@ -13,6 +13,11 @@ _spec.loader.exec_module(methods)
 rect, line, words, arrow, cross = methods.rect, methods.line, methods.words, methods.arrow, methods.cross
 HEAD, NEURON, GONE = methods.HEAD, methods.NEURON, methods.GONE
 VOTES = {"a": (0, 2, 1), "b": (2, 0, 0), "c": (1, 1, 3), "d": (3, 3, 2)}  # ranks of the chapter on Consensus
+ADDED = {"head A": (3, 0, 0, 0), "head B": (1, 1, 1, 1)}  # of the chapter on L1
+SHAPES = {"same axes": ((3, 1), (1, 2)), "turned by a right angle": ((2, 1), (1, 2))}  # half-axes, chapter on Bures
+STEPS = ((1988, "relevance of units"), (1989, "saliency"), (2015, "magnitude"), (2017, "filters, channels"),
+         (2019, "doubts: lottery tickets"), (2020, "heads, blocks, graphs"), (2023, "language models"),
+         (2024, "prune, then distil"))
 A, B = (1, 2, 2), (2, 5, 3)  # outputs of two neurons, from the chapter Beyond AMP
 WEIGHT_A, WEIGHT_B = 1, 2
 
@@ -116,7 +121,53 @@ def forgiving():
     return 166, picture
 
 
+def norms():
+    """Draw what two heads add, feature by feature, with both norms and the head that each norm removes."""
+    sizes = {name: (sum(map(abs, added)), sum(v * v for v in added) ** 0.5) for name, added in ADDED.items()}
+    picture = ""
+    for place, (name, added) in enumerate(ADDED.items()):
+        x = 20 + 320 * place
+        picture += words(x, 18, name, font_weight="bold") + line(f"M{x} 120H{x + 150}", 1.2)
+        for feature, value in enumerate(added):
+            at = x + 8 + 36 * feature
+            picture += rect(at, 120 - 30 * value, 24, 30 * value, HEAD) if value else ""
+            picture += middle(at + 12, 136, value, font_size=12)
+        for row, norm in enumerate(("L1", "L2")):
+            least = min(sizes, key=lambda one, row=row: sizes[one][row]) == name
+            picture += words(x + 165, 60 + 30 * row, f"{norm} {sizes[name][row]:g}" + (": removed" if least else ""))
+    return 146, picture
+
+
+def bures():
+    """Draw pairs of ellipses with the squares of their Bures distances, which have the same axes."""
+    picture = ""
+    for place, (name, (one, other)) in enumerate(SHAPES.items()):
+        x = 150 + 330 * place
+        for (a, b), look in ((one, {"stroke": HEAD}), (other, {"stroke": NEURON, "stroke_dasharray": "6 4"})):
+            extra = "".join(f' {key.replace("_", "-")}="{value}"' for key, value in look.items())
+            picture += f'<ellipse cx="{x}" cy="85" rx="{32 * a}" ry="{32 * b}" fill="none" stroke-width="2.5"{extra}/>'
+        square = sum((a - b) ** 2 for a, b in zip(one, other, strict=True))
+        picture += middle(x, 176, f"{name}: squared distance {square:g}")
+    return 186, picture
+
+
+def timeline():
+    """Draw the steps of the history on a line of years."""
+    picture = line("M20 100H620", 2)
+    for place, (year, text) in enumerate(STEPS):
+        x, up = 52 + 76 * place, place % 2 == 0
+        y = 62 if up else 128
+        picture += f'<circle cx="{x}" cy="100" r="5" fill="{HEAD}"/>'
+        picture += line(f"M{x} {95 if up else 105}V{y + (6 if up else -6)}")
+        picture += middle(x, y - 16 if up else y + 26, year, font_weight="bold", font_size=13)
+        picture += middle(x, y if up else y + 10, text, font_size=11)
+    return 165, picture
+
+
 CONCEPTS = {
+    "norms": (norms, "Two heads: one adds 3 to one feature, the other 1 to each of four; L1 removes A, L2 removes B"),
+    "bures": (bures, "Two pairs of ellipses; the squares of their distances are 5 and 2"),
+    "timeline": (timeline, "Eight steps in the history of pruning, from 1988 to 2024, on a line of years"),
     "head_adds": (head_adds, "Vectors that two heads add for two tokens, their sizes and the means 3 and 1.5"),
     "least_squares": (least_squares, "Outputs for three tokens before the cut, after it, and with a solved weight"),
     "block_removal": (block_removal, "Four residual blocks; without the second one its input goes to the third"),

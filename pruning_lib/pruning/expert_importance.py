@@ -80,16 +80,25 @@ def expert_importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]],
         pairs = x[kept].repeat_interleave(index.shape[-1], 0), index[kept].reshape(-1, 1), router[kept].reshape(-1, 1)
         norms = modules[i](*pairs).abs().sum(-1, dtype=torch.float32)
         experts[i].index_add_(0, pairs[1].flatten().cpu(), (each * norms).double().cpu())
-        for start, fired in _activations(modules[i], placed.down, down.axis, *pairs[:2]):
+        once = *pairs[:2], torch.ones_like(pairs[2], dtype=x.dtype)
+        for start, fired in _activations(modules[i], placed.down, down.axis, once, pairs[1].flatten()):
             found = (each[:, None] * fired.abs()).double().cpu()
             neurons[i, :, start:start + found.shape[1]].index_add_(0, pairs[1].flatten().cpu(), found)
+
+    def see_all(i: int, x: Tensor) -> None:  # every expert has a copy of every token, times its router weight or 0
+        each = weights.flatten().to(x.device)
+        norms = modules[i](x).view(s.experts, len(each), -1).abs().sum(-1, dtype=torch.float32)
+        experts[i] += (norms @ each).double().cpu()
+        for start, fired in _activations(modules[i], placed.down, down.axis, (x,)):
+            found = torch.einsum("ent,n->et", fired.view(s.experts, len(each), -1).abs().float(), each)
+            neurons[i, :, start:start + found.shape[1]] += found.double().cpu()
 
     def see_plain(n: int, x: Tensor) -> None:
         tokens = x.view(*weights.shape, -1)  # some flatten prompts and tokens before the MLP
         plain[list(outputs)[n]].add_(neuron_scores(tokens, weights.to(x.device)).double().cpu())
 
     prompts = 0
-    with torch.inference_mode(), evaluating(model), _calls_of(modules, see_experts), inputs_to(
+    with torch.inference_mode(), evaluating(model), _calls_of(modules, see_experts, see_all), inputs_to(
             outputs.values(), see_plain):
         for batch in tqdm(batches, desc="importance of experts", disable=not progress, leave=False):
             mask = _right_padded(batch["attention_mask"]).to(offload.input_device(model))
@@ -104,8 +113,11 @@ def expert_importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]],
 
 
 @contextmanager
-def _calls_of(modules: list[nn.Module], see: Any) -> Iterator[None]:
-    """Call ``see(i, tokens, numbers, router weights)`` when experts run; not when ``see`` itself runs them."""
+def _calls_of(modules: list[nn.Module], see: Any, see_all: Any) -> Iterator[None]:
+    """Call ``see(i, tokens, numbers, router weights)`` when experts run; not when ``see`` itself runs them.
+
+    Call ``see_all(i, tokens)`` for experts that each take a copy of all tokens, as those of Llama 4 do.
+    """
     busy = False
 
     def hook(i: int, args: tuple, kwargs: dict) -> None:
@@ -113,11 +125,12 @@ def _calls_of(modules: list[nn.Module], see: Any) -> Iterator[None]:
         given = [*args, *kwargs.values()]
         if busy:
             return
-        if len(given) != 3 or given[1].dtype not in (torch.int32, torch.int64):
+        everything = len(given) == 1 and isinstance(given[0], Tensor) and given[0].ndim == 2
+        if not everything and (len(given) != 3 or given[1].dtype not in (torch.int32, torch.int64)):
             raise ValueError("the experts of this type take other arguments than tokens, numbers of experts and router "
                              "weights, so their importance cannot be measured; a plan of your own can still cut them")
         busy = True
-        see(i, *given)
+        (see_all if everything else see)(i, *given)
         busy = False
 
     with ExitStack() as stack:
@@ -128,7 +141,8 @@ def _calls_of(modules: list[nn.Module], see: Any) -> Iterator[None]:
         yield
 
 
-def _activations(module: nn.Module, down: str, axis: int, x: Tensor, index: Tensor) -> Iterator[tuple[int, Tensor]]:
+def _activations(module: nn.Module, down: str, axis: int, given: tuple[Tensor, ...], index: Tensor | None = None
+                 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the inputs of the output projection of each token's expert, as many neurons at once as the model is wide.
 
     Experts are computed inside one module, where no hook sees their neurons.  With rows of the identity in the place of
@@ -136,21 +150,21 @@ def _activations(module: nn.Module, down: str, axis: int, x: Tensor, index: Tens
 
     Parameters
     ----------
-    x, index : (pairs, C) tokens and (pairs, 1) the expert of each
+    given : arguments of the module, with router weights of 1
+    index : (pairs,) the expert of each token, if the module has biases
     """
     name = down.rpartition(".")[2]
     own = cast(nn.Parameter, getattr(module, name))
     bias = getattr(module, f"{name}_bias", None)
     M, C = own.shape[axis], own.shape[3 - axis]
-    ones = torch.ones_like(index, dtype=x.dtype)
     try:
         for start in range(0, M, C):
             chosen = torch.zeros(own.shape, dtype=own.dtype, device=own.device)
             along = torch.arange(min(C, M - start), device=own.device)
             chosen.movedim(axis, 1)[:, start + along, along] = 1  # (E, M, C)
             setattr(module, name, nn.Parameter(chosen, requires_grad=False))
-            fired = module(x, index, ones)[:, :len(along)]
-            yield start, fired if bias is None else fired - bias[index.flatten()][:, :len(along)]
+            fired = module(*given)[:, :len(along)]
+            yield start, fired if bias is None or index is None else fired - bias[index][:, :len(along)]
     finally:
         setattr(module, name, own)
 

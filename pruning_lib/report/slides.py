@@ -48,6 +48,7 @@ footer, footer a { font-size: 16px; color: #595959; }
 footer { position: absolute; bottom: 14px; left: 72px; margin: 0; }
 .notes { display: none; font-size: 18px; padding: 1em 72px; background: #fff8e6; max-width: 1136px; }
 body.speaker .notes { display: block; }
+svg.concept { display: block; width: 100%; max-height: 400px; }
 figure.method svg { max-width: 200px; } figure.method span { font-size: .62em; }
 figure.method strong { font-size: .8em; }
 @page { size: 1280px 720px; margin: 0; }
@@ -127,8 +128,9 @@ def _slide(page: BeautifulSoup | None, entry: dict[str, Any], book: Path) -> str
         parts.append(_markdown(_with_numbers(entry["text"], book)))
     if "drawing" in entry:
         drawing = book / "drawings" / f"{entry['drawing']}.html"
+        drawing = drawing if drawing.is_file() else drawing.with_suffix(".svg")
         if not drawing.is_file():
-            raise SystemExit(f"slides.yml: no drawing {drawing.name!r} in {drawing.parent}")
+            raise SystemExit(f"slides.yml: no drawing {entry['drawing']!r} in {drawing.parent}")
         parts.append(drawing.read_text())
     if page is not None:
         found, source = _excerpt(page, entry)

@@ -52,7 +52,7 @@ def test_a_snippet_prints_what_stands_below_it(name):
 
 def test_the_drawing_is_what_its_script_draws_and_stands_in_its_chapter():
     assert (BOOK / "drawings" / "grouped_query.html").read_text() == grouped.draw()
-    assert "../drawings/grouped_query.html" in TEXTS["grouped_query"]
+    assert ":drawing: grouped_query.html" in TEXTS["grouped_query"]
 
 
 @pytest.mark.parametrize(("queries", "groups"), [(6, 3), (4, 2), (3, 3), (9, 3), (6, 1)])

@@ -1,6 +1,7 @@
 """Promises to readers and teachers: goals, reading times, explained terms, verdicts from records."""
 
 import ast
+import importlib.util
 import json
 import math
 import re
@@ -94,6 +95,17 @@ def test_the_readme_has_every_claim_with_its_verdict():
     assert shown == wanted, "README.md needs:\n" + "\n".join(f"| {c} | {v} |" for c, v in wanted.items())
 
 
+def test_the_readme_tells_the_findings_of_the_front_page_and_has_its_four_doors():
+    front, readme = (BOOK / "chapters" / f"{FRONT}.md").read_text(), (ROOT / "README.md").read_text()
+    path = BOOK / "drawings" / "findings.py"
+    spec = importlib.util.spec_from_file_location("findings", path)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert script.SECTION.search(readme)[2] == script.findings(), f"numbers have changed; run: python {path}"
+    for name, about in re.findall(r"\{grid-item-card\} ([^\n]+)\n:link: \S+\n:link-type: doc\n(.+)\n", front):
+        assert f"- **{name}.** {about}" in readme
+
+
 # --- slides -----------------------------------------------------------------------------------------------------------
 
 
@@ -150,7 +162,7 @@ def test_a_slide_has_text_with_formulas_and_numbers_of_pages_and_notes_for_the_s
     assert '<aside class="notes"><p>Wait.</p>' in html
     with pytest.raises(SystemExit, match="page 'run' glues no 'x'"):
         built({"title": "Least squares", "text": "{run::x}"})
-    with pytest.raises(SystemExit, match="no drawing 'none.html'"):
+    with pytest.raises(SystemExit, match="no drawing 'none'"):
         built({"title": "Least squares", "drawing": "none"})
 
 

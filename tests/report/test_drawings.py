@@ -27,9 +27,10 @@ def script(path):
     return module
 
 
-head_map, methods, growth, concepts = (script(BOOK / "drawings" / f"{name}.py")
-                                       for name in ("head_map", "methods", "growth", "concepts"))
-addresses, alt_text = (script(BOOK / "extensions" / f"{name}.py") for name in ("addresses", "alt_text"))
+head_map, methods, growth, speed, concepts = (script(BOOK / "drawings" / f"{name}.py")
+                                              for name in ("head_map", "methods", "growth", "speed", "concepts"))
+addresses, alt_text, number_format = (script(BOOK / "extensions" / f"{name}.py")
+                                      for name in ("addresses", "alt_text", "number_format"))
 MAP = json.loads((BOOK / "drawings" / "head_map.json").read_text())
 
 
@@ -67,6 +68,8 @@ def test_the_drawing_of_a_concept_is_what_its_script_draws_and_stands_numbered_i
 def test_the_drawings_show_the_numbers_of_the_worked_examples():
     assert {"mean 3", "mean 1.5"} <= set(re.findall(r">(mean [\d.]+)<", concepts.draw("head_adds")))
     assert re.findall(r"squared error (\d+)", concepts.draw("least_squares")) == ["0", "152", "8"]
+    assert re.findall(r">(L\d [\d.]+): removed<", concepts.draw("norms")) == ["L1 3", "L2 2"]
+    assert re.findall(r"squared distance (\d+)", concepts.draw("bures")) == ["5", "2"]
     assert re.findall(r">sum (\d+)(: removed)?<", concepts.draw("votes")) == [("3", ""), ("2", ": removed"), ("5", ""),
                                                                              ("8", "")]
 
@@ -96,6 +99,13 @@ def test_words_and_curves_of_how_cost_grows_are_those_of_the_table_that_was_meas
     assert {"tokens", "blocks", "prompts", "width"} <= set(points) <= set(growth.KINDS)
     missing = [name for kind, name in growth.KINDS.items() if kind not in points]
     assert growth.WORDS.read_text().count("Not measured here yet") == bool(missing)
+
+
+def test_the_table_of_speed_has_the_largest_size_of_every_computation():
+    rows = [["tasks", 4, "questions", 1.0, 2.0, 0.5, 10.0], ["tasks", 16, "questions", 2.0, 5.0, 1.0, 20.4]]
+    *_, row, _, last = speed.words(rows, "measured on a machine").splitlines()
+    assert row == "| tasks | 16 questions | 2.00 | 5.00 | 2.50 | 1.00 | 2.0 | 20 |"
+    assert last == "Measured on a machine."
 
 
 def test_a_bend_is_told_from_noise_and_named_with_its_place_and_direction():
@@ -172,6 +182,21 @@ def test_a_book_with_a_repository_has_edit_source_and_launch_links_and_an_absolu
                  'content="https://someone.github.io/pruning/_static/card.png"'):
         assert link in page
     assert f"{REPOSITORY}/edit/main/book/chapters/references.md" in chapter
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("before, after", [
+    ("79.0% of 30 %", "79.0\u00a0% of 30\u00a0%"), ("lost -1.5 [-2, -0.3]", "lost \u22121.5 [\u22122, \u22120.3]"),
+    ("amp-20, 2026-01-02, 3-7 and e-5", "amp-20, 2026-01-02, 3-7 and e-5")])
+def test_numbers_have_one_format_and_names_stay(before, after):
+    assert number_format.formatted(before) == after
+
+
+def test_numbers_of_tables_are_formatted_but_no_style():
+    html = "<style>#T_1 td { width: 50%; margin: -1px }</style><table id='T_1' style='width: 9%'><td>-3.1%</td></table>"
+    assert number_format.table(html) == html.replace("-3.1%", "\u22123.1\u00a0%")
 
 
 # --- words for figures ------------------------------------------------------------------------------------------------

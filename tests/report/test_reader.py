@@ -29,8 +29,9 @@ SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
             "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # one page of each kind; contrast is slow to measure, so it is measured on these in light and dark mode
-KINDS = ["chapters/intro", "chapters/amp", "chapters/claims", "chapters/runs", "executed/amp_against_size",
-         "executed/amp-20"]
+KINDS = ["chapters/intro", "chapters/amp", "chapters/consensus", "chapters/in_browser", "chapters/claims",
+         "chapters/runs", "executed/amp_against_size", "executed/amp-20"]
+LOOKS = [{"color_scheme": scheme, "viewport": size} for scheme in ("light", "dark") for size in (LAPTOP, PHONE)]
 SERIOUS = {"serious", "critical"}
 THEMES_OWN: dict[str, str] = {}  # rule of axe -> reason for a violation by the theme that we cannot fix
 
@@ -306,7 +307,7 @@ def cells(table, column):
 def test_a_result_table_is_sorted_with_the_keyboard_and_comes_back(sheet, address):
     sheet.goto(address + "executed/amp_against_size.html")
     table = sheet.locator("main .cell_output table").filter(has=sheet.locator("th button")).first
-    button = table.locator("th button", has_text="20% removed")
+    button = table.locator("th button", has_text="20\u00a0% removed")
     column = 1 + button.evaluate("b => b.closest('th').cellIndex")
     before = cells(table, column)
     orders = []
@@ -412,7 +413,7 @@ def test_no_page_shuts_a_reader_out(browser, address, names):
 
 
 @pytest.mark.parametrize("name", KINDS)
-@pytest.mark.parametrize("sheet", [{"color_scheme": "light"}, {"color_scheme": "dark"}], indirect=True, ids="ld")
+@pytest.mark.parametrize("sheet", LOOKS, indirect=True, ids=["light", "light-phone", "dark", "dark-phone"])
 def test_text_stands_out_by_day_and_by_night(sheet, address, name, request):
     sheet.goto(f"{address}{name}.html", wait_until="load")
     wanted = request.node.callspec.params["sheet"]["color_scheme"]

@@ -137,7 +137,7 @@ def test_buttons_show_which_changes_a_metric_ignores(open_widget):
     assert ignoring("shuffle") == {"wasserstein"}
 
 
-def test_a_point_is_moved_with_the_keyboard_and_with_the_mouse(open_widget):
+def test_a_point_is_moved_with_the_keyboard_and_with_the_mouse(open_widget, widgets):
     page = open_widget("cloud")
     page.locator("[data-change=reset]").press("Enter")
     page.locator("svg").focus()
@@ -158,7 +158,8 @@ def test_a_point_is_moved_with_the_keyboard_and_with_the_mouse(open_widget):
     page.locator("svg").focus()
     page.keyboard.press("ArrowUp")
     after = page.locator(".moved").nth(4).get_attribute("transform")
-    assert float(re.findall(r"[\d.]+", before)[1]) - float(re.findall(r"[\d.]+", after)[1]) == pytest.approx(4, abs=0.2)
+    moved = float(re.findall(r"[\d.]+", before)[1]) - float(re.findall(r"[\d.]+", after)[1])
+    assert moved == pytest.approx(0.2 * widgets.UNIT, abs=0.2)
 
 
 def test_votes_follow_distances_and_switches(open_widget):
