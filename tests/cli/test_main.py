@@ -303,7 +303,6 @@ def test_in_a_folder_that_init_laid_out_a_notebook_runs(tmp_path, monkeypatch, c
     (page,) = json.loads(capsys.readouterr().out)["pages"].values()
     assert Path(page).resolve() == (tmp_path / "mine" / "own" / "executed" / "by_hand.ipynb").resolve()
     assert json.loads((tmp_path / "mine" / "own" / "results" / "by_hand.json").read_text())["values"]
-    assert not (tmp_path / "mine" / "own" / "failed").exists()
 
 
 def test_every_command_takes_quiet_and_json():
