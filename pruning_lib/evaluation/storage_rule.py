@@ -99,7 +99,7 @@ def _compared(file: dict[str, Any], rival: dict[str, Any]) -> Case:
     mean, error = float(difference.mean()), float(stats.sem(difference))
     half = float(stats.t.ppf(0.975, len(difference) - 1)) * error
     p_value = float(2 * stats.t.sf(abs(mean) / error, len(difference) - 1)) if error else float(mean == 0)
-    return Case(file["name"], rival["name"], *map(math.exp, (mean, mean - half, mean + half)), p_value)
+    return Case(file["name"], rival["name"], math.exp(mean), math.exp(mean - half), math.exp(mean + half), p_value)
 
 
 def judge(cases: Sequence[Case]) -> list[str]:
@@ -128,4 +128,4 @@ def front(bytes_or_seconds: Sequence[float], perplexity: Sequence[float]) -> np.
     x, y = np.asarray(bytes_or_seconds, float), np.asarray(perplexity, float)
     at_least = (x[None] <= x[:, None]) & (y[None] <= y[:, None])
     better = (x[None] < x[:, None]) | (y[None] < y[:, None])
-    return ~(at_least & better).any(1)
+    return np.logical_not((at_least & better).any(axis=1))

@@ -101,6 +101,14 @@ def test_words_and_curves_of_how_cost_grows_are_those_of_the_table_that_was_meas
     assert growth.WORDS.read_text().count("Not measured here yet") == bool(missing)
 
 
+def test_words_and_curves_of_the_speed_are_those_of_the_table_that_was_measured():
+    rows, conditions = speed.read()
+    assert speed.WORDS.read_text() == speed.words(rows, conditions)
+    assert Image.open(speed.CURVES).text["Description"] == speed.digest()
+    assert "peak" in conditions and len({row[0] for row in rows}) == 5
+    assert all(ours > floor for _, _, _, ours, _, floor, _ in rows), "faster than arithmetic"
+
+
 def test_the_table_of_speed_has_the_largest_size_of_every_computation():
     rows = [["tasks", 4, "questions", 1.0, 2.0, 0.5, 10.0], ["tasks", 16, "questions", 2.0, 5.0, 1.0, 20.4]]
     *_, row, _, last = speed.words(rows, "measured on a machine").splitlines()
