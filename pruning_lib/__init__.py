@@ -102,7 +102,7 @@ def __getattr__(name: str) -> Any:
 
 
 def _loaded(place: str) -> Any:
-    """Return what stands at ``place``; a module without the packages of its extra raises when it is first used."""
+    """Return the object at ``place``; a module without the packages of its extra raises when it is first used."""
     from pruning_lib._extras import Lazy, MissingExtra
 
     module, _, attribute = place.rpartition(".")

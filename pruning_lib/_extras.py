@@ -14,7 +14,7 @@ class MissingExtra(ImportError):
 
 @contextmanager
 def extra(name: str, otherwise: str = "") -> Iterator[None]:
-    """Name the extra ``name``, and what can be done without it, when a package imported inside is not installed.
+    """Name the extra ``name``, and the work possible without it, when a package imported inside is not installed.
 
     Raises
     ------
