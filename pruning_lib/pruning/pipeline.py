@@ -69,8 +69,8 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
           allow_test_text: bool = False, multiple_of: int | None = None, seed: int = 0) -> Pruned:
     """Remove ``removed_fraction`` of all parameters; ``model`` itself stays as it is.
 
-    Defaults are those of the command ``pruning-lib prune``, and both give the same model.  They are what the book's
-    report found best for AMP: all heads stay, and the output projections are re-solved block after block.
+    Defaults are those of the command ``pruning-lib prune``, and both give the same model.  They gave AMP the
+    best results of the book: all heads stay, and the output projections are re-solved block after block.
 
     Parameters
     ----------
@@ -135,7 +135,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
                       heads_removed=heads_removed, grouped_query=grouped_query, multiple_of=multiple_of, seed=seed)
 
     if width:
-        refuse_nothing(plan_of(importance.uniform(model)), width_fraction)  # and what cannot be reached
+        refuse_nothing(plan_of(importance.uniform(model)), width_fraction)  # and a fraction out of reach
     elif depth:
         blocks_removed = _block_count(model, removed_fraction, blocks_removed)
     long = needs_long_text(method, reconstruction)
