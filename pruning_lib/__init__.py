@@ -5,8 +5,8 @@ Prune a language model (AMP [1]_ or another method) and save it as a plain check
     import pruning_lib as pl
 
     model, tokenizer = pl.load_model("smollm2-135m-instruct")       # or a local folder, or a hub name
-    prompts = pl.batches(pl.texts("mini_prompts"), tokenizer)       # calibration data
-    result = pl.prune(model, prompts, removed_fraction=0.2)         # of all parameters
+    result = pl.prune(model, tokenizer, removed_fraction=0.2,       # of all parameters
+                      calibration="mini_prompts")                   # or a file, a list of texts, batches
     pl.save(result.model, tokenizer, "smaller")                     # loads with plain transformers
 
 Remove residual blocks of an image network (Consensus [2]_ or another criterion)::
@@ -92,15 +92,27 @@ __all__ = ["__version__", *_PUBLIC]
 def __getattr__(name: str) -> Any:
     """Load a public name, or a module under the name it had in version 0.1."""
     if name in _PUBLIC:
-        module, _, attribute = _PUBLIC[name].rpartition(".")
-        found = getattr(import_module(f"pruning_lib.{module}"), attribute, None)
-        globals()[name] = import_module(f"pruning_lib.{_PUBLIC[name]}") if found is None else found
+        globals()[name] = _loaded(_PUBLIC[name])
         return globals()[name]
     if not name.startswith("_"):
         from pruning_lib._renamed import old_module
 
         return old_module(name)
     raise AttributeError(f"module 'pruning_lib' has no attribute {name!r}")
+
+
+def _loaded(place: str) -> Any:
+    """Return the object at ``place``; a module without the packages of its extra raises when it is first used."""
+    from pruning_lib._extras import Lazy, MissingExtra
+
+    module, _, attribute = place.rpartition(".")
+    found = getattr(import_module(f"pruning_lib.{module}"), attribute, None)
+    if found is not None:
+        return found
+    try:
+        return import_module(f"pruning_lib.{place}")
+    except MissingExtra:  # help(pruning_lib) shows the other names
+        return Lazy(f"pruning_lib.{place}", "report")
 
 
 def __dir__() -> list[str]:

@@ -13,8 +13,8 @@ class MissingExtra(ImportError):
 
 
 @contextmanager
-def extra(name: str) -> Iterator[None]:
-    """Name the extra ``name`` when a package imported inside the block is not installed.
+def extra(name: str, otherwise: str = "") -> Iterator[None]:
+    """Name the extra ``name``, and the work possible without it, when a package imported inside is not installed.
 
     Raises
     ------
@@ -29,7 +29,7 @@ def extra(name: str) -> Iterator[None]:
         if (error.name or "").startswith("pruning_lib"):
             raise
         raise MissingExtra(f"{error.name} is not installed and this needs it; "
-                           f'install it with: pip install "pruning-lib[{name}]"') from error
+                           f'install it with: pip install "pruning-lib[{name}]"' + otherwise) from error
 
 
 class Lazy:

@@ -92,7 +92,7 @@ def model(tiny, tokenizer, tmp_path_factory):
 
 
 def test_the_wheel_carries_what_run_and_book_need_and_no_page_that_a_run_makes(bare, tmp_path):
-    assert "now cd there" in run(bare, tmp_path, "pruning-lib", "init", tmp_path / "mine")
+    assert f"cd {tmp_path / 'mine'}" in run(bare, tmp_path, "pruning-lib", "init", tmp_path / "mine")
     for name in ("notebooks", "data/inputs", "data/results"):
         wanted = {p.relative_to(ROOT / name) for p in (ROOT / name).rglob("*")
                   if p.is_file() and "__pycache__" not in p.parts}
@@ -117,6 +117,10 @@ def test_the_readme_holds_in_an_environment_that_has_the_core_only(bare, model, 
     for line in walked:
         run(bare, tmp_path, "pruning-lib", *(str(model) if word == "path/to/folder" else word for word in line))
     assert "pruning" in run(bare, tmp_path, "python", "-m", "pruning_lib", "--help")
+    shown = run(bare, tmp_path, "python", "-c", "import pruning_lib as pl; help(pl)")
+    assert "Prune a language model" in shown and "perplexity(" in shown and "not installed" not in shown
+    wanted = "import pruning_lib as pl\ntry: pl.plots.style()\nexcept ImportError as error: print(error)"
+    assert "pruning-lib[report]" in run(bare, tmp_path, "python", "-c", wanted)
 
 
 def test_reconstruction_is_part_of_the_core_and_the_card_says_no_commit_of_another_repository(bare, model, tmp_path):
@@ -124,6 +128,8 @@ def test_reconstruction_is_part_of_the_core_and_the_card_says_no_commit_of_anoth
                  "--text", "none", "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text"]
     run(bare, tmp_path, "pruning-lib", "prune", *arguments, "--out", "a", path=os.environ["PATH"])
     run(bare, tmp_path, "pruning-lib", "prune", *arguments, "--out", "b")  # no git at all
+    run(bare, tmp_path, "pruning-lib", "prune", "--model", model, "--method", "none", "--criterion", "cka", "--text",
+        "none", "--blocks-removed", "1", "--calibration", "mini_prompts", "--prompts", "4", "--out", "c")
     for name in "ab":
         assert json.loads((tmp_path / name / "pruning.json").read_text())["made_with"]["commit"] == "unknown"
         card = (tmp_path / name / "README.md").read_text()

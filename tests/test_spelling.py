@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROSE = [*sorted((ROOT / "book" / "chapters").glob("*.md")), *sorted((ROOT / "notebooks").glob("*.ipynb")),
          *(ROOT / n for n in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "data/README.md", "book/slides.yml"))]
 OURS = {"re-uses", "notin"}  # with a hyphen on purpose; a class of ast
-NAMES = {"math", "program"}  # of a directive; of a computer, British too
+NAMES = {"math", "program", "story"}  # of a directive; of a computer; that is told: British too
 
 
 def words_of(path):

@@ -74,15 +74,18 @@ def _head(facts: dict[str, Any]) -> str:
 
 
 def card(facts: dict[str, Any]) -> str:
-    """Return our part of the model card: steps, data, measurements, and code to load the model."""
-    made = facts["made_with"]
+    """Return our part of the model card: steps, data, measurements, and code to load the model.
+
+    A card is often published, so a local folder is named without the path to it.
+    """
+    made, model = facts["made_with"], _public(facts["model"])
     commit = made["commit"] if made["commit"] != "unknown" else ""
     rows = [f"| {name} | {perplexity(v)} | {_conditions(v)} | {accuracy(v)} |"
             for name, v in facts["measured"].items()]
-    used = "\n".join(f"- {name}, fingerprint `{print_}`" for name, print_ in made["data"].items())
+    used = "\n".join(f"- {_public(name)}, fingerprint `{print_}`" for name, print_ in made["data"].items())
     return "\n".join([
-        f"# {facts['model']}, pruned", "",
-        f"{facts['parameters']:,} parameters: {facts['reached_fraction']:.2%} of all parameters of `{facts['model']}` "
+        f"# {model}, pruned", "",
+        f"{facts['parameters']:,} parameters: {facts['reached_fraction']:.2%} of all parameters of `{model}` "
         f"were removed. {_formats(facts)}The licence of the original model applies.", "", "## What was done", "",
         *(f"- {step}" for step in facts["steps"]), "",
         *(["`pruning.json` names every removed head, neuron and block.", ""] if facts.get("removed") else []),
@@ -93,6 +96,11 @@ def card(facts: dict[str, Any]) -> str:
         'tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")', "```", "",
         f"Made with pruning_lib {facts.get('pruning_lib', __version__)}{f' (commit {commit})' * bool(commit)}, "
         f"torch {made['torch']}, transformers {made['transformers']}."])
+
+
+def _public(name: str) -> str:
+    """Return the last part of an absolute path, or of one out of the current folder; any other name as it is."""
+    return Path(name).name if name.startswith(("/", "~", "..")) else name
 
 
 def _formats(facts: dict[str, Any]) -> str:
@@ -107,4 +115,4 @@ def _conditions(values: dict[str, Any]) -> str:
     if "text" not in values:
         return ""
     bos = ", BOS token in front of each window" if values.get("bos_token") else ""
-    return f"{values['text']}, {values['tokens']} tokens, window {values['window']}{bos}"
+    return f"{_public(values['text'])}, {values['tokens']} tokens, window {values['window']}{bos}"

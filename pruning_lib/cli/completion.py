@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import Any
 
 from pruning_lib.cli import tables
@@ -32,7 +33,8 @@ complete -F _pruning_lib pruning-lib
 
 def show(arguments: argparse.Namespace) -> int:
     """Print the script."""
-    print(script(arguments.shell), end="")
+    text = script(arguments.shell)
+    print(json.dumps({"shell": arguments.shell, "script": text}) if arguments.json else text, end="")
     return 0
 
 

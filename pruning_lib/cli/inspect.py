@@ -34,12 +34,13 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise ValueError(f"{arguments.model!r} has no config of a causal language model; "
                          f"give another model ({error})") from error
     s, facts = families.sizes(model), lossless_cuts(model)
-    lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks of {s.heads} heads "
-             f"in {s.groups} groups and {s.neurons} neurons{_some(s)}",
+    units = [f"{s.heads} heads in {s.groups} groups"] * bool(s.heads) + [f"{s.neurons} neurons"] * bool(s.neurons)
+    lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks"
+             + f" of {' and '.join(units)}" * bool(units) + _some(s),
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
-             f"{facts['block_fraction']:.4f}",
-             "heads that can be removed from every block (--heads-removed), and the fractions in reach "
-             "(--removed-fraction):"]
+             f"{facts['block_fraction']:.4f}"]
+    lines += ["heads that can be removed from every block (--heads-removed), and the fractions in reach "
+              "(--removed-fraction):"] * bool(facts["cuts"])
     for cut in facts["cuts"]:
         reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")

@@ -67,9 +67,10 @@ def _add_prune(commands: Any) -> None:
            help="ranking of blocks, a function of your own as MODULE:FUNCTION, or none")
     parser.add_argument("--blocks-removed", type=count, default=0, metavar="N",
                         help="blocks to remove after heads and neurons")
-    parser.add_argument("--reconstruct", dest="reconstruction", default="none",
-                        choices=("none", "one_pass", "sequential", "asymmetric"),
-                        help="least-squares reconstruction of the remaining weights")
+    parser.add_argument("--reconstruct", dest="reconstruction", default="auto",
+                        choices=("auto", "none", "one_pass", "sequential", "asymmetric"), help=(
+                            "least-squares reconstruction of the remaining weights; auto: sequential, and none where "
+                            "blocks alone are removed"))
     _add_data(parser)
     parser.add_argument("--seed", type=count, default=0, metavar="N", help="seed of the method random, and of recovery")
     parser.add_argument("--push-to-hub", metavar="ORG/NAME", help="upload the folder to the hub when it is done")
@@ -81,8 +82,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
            help=f"calibration prompts: {OWN_TEXT}")
     parser.add_argument("--prompts", type=positive, metavar="N",
                         help="number of prompts, from the first on; without it 50, or all if there are fewer")
-    _named(parser, "--reconstruction-text", table="texts", default="c4", metavar="TEXT",
-           help="text for reconstruction, and for methods that need long text; as --calibration")
+    _named(parser, "--reconstruction-text", table="texts", metavar="TEXT", help=(
+        "text for reconstruction, and for methods that need long text, as --calibration; without it c4 beside alpaca, "
+        "mini_calibration_text beside mini_prompts, and the calibration prompts beside your own"))
     parser.add_argument("--reconstruction-samples", type=positive, metavar="N",
                         help="number of texts, cut at 512 tokens; without it 100, or all if there are fewer")
     parser.add_argument("--allow-test-text", action="store_true", help="calibrate on test text all the same")

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from pruning_lib.models import checkpoints
+from pruning_lib.models.parameter_counts import parameter_bytes
 
 
 def refuse_folder(out: Path, arguments: dict[str, Any]) -> None:
@@ -68,7 +69,7 @@ def _earlier(out: Path, arguments: dict[str, Any]) -> str:
 
 def refuse_full_disk(out: Path, model: nn.Module, kept_fraction: float) -> None:
     """Raise OSError unless the disk of ``out`` has room for the kept part of the model."""
-    needed = kept_fraction * sum(p.numel() * p.element_size() for p in model.parameters())
+    needed = kept_fraction * parameter_bytes(model)
     parent = next(folder for folder in out.absolute().parents if folder.exists())
     free = shutil.disk_usage(parent).free
     if free < needed:

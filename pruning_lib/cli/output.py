@@ -28,6 +28,12 @@ def answer(act: Command, arguments: argparse.Namespace) -> int:
     except (ValueError, OSError, ImportError) as error:  # ConnectionError is an OSError
         print(f"pruning-lib {arguments.command}: {in_options(str(error), arguments)}", file=sys.stderr)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # that of torch
+            raise
+        print(f"pruning-lib {arguments.command}: out of memory: {error}\nGive --dtype bfloat16, which takes half, or "
+              f"--device auto, which spreads a model over GPUs, memory and disk", file=sys.stderr)
+        return 1
     print(json_text(facts) if arguments.json else text)
     return 0
 

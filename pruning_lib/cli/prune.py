@@ -23,7 +23,7 @@ from pruning_lib.cli import hub, measure, output
 from pruning_lib.cli.card import provenance, write_card
 from pruning_lib.cli.out_folder import refuse_folder, refuse_full_disk, replace_checkpoint
 from pruning_lib.experiments import records
-from pruning_lib.models import checkpoints, deployment, families
+from pruning_lib.models import checkpoints, deployment, devices, families
 from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.pruning import pipeline
 from pruning_lib.training import lora
@@ -56,11 +56,11 @@ def _prune(a: argparse.Namespace) -> tuple[dict[str, Any], str]:
         model, tokenizer, method=a.method, removed_fraction=a.removed_fraction, heads_removed=a.heads_removed,
         experts_removed=a.experts_removed, grouped_query=a.grouped_query, criterion=a.criterion,
         blocks_removed=a.blocks_removed, reconstruction=a.reconstruction, multiple_of=a.multiple_of,
-        calibration=texts.calibration, reconstruction_text=texts.long, seed=a.seed)
+        calibration=texts.calibration, reconstruction_text=texts.long or None, seed=a.seed)
     checkpoints.save(found.model, tokenizer, a.out)
     facts = _facts(a, found, texts)
     write_card(a.out, facts)
-    output.note(f"saved in {a.out}; measuring", a)
+    output.note(f"saved in {a.out}" + "; measuring" * bool(texts.test or a.tasks != "none"), a)
     with _saved(a.out, "measuring"):
         _measure(facts, "dense", model, tokenizer, texts, a)
         _measure(facts, "pruned", found.model, tokenizer, texts, a)
@@ -86,6 +86,7 @@ def _stored(facts: dict[str, Any]) -> str:
 
 def _refuse_early(a: argparse.Namespace) -> None:
     """Refuse options that contradict each other or this machine, without the model."""
+    devices.check(a.device)
     refuse_folder(a.out, _recorded(a))
     if a.push_to_hub:
         hub.refuse_upload(a.push_to_hub)
@@ -111,9 +112,9 @@ def _refuse_late(model: nn.Module, a: argparse.Namespace) -> None:
 def _read_texts(a: argparse.Namespace) -> _Texts:
     test = measure.texts_of(a, a.model)
     calibration = pipeline.source_texts(a.calibration, a.prompts, pipeline.PROMPTS, a.allow_test_text)
-    long = pipeline.needs_long_text(a.method, a.reconstruction)
-    more = pipeline.source_texts(a.reconstruction_text, a.reconstruction_samples, pipeline.SAMPLES,
-                                 a.allow_test_text) if long else []
+    source = pipeline.long_text(a.reconstruction_text, a.calibration)
+    long = source is not None and pipeline.needs_long_text(a.method, a.reconstruction)
+    more = pipeline.source_texts(source, a.reconstruction_samples, pipeline.SAMPLES, a.allow_test_text) if long else []
     skip = len(calibration) if a.recover and data.same_place(a.recover, a.calibration) else 0
     pairs = data.pairs(a.recover, a.recover_pairs, skip=skip) if a.recover else []
     if not a.allow_test_text:
@@ -121,7 +122,7 @@ def _read_texts(a: argparse.Namespace) -> _Texts:
                         "--recover": [prompt for prompt, _ in pairs]}, test)
     prints = {a.calibration: data.fingerprint(calibration)}
     if more:
-        prints[f"{a.reconstruction_text} (long)"] = data.fingerprint(more)
+        prints[f"{source} (long)"] = data.fingerprint(more)
     if pairs:
         prints[f"{a.recover} (recovery)"] = data.fingerprint(prompt + answer for prompt, answer in pairs)
     return _Texts(calibration, more, pairs, test, prints)
@@ -137,12 +138,9 @@ def _refuse_shared(used: dict[str, list[str]], test: list[str]) -> None:
 
 
 def _facts(a: argparse.Namespace, found: pipeline.Pruned, texts: _Texts) -> dict[str, Any]:
-    steps = list(found.steps)
-    if texts.long:
-        steps.append(f"reconstruction: {a.reconstruction}; long text: {len(texts.long)} texts of "
-                     f"{a.reconstruction_text}")
     return {"model": a.model, "out": str(a.out), "reached_fraction": found.reached_fraction,
-            "parameters": families.parameter_count(found.model), "steps": steps, "measured": {}, "losses": [],
+            "parameters": families.parameter_count(found.model), "steps": list(found.steps), "measured": {},
+            "losses": [],
             "arguments": _recorded(a), "removed": _removed(found), "made_with": records.made_with(texts.fingerprints),
             **provenance(a.model, found.model)}
 

@@ -266,14 +266,14 @@ def _raw_rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict
         if not files:
             raise ValueError(f"{local} has no {split}-*.parquet")
         return [row for file in files for row in sources.parquet_rows(file)]
-    with extra("eval"):
+    ours = ", ".join(k for k, v in DATASETS.items() if v.ours)
+    with extra("eval", f"; without it, instead of {name!r}: a file of yours, or {ours}, which are part of the package"):
         from datasets import load_dataset
 
     try:
         stream = load_dataset(*entry.hub, split=split, streaming=n is not None)
         return list(stream.take(n) if n is not None else stream)
     except Exception as error:  # datasets raises many types when the hub is unreachable
-        ours = ", ".join(k for k, v in DATASETS.items() if v.ours)
         raise ConnectionError(
             f"data set {name!r} is not available: {error}\nSet PRUNING_DATA to a folder with {entry.folder!r}, "
             f"go online, or use one of the sets that come with the repository: {ours}"

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pruning_lib._extras import extra
 from pruning_lib._registry import Table
 from pruning_lib.data import labelled_images
+from pruning_lib.evaluation.correctness import correct_mask as correct_mask  # taught under this name too
 from pruning_lib.models.hooks import evaluating
 
 with extra("robustness"):
@@ -69,18 +70,6 @@ def validate(images: Tensor, labels: Any, epsilon: float) -> Tensor:
     if not 0 <= epsilon < math.inf:
         raise ValueError(f"epsilon={epsilon}; give a budget of 0 or more, in pixels: 1 / 255 is one grey level")
     return classes
-
-
-def correct_mask(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return (N,) booleans: True where the label of an image has the highest score."""
-    device, labels = next(model.parameters()).device, labelled_images.pair(images, labels)
-    found = []
-    with torch.no_grad(), evaluating(model):
-        for x, y in zip(images.split(BLOCK), labels.split(BLOCK), strict=True):
-            logits = model(labelled_images.inputs_for(model, x).to(device))
-            labelled_images.refuse_logits(logits, y)
-            found.append(logits.argmax(1).cpu() == y)
-    return torch.cat(found)
 
 
 def norms(change: Tensor, norm: str) -> Tensor:

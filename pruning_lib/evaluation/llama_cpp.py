@@ -142,7 +142,7 @@ def _in_own_process(task: str, **arguments: Any) -> Any:
 
 
 def _serve() -> None:
-    """Do the task that stands in standard input, print its result as the line ``ANSWER...``."""
+    """Run the task from standard input and print its result as the line ``ANSWER...``."""
     work = json.loads(sys.stdin.read())
     result = {"losses": _losses, "speed": _speed, "memory": _memory}[work.pop("task")](**work)
     print("ANSWER" + json.dumps(result))
@@ -250,7 +250,7 @@ class _Model:
         self.position = 0
 
     def forget(self) -> None:
-        """Empty the keys and values."""
+        """Clear the keys and values."""
         self.library.llama_memory_clear(self.library.llama_get_memory(self.context), True)
         self.position = 0
 

@@ -21,9 +21,10 @@ from pruning_lib._extras import extra
 from pruning_lib.data import labelled_images
 from pruning_lib.data.batching import bos_token
 from pruning_lib.evaluation import harness_tasks, window_losses
+from pruning_lib.evaluation.correctness import correct_mask
 from pruning_lib.evaluation.harness_tasks import OFFICIAL, TASKS
 from pruning_lib.evaluation.window_losses import WindowLosses
-from pruning_lib.models import families, positions
+from pruning_lib.models import families, loading, positions
 from pruning_lib.models.hooks import evaluating
 
 __all__ = ["OFFICIAL", "TASKS", "WINDOW", "accuracy", "check_window", "interval", "mean_interval", "pack",
@@ -82,6 +83,7 @@ def perplexity(model: nn.Module, tokenizer: Any, texts: Sequence[str], *, window
     ids, spans = torch.tensor(encoded["input_ids"])[:max_tokens], encoded.get("offset_mapping")
     if len(ids) < 2:
         raise ValueError("the texts have fewer than two tokens; give more text")
+    positions.refuse_unknown_tokens(model, ids)
     bos = bos_token(tokenizer)
     first = torch.tensor([] if bos is None else [bos], dtype=torch.long)
     room = window - len(first)  # for tokens of the text
@@ -238,19 +240,15 @@ def accuracy(model: nn.Module, images: Any, labels: Any = None, *, dtype: str = 
     >>> 0 <= values["accuracy_fraction"] <= 1
     True
     """
+    if dtype not in loading.FORMATS:
+        raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(loading.FORMATS)}")
     images, labels = labelled_images.whole(images, labels)
     device = next(model.parameters()).device
-    right = []
-    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=dtype == "bfloat16"):
-        for batch, wanted in zip(images.split(images_per_batch), labels.split(images_per_batch), strict=True):
-            batch = labelled_images.inputs_for(model, batch)
-            found = model(batch.to(device, memory_format=torch.channels_last))
-            labelled_images.refuse_logits(found, wanted)
-            right.append(found.argmax(1).cpu() == wanted)
-    hits = torch.cat(right).numpy()
-    interval = stats.binomtest(int(hits.sum()), len(hits)).proportion_ci(method="wilson")
-    return {"accuracy_fraction": float(hits.mean()), "accuracy_low": float(interval.low),
-            "accuracy_high": float(interval.high), "images": len(hits)}, pack(hits)
+    with torch.autocast(device.type, loading.FORMATS[dtype], enabled=dtype != "float32"):
+        hits = correct_mask(model, images, labels, images_per_batch=images_per_batch).numpy()
+    low, high = interval(hits)
+    return {"accuracy_fraction": float(hits.mean()), "accuracy_low": low, "accuracy_high": high,
+            "images": len(hits)}, pack(hits)
 
 
 def mean_interval(items: dict[str, str]) -> tuple[float, float, float]:

@@ -89,7 +89,7 @@ def masked_gradient(pruned: tuple[float, float], whole: tuple[float, float]) -> 
 
     Parameters
     ----------
-    pruned, whole : accuracy that PGD leaves, and what APGD and Square leave of it, fractions of the same images
+    pruned, whole : accuracy under PGD, and under PGD with APGD and Square, fractions of the same images
     """
     return (pruned[0] - pruned[1]) - (whole[0] - whole[1]) > SMALLEST
 

@@ -6,7 +6,6 @@ and the losses of a cut are kept under a key of everything they depend on but th
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,10 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from pruning_lib._files import cache, digest, replacing
 from pruning_lib.data.batching import batches
 from pruning_lib.data.text import fingerprint
 from pruning_lib.evaluation import quality
+from pruning_lib.experiments.computed_once import computed_once, json_once
 from pruning_lib.models import surgery
 from pruning_lib.pruning import importance
 from pruning_lib.pruning.importance import METHODS
@@ -53,7 +52,7 @@ class Setting:
 
 def dense(setting: Setting) -> dict[str, Any]:
     """Return the perplexity of the model before any cut, as ``quality.perplexity`` does."""
-    return _once("cuts", lambda: _perplexity(setting, setting.network), **setting.key, method="dense")
+    return json_once("cuts", {**setting.key, "method": "dense"}, lambda: _perplexity(setting, setting.network))
 
 
 def cut(setting: Setting, method: str, *, removed_fraction: float, heads_removed: int = 0,
@@ -79,8 +78,8 @@ def cut(setting: Setting, method: str, *, removed_fraction: float, heads_removed
     # plain cuts keep the key that they had before there was a reconstruction
     solved = {"reconstruction": reconstruction, "solved_on": fingerprint(solved_on)}
     repaired = {} if reconstruction == "none" else solved
-    return _once("cuts", make, **setting.key, method=method, removed_fraction=removed_fraction, seed=seed,
-                 heads_removed=heads_removed, prompts=fingerprint(prompts), **repaired)
+    return json_once("cuts", {**setting.key, "method": method, "removed_fraction": removed_fraction, "seed": seed,
+                              "heads_removed": heads_removed, "prompts": fingerprint(prompts), **repaired}, make)
 
 
 def scores(setting: Setting, method: str, prompts: Sequence[str]) -> Importance:
@@ -88,28 +87,13 @@ def scores(setting: Setting, method: str, prompts: Sequence[str]) -> Importance:
     measure = METHODS[method].importance
     if measure is importance.uniform:
         return measure(setting.network, ())
-    text = json.dumps({"model": setting.name, "dtype": setting.key["dtype"], "method": method,
-                       "prompts": fingerprint(prompts), "torch": torch.__version__}, sort_keys=True)
-    path = cache() / "importances" / f"{digest(text)}.safetensors"
-    if not path.exists():
-        measure(setting.network, batches(prompts, setting.tokenizer)).save(path)
-    return Importance.load(path)
+    settings = {"model": setting.name, "dtype": setting.key["dtype"], "method": method,
+                "prompts": fingerprint(prompts), "torch": torch.__version__}
+    return computed_once("importances", settings, lambda path: measure(
+        setting.network, batches(prompts, setting.tokenizer)).save(path), Importance.load, ending=".safetensors")
 
 
 def _perplexity(setting: Setting, network: nn.Module) -> dict[str, Any]:
     return quality.perplexity(network, setting.tokenizer, setting.text, window=setting.window, stride=setting.window,
                               max_tokens=setting.tokens or None, progress=False)
 
-
-def _once(kind: str, make: Any, **key: Any) -> dict[str, Any]:
-    """Return the result of ``make()``; called once for the same ``key``, then read."""
-    text = json.dumps(key, sort_keys=True)
-    path = cache() / kind / f"{digest(text)}.json"
-    if not path.exists():
-        made = json.dumps({"key": key, "found": make()}, indent=1)
-        with replacing(path) as part:
-            part.write_text(made + "\n")
-    try:
-        return json.loads(path.read_text())["found"]
-    except (OSError, ValueError, KeyError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it, it will be made again") from error

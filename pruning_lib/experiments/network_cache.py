@@ -9,10 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import sys
-import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +17,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pruning_lib import _locks
-from pruning_lib._files import bytes_of, cache, digest, replacing
+from pruning_lib._files import bytes_of, cache, digest
 from pruning_lib.evaluation import quality
+from pruning_lib.experiments.computed_once import computed_once, json_once, readable
 from pruning_lib.models import image_networks
 
 
@@ -38,9 +35,6 @@ class CachedNetwork:
 def get_or_train(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **settings: Any) -> CachedNetwork:
     """Return the network and facts of ``make()``; call it once per ``settings`` and read the cache afterwards.
 
-    If two processes request the same network, the second waits for the first; if the first dies, the second trains the
-    network.
-
     Parameters
     ----------
     make : function called if the cache has no entry; an interrupted call leaves no entry
@@ -51,34 +45,12 @@ def get_or_train(make: Callable[[], tuple[nn.Module, Mapping[str, Any]]], **sett
     ValueError
         if the entry cannot be read; the message names the folder to delete.
     """
-    text = json.dumps(settings, sort_keys=True)
-    key = digest(text)
-    if not _folder(key).exists():
-        with _one_process(key):
-            if not _folder(key).exists():  # still missing after the wait
-                network, facts = make()
-                image_networks.write_new(network, _folder(key), {"facts.json": json.dumps(dict(facts), indent=1),
-                                                                 "settings.json": text})
-    return find(key)
+    def write(folder: Path) -> None:
+        network, facts = make()
+        image_networks.write_new(network, folder, {"facts.json": json.dumps(dict(facts), indent=1),
+                                                   "settings.json": json.dumps(settings, sort_keys=True)})
 
-
-_ours = threading.local()  # keys of the networks in training in this thread
-
-
-@contextmanager
-def _one_process(key: str) -> Iterator[None]:
-    """Hold the lock of the network ``key``; a nested request for the same key does not wait."""
-    keys = vars(_ours).setdefault("keys", set())
-    if key in keys:
-        yield
-        return
-    with _locks.lock(_folder(key).with_name(f".{key}.lock"),
-                    log=lambda who: print(f"waiting for a network that {who} is making", file=sys.stderr)):
-        keys.add(key)
-        try:
-            yield
-        finally:
-            keys.discard(key)
+    return computed_once("made", settings, write, _read)
 
 
 def find(key: str) -> CachedNetwork:
@@ -94,11 +66,11 @@ def find(key: str) -> CachedNetwork:
     if not places:
         raise ValueError(f"no network {key} in {_folder(key).parent}; its run trains it again: "
                          f"pruning-lib run ROW, with the row of the record that has the key")
-    folder = places[0]
-    try:
-        return CachedNetwork(image_networks.read(folder), json.loads((folder / "facts.json").read_text()), key)
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder} cannot be read ({error}); delete it, it will be made again") from error
+    return readable(places[0], _read)
+
+
+def _read(folder: Path) -> CachedNetwork:
+    return CachedNetwork(image_networks.read(folder), json.loads((folder / "facts.json").read_text()), folder.name)
 
 
 def cached_predictions(ask: Callable[[], Sequence[np.ndarray]], **settings: Any) -> list[np.ndarray]:
@@ -114,16 +86,8 @@ def cached_predictions(ask: Callable[[], Sequence[np.ndarray]], **settings: Any)
     ValueError
         if the entry cannot be read; the message names the file to delete.
     """
-    text = json.dumps(settings, sort_keys=True)
-    path = cache() / "answered" / f"{digest(text)}.json"
-    if not path.exists():
-        found = {"answers": [quality.pack(right) for right in ask()], "settings": settings}
-        with replacing(path) as beside:
-            beside.write_text(json.dumps(found) + "\n")
-    try:
-        return [quality.unpack(packed) for packed in json.loads(path.read_text())["answers"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it, it will be made again") from error
+    found = json_once("answered", settings, lambda: [quality.pack(right) for right in ask()])
+    return [quality.unpack(packed) for packed in found]
 
 
 def digest_of(network: nn.Module) -> str:

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 from pruning_lib import _locks
 from pruning_lib.models import described_networks, families, image_networks, offload, portable
 from pruning_lib.models.hooks import evaluating
+from pruning_lib.models.parameter_counts import parameter_bytes
 
 SHARD_BYTES = 2 << 30  # largest file; a shard is held in memory once more while it is written
 
@@ -60,7 +61,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
     >>> AutoModelForCausalLM.from_pretrained(folder).num_parameters() == result.model.num_parameters()
     True
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and is not empty; give another folder or remove it first")
     refuse_mixed(model)
@@ -72,7 +73,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
                 portable.write_tokenizer(tokenizer, work)
         except (OSError, SafetensorError) as error:
             raise OSError(f"{folder} cannot be written: {error}. Nothing was written; it needs "
-                          f"{_bytes(model) / 1e9:.1f} GB, give a folder where there is room") from error
+                          f"{parameter_bytes(model) / 1e9:.1f} GB, give a folder where there is room") from error
         if verify:
             _compare(model, work)
         work.chmod(0o755)
@@ -115,10 +116,6 @@ def refuse_mixed(model: nn.Module) -> None:
                          f"loaded in one; convert it first, for example model.to(torch.bfloat16)")
 
 
-def _bytes(model: nn.Module) -> int:
-    return sum(p.numel() * p.element_size() for p in model.parameters())
-
-
 def _write(model: Any, folder: Path) -> None:
     """Write weights and config; a language model is written in shards, with a config that transformers accepts."""
     if families.is_image_network(model):
@@ -130,7 +127,8 @@ def _write(model: Any, folder: Path) -> None:
         model = _with_config(model, other, dtype)
     model.config, model.generation_config = other, GenerationConfig()
     try:
-        model.save_pretrained(folder, max_shard_size=min(SHARD_BYTES, _bytes(model) // 8) if waits else SHARD_BYTES)
+        most = min(SHARD_BYTES, parameter_bytes(model) // 8) if waits else SHARD_BYTES
+        model.save_pretrained(folder, max_shard_size=most)
     finally:
         model.config, model.generation_config = config, generation
     if other is not config and waits:  # the names of the weights are the same in both; readers follow the config

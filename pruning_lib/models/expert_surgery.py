@@ -46,7 +46,7 @@ def sizes(model: nn.Module) -> ExpertSizes:
                                          if isinstance(tensor(block, part.parameter), nn.Parameter)),
         sum(_per_unit(block, part) // E for part in experts.neurons),
         tuple(sum(_per_unit(blocks[i], part) for part in plain_parts(parts)) for i, parts in enumerate(experts.plain)),
-        sum(p.numel() for p in model.parameters()))
+        families.parameter_count(model))
 
 
 def placed(model: nn.Module) -> Experts:

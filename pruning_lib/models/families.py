@@ -28,6 +28,7 @@ from pruning_lib.models.image_families import (
     keeps_shape,
 )
 from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
+from pruning_lib.models.parameter_counts import parameter_count
 from pruning_lib.models.parts import (
     Projections,
     Rows,
@@ -211,11 +212,6 @@ def output_projections(model: nn.Module) -> list[nn.Module]:
     family, found = family_of(model), blocks(model)
     return [block.get_submodule(path) for unit, path in (("heads", family.heads_out), ("neurons", family.neurons_out))
             for block in found if has(block, family, unit)]
-
-
-def parameter_count(module: nn.Module) -> int:
-    """Return the number of parameters of a module; shared ones count once."""
-    return sum(p.numel() for p in module.parameters())
 
 
 def sizes(model: nn.Module) -> Sizes:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from pruning_lib._files import replacing
 from pruning_lib.models import gguf_tokenizer, gguf_types, llama_library, opening, portable
 from pruning_lib.models.gguf_types import FORMATS
 
@@ -87,10 +87,8 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
     fields = _fields(folder)
     architecture = _architecture(fields)
     vocabulary = gguf_tokenizer.read(folder, fields["vocab_size"])
-    part = path.with_name(path.name + ".part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]], use_temp_file=True)
-    try:
+    with replacing(path) as part:
+        writer = gguf.GGUFWriter(part, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH[architecture.name]], use_temp_file=True)
         _add_numbers(writer, fields, architecture, format)
         vocabulary.add_to(writer)
         types = _add_weights(writer, folder, fields, architecture, format)
@@ -98,9 +96,6 @@ def export(folder: str | Path, path: str | Path, *, format: str = "q8_0") -> Exp
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
     own = {FORMATS[format].matrix, FORMATS[format].more, FORMATS[format].embedding}
     others = {name: kind for name, kind in types.items() if kind not in own}
     return Exported(path, path.stat().st_size, tuple(name for name, kind in others.items() if kind == "F16"),

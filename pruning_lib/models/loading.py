@@ -19,8 +19,8 @@ from torch import nn
 
 from pruning_lib._extras import extra
 from pruning_lib._files import cache, check, download
-from pruning_lib._registry import Table
-from pruning_lib.models import image_networks, opening, packaged, portable, published_networks
+from pruning_lib._registry import Table, nearest
+from pruning_lib.models import devices, image_networks, opening, packaged, portable, published_networks
 from pruning_lib.models.image_networks import ImageConfig
 from pruning_lib.models.packaged import PackagedModel, Wheel
 from pruning_lib.models.published_networks import PublishedNetwork
@@ -100,7 +100,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None, tru
     Raises
     ------
     ValueError
-        for an unknown name, an unsupported dtype, or a folder without a loadable model.
+        for an unknown name, an unsupported dtype, a device that is not there, or a folder without a loadable model.
     ConnectionError
         when a download is needed and fails.
     PermissionError
@@ -117,6 +117,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None, tru
 
     if dtype not in DTYPES:
         raise ValueError(f"dtype={dtype!r}; allowed: {', '.join(DTYPES)} (float16 overflows in some families)")
+    devices.check(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     source = find(name)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
@@ -182,15 +183,16 @@ def find(name: str) -> str:
         if isinstance(entry, PublishedNetwork):
             return str(published_networks.folder_of(entry))
         return str(packaged.fetch(name, entry) if isinstance(entry, PackagedModel) else _from_torch_file(name))
-    if name and Path(name).is_dir():
-        return name
+    if name and Path(name).expanduser().is_dir():
+        return str(Path(name).expanduser())
     if name and Path(name).is_file():
         raise ValueError(f"{name} is a file; give the folder of a checkpoint, with config.json and safetensors weights"
                          + " (a GGUF file is made from one with: pruning-lib export)" * name.endswith(".gguf"))
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
-    raise ValueError(f"unknown model {name!r}; give one of {', '.join(sorted(MODELS))}, an existing local folder, "
-                     f"or a hub name like 'org/model'")
+    what = "no folder is there" if "/" in name or name.startswith("~") else f"nearest: {nearest(name, MODELS)}"
+    raise ValueError(f"unknown model {name!r} ({what}); give an existing local folder, a hub name like 'org/model', or "
+                     f"a name of the table, such as smollm2-135m-instruct (all: pruning-lib list models)")
 
 
 def _from_torch_file(name: str) -> Path:

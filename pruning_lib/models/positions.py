@@ -17,6 +17,15 @@ def longest(model: Any, wanted: int) -> int:
     return min(wanted, trained_positions(model) or wanted)
 
 
+def refuse_unknown_tokens(model: Any, ids: Any) -> None:
+    """Raise ValueError when a token number is beyond the embeddings: the tokenizer is that of another model."""
+    found = getattr(model, "get_input_embeddings", None)
+    known = getattr(found(), "num_embeddings", None) if found else None
+    if known and len(ids) and int(ids.max()) >= known:
+        raise ValueError(f"the text has token number {int(ids.max())}, the model has embeddings for {known} tokens: "
+                         f"tokenizer and model do not belong together; load both from one folder")
+
+
 def refuse_beyond(model: Any, tokens: int, part: str) -> None:
     """Raise ValueError when ``tokens`` exceed the trained positions; ``part`` names the text."""
     most = trained_positions(model)

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pruning_lib.models.parameter_counts import parameter_count
 from pruning_lib.models.trial_runs import Run, copied, example_of, inputs, refuse_wrappers, run, same, zeroed
 
 
@@ -200,8 +201,7 @@ def _branches(network: nn.Module, x: Tensor, units: dict[str, Unit]) -> dict[str
         args, named = given.pop(name)
         inside = _branches_of(network.get_submodule(name), args, named)
         for branch in inside if len(inside) > 1 else []:
-            largest = max(branch, key=lambda child: sum(
-                p.numel() for p in network.get_submodule(f"{name}.{child[0]}").parameters()))[0]
+            largest = max(branch, key=lambda child: parameter_count(network.get_submodule(f"{name}.{child[0]}")))[0]
             found[f"{name}.{largest}"] = Unit(name, tuple((f"{name}.{child}", others) for child, others in branch))
         if len(inside) < 2:
             found[name] = units[name]

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_lib.models.language_families import NO_EXPERTS, Experts, LanguageFamily, Part
+from pruning_lib.models.parameter_counts import parameter_count
 
 Values = Mapping[str, int]  # config field -> size
 NEURON_FIELDS = re.compile("intermediate|ffn|inner|^dff$|dim_ff$")
@@ -127,7 +128,7 @@ def block_list(model: nn.Module) -> str:
     if not any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
         decoder = model  # some call their output layer the decoder
     prefix = next((name for name, module in model.named_modules() if module is decoder), "")
-    lists = {name: sum(p.numel() for p in module.parameters()) for name, module in decoder.named_modules()
+    lists = {name: parameter_count(module) for name, module in decoder.named_modules()
              if isinstance(module, nn.ModuleList) and len(module)}
     outer = {name: n for name, n in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     if not outer:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pruning_lib.models.language_families import FAMILIES
+from pruning_lib.models.parameter_counts import parameter_count
 from pruning_lib.models.structure import text_config
 
 # field -> size; the first group is set wherever the config class has the field, the second where it has a value
@@ -125,7 +126,7 @@ def toy(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float32, most_pa
 
     config = toy_config(name, **sizes)
     with torch.device("meta"):
-        count = sum(p.numel() for p in AutoModelForCausalLM.from_config(config).parameters())
+        count = parameter_count(AutoModelForCausalLM.from_config(config))
     if count > most_parameters:
         raise ValueError(f"a toy network of type {name!r} still has {count:,} parameters")
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype).eval()

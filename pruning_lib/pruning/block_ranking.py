@@ -34,6 +34,7 @@ class Criterion:
     order: Callable[[nn.Module, Any, Any, int], Sequence[str]]
     about: str
     needs_labels: bool = False  # so that it cannot choose blocks of a language model
+    needs_samples: bool = False  # more of them than features
 
 
 CRITERIA: Table = Table("criterion")
@@ -109,7 +110,8 @@ def prune_blocks(model: nn.Module, inputs: Any, labels: Any = None, *,
 def _by(metrics: tuple[str, ...] | None
         ) -> Callable[[nn.Module, Any, Any, int], Sequence[str]]:
     def order(model: nn.Module, inputs: Any, labels: Any, seed: int) -> Sequence[str]:
-        return consensus.rank(consensus.scores(model, inputs, labels, metrics=metrics))
+        names, changes = consensus.changes(model, inputs, labels, metrics=metrics)
+        return consensus.in_order(names, list(changes.values()))
 
     return order
 
@@ -207,7 +209,9 @@ def _loss(classifier: nn.Module, features: Tensor, classes: Tensor) -> Tensor:
 
 CRITERIA["consensus"] = Criterion(_by(None), "removes the smallest sum of ranks over all metrics (the paper's method)")
 for _name in similarity.METRICS:
-    CRITERIA[_name] = Criterion(_by((_name,)), f"removes the smallest change of the representation by {_name} alone")
+    _metric = similarity.METRICS[_name]
+    CRITERIA[_name] = Criterion(_by((_name,)), f"removes the smallest change by one measure: {_metric.about}",
+                                needs_labels=_metric.needs_labels, needs_samples=_metric.needs_samples)
 CRITERIA["loss"] = Criterion(least_loss, "removes the smallest increase of the loss on calibration images (a control)",
                              needs_labels=True)
 CRITERIA["block_influence"] = Criterion(influence_order, "removes the smallest change of direction (ShortGPT)")

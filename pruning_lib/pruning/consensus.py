@@ -20,7 +20,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from scipy.stats import rankdata
 from torch import Tensor, nn
 from tqdm import tqdm
 
@@ -34,7 +36,7 @@ from pruning_lib.pruning import similarity
 if TYPE_CHECKING:
     import pandas as pd
 else:
-    pd = Lazy("pandas", "vision")  # language models do without tables
+    pd = Lazy("pandas", "vision")  # a ranking does without tables
 
 Batch = Tensor | Mapping[str, Tensor]
 
@@ -134,6 +136,13 @@ def scores(model: nn.Module, inputs: Any, labels: Any = None, *, metrics: Sequen
     ValueError
         for an unknown metric, a metric that needs missing labels, or a network without removable blocks.
     """
+    names, found = changes(model, inputs, labels, metrics=metrics, images_per_batch=images_per_batch, progress=progress)
+    return pd.DataFrame({name: x.numpy() for name, x in found.items()}, index=pd.Index(names, name="block"))
+
+
+def changes(model: nn.Module, inputs: Any, labels: Any = None, *, metrics: Sequence[str] | None = None,
+            images_per_batch: int = 128, progress: bool = True) -> tuple[list[str], dict[str, Tensor]]:
+    """Return the names of the removable blocks, and metric -> (blocks,) changes; arguments as in ``scores``."""
     known = have_labels(inputs, labels)
     chosen = _chosen(metrics, known is not False)
     names = [b.name for b in families.residual_blocks(model) if b.removable]
@@ -147,7 +156,7 @@ def scores(model: nn.Module, inputs: Any, labels: Any = None, *, metrics: Sequen
     if progress:
         _state_cost(whole, classes, len(names), chosen)
     found = similarity.distances(whole, without, classes, metrics=chosen, progress=progress)
-    return pd.DataFrame({name: found[name].numpy() for name in chosen}, index=pd.Index(names, name="block"))
+    return names, {name: found[name] for name in chosen}
 
 
 def _chosen(metrics: Sequence[str] | None, labels: bool) -> list[str]:
@@ -191,7 +200,18 @@ def ranks(table: pd.DataFrame) -> pd.DataFrame:
 
 def rank(table: pd.DataFrame) -> list[str]:
     """Return the names of the blocks by the sum of their ranks, smallest first; ties in the order of the table."""
-    return list(ranks(table).sum(axis=1).sort_values(kind="stable").index)
+    return in_order(list(table.index), table.to_numpy().T)
+
+
+def in_order(names: Sequence[str], by_metric: Sequence[Any] | np.ndarray) -> list[str]:
+    """Return names by the sum of their ranks over the rows of ``by_metric`` (metrics, blocks), smallest first.
+
+    Ties within a metric share their mean rank; ties of the sum stay in the order of ``names``.
+    """
+    changed = np.stack([np.asarray(row) for row in by_metric])
+    if np.isnan(changed).any():
+        raise ValueError("a score is missing (NaN); a block cannot be ranked without it")
+    return [names[i] for i in rankdata(changed, axis=1).sum(0).argsort(kind="stable")]
 
 
 @dataclass(frozen=True)

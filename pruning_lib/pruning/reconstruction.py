@@ -37,6 +37,7 @@ from tqdm import tqdm
 from pruning_lib.models import families, surgery
 from pruning_lib.models.hooks import by_prompt, evaluating, inputs_to, only_block, outputs_of, silenced
 from pruning_lib.models.plan import Plan
+from pruning_lib.pruning import held_out as held_out_text
 from pruning_lib.pruning import least_squares
 from pruning_lib.pruning.least_squares import Gram, GramAccumulator, Residual
 from pruning_lib.pruning.selection import Importance, stacked
@@ -114,7 +115,9 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     ridges = tuple(ridge) if isinstance(ridge, Sequence) else (float(ridge),)
     if not ridges or min(ridges) < 0:
         raise ValueError(f"ridge={ridge}; give one or more numbers, 0 or larger")
-    fit, held_out = _split(list(batches), several)
+    batches = list(batches)
+    held_out_text.refuse_little_text(batches, ridge)
+    fit, held_out = held_out_text.split(batches, several)
     work = families.copy_of(model)
     lost = {c.name: columns for c in _output_projections(work) if len(columns := _columns(plan, c))}
     closings = [c for c in _output_projections(work) if c.name in lost]
@@ -204,15 +207,6 @@ def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
     units = (plan.removed_heads[s.head_blocks.index(number)] if closing.heads else
              plan.neurons[s.neuron_blocks.index(number)])
     return (units[:, None] * closing.width + torch.arange(closing.width)).flatten()
-
-
-def _split(batches: list[Batch], apart: bool) -> tuple[list[Batch], list[Batch]]:
-    """Split batches into those to fit and, if ``apart``, every fifth one to choose the ridge."""
-    if not batches or (apart and len(batches) < 2):
-        raise ValueError(f"{len(batches)} batches of calibration text; give at least {1 + apart}"
-                         + ", so that one can be held out to choose the ridge" * apart)
-    held = batches[1::5] if apart else []
-    return [b for i, b in enumerate(batches) if not apart or i % 5 != 1], held
 
 
 def _all_at_once(model: nn.Module, closings: list[_OutputProjection], fit: list[Batch], held_out: list[Batch],

@@ -204,6 +204,7 @@ def _share(s: Sizes, blocks: tuple[int, ...]) -> float:
 def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: float) -> int:
     """Return the number of neurons to remove so that the nearest multiple of ``multiple_of`` is kept; 0 stays 0.
 
+    A multiple with which less than half or more than twice as much is removed is too coarse.
     ``with_heads`` is the number of parameters per block that removed heads have.
     """
     if not s.neurons:
@@ -214,8 +215,9 @@ def _rounded(s: Sizes, removed: int, multiple_of: int | None, with_heads: float)
         raise ValueError(f"multiple_of={multiple_of}; a block of this model has {s.neurons} neurons, "
                          f"give 1 (any number) to {s.neurons}, for a GPU 8 or 64")
     kept = multiple_of * max(1, min(round((s.neurons - removed) / multiple_of), s.neurons // multiple_of))
-    nothing = removed and kept == s.neurons and not with_heads
-    if nothing or (removed and abs(s.neurons - removed - kept) > multiple_of / 2):
+    wanted, reached = (with_heads + n * s.neuron_parameters for n in (removed, s.neurons - kept))
+    far = abs(s.neurons - removed - kept) > multiple_of / 2 or not wanted / 2 <= reached <= 2 * wanted
+    if removed and far:
         raise _too_coarse(s, removed, multiple_of, with_heads)
     return s.neurons - kept if removed else 0
 

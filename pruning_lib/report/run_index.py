@@ -157,7 +157,7 @@ def table(runs: Sequence[Row], rows: Sequence[Row], tree: Tree, chapter: Path) -
 
 
 def waiting(rows: Iterable[Row], tree: Tree) -> str:
-    """Return a table in Markdown of the rows that were not run: name, model, and what the row needs."""
+    """Return a table in Markdown of the rows that were not run: name, model, and needs of the row."""
     rows = [row for row in rows if row.not_run]
     given = parameters(rows, tree)
     lines = [f"| `{row.name}` | {model_of(given[row.name], given)} | {row.not_run} |" for row in rows]

@@ -19,7 +19,7 @@ def source(tmp_path, tiny, tokenizer):
 
 def prune(source, out, *more):
     return main.main(["prune", "--model", str(source), "--removed-fraction", "0.1", "--calibration", "mini_prompts",
-                      "--prompts", "3", "--text", "none", "--out", str(out), *more])
+                      "--prompts", "3", "--text", "none", "--reconstruct", "none", "--out", str(out), *more])
 
 
 def test_the_card_states_base_model_licence_and_task_and_invents_none(tmp_path, source):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 import yaml
 from test_execution import ROWS, make_tree, notebook
 
@@ -18,6 +19,7 @@ from pruning_lib.cli import main
 from pruning_lib.experiments import execution, runs, staleness
 from pruning_lib.experiments.execution import RowFailed
 from pruning_lib.experiments.runs import Row, Tree
+from pruning_lib.models import loading
 from pruning_lib.report import book
 
 
@@ -290,3 +292,30 @@ def test_book_prints_the_page_to_open(root, small_is_fresh, monkeypatch, capsys)
     monkeypatch.setattr(book.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0}))
     assert main.main(["book"]) == 0
     assert capsys.readouterr().out == f"{root}/build/report/book/_build/html/index.html\n"
+
+
+def test_in_a_folder_that_init_laid_out_a_notebook_runs(tmp_path, monkeypatch, capsys):
+    assert main.main(["init", str(tmp_path / "mine"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["folder"] == str(tmp_path / "mine") and found["next"][-1] == "pruning-lib run amp_prune --out mine"
+    monkeypatch.chdir(tmp_path / "mine")
+    assert main.main(["run", "by_hand", "--out", "own", "--json", "-q"]) == 0
+    (page,) = json.loads(capsys.readouterr().out)["pages"].values()
+    assert Path(page).resolve() == (tmp_path / "mine" / "own" / "executed" / "by_hand.ipynb").resolve()
+    assert json.loads((tmp_path / "mine" / "own" / "results" / "by_hand.json").read_text())["values"]
+
+
+def test_every_command_takes_quiet_and_json():
+    commands = next(a.choices for a in main.parser()._actions if hasattr(a, "choices") and isinstance(a.choices, dict))
+    for name, command in commands.items():
+        options = {option for action in command._actions for option in action.option_strings}
+        assert {"--json", "-q", "--quiet"} <= options, name
+
+
+def test_memory_that_runs_out_is_one_line_with_the_way_out(monkeypatch, capsys):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(loading, "load_model", full)
+    assert main.main(["evaluate", "smollm2-135m-instruct", "--text", "mini_text"]) == 1
+    assert "out of memory: CUDA out of memory. Tried to allocate 2.00 GiB\nGive --dtype" in capsys.readouterr().err

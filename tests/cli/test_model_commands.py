@@ -146,6 +146,7 @@ def test_allowed_counts_the_parameters_of_every_family(family, tiny):
 
 
 @pytest.mark.parametrize(("name", "said"), [
+    ("gpt2", "2 blocks of 24 neurons\nall neurons but one"),
     ("olmo2", "heads cannot be removed: removing does not equal masking: self_attn.q_norm"),
     ("gpt2", "heads cannot be removed: no projection follows"), ("mixtral", "2 blocks have 4 experts of 24 neurons")])
 def test_inspect_gives_the_reason_of_the_page_of_model_types(name, said, tmp_path, capsys):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from pruning_lib import data
 from pruning_lib.cli import main
@@ -19,14 +19,15 @@ from pruning_lib.pruning import amp, pipeline
 from pruning_lib.training import lora
 
 QUICK = ["--calibration", "mini_prompts", "--prompts", "4", "--text", "mini_text", "--tokens", "300", "--window", "100"]
+PLAIN = ["--reconstruct", "none"]  # quicker than the default
 
 
 @pytest.fixture
 def prune(dense, tmp_path, call):
     """``prune(*arguments)`` -> (status, standard output, standard error); the result goes to ``small``."""
 
-    def run(*arguments, fraction=("--removed-fraction", "0.2"), quick=QUICK, out=tmp_path / "small"):
-        return call("prune", "--model", dense, "--out", out, *fraction, *quick, *arguments)
+    def run(*arguments, fraction=("--removed-fraction", "0.2"), quick=QUICK, plain=PLAIN, out=tmp_path / "small"):
+        return call("prune", "--model", dense, "--out", out, *fraction, *plain, *quick, *arguments)
 
     return run
 
@@ -61,10 +62,26 @@ def test_command_and_function_have_the_same_defaults():
     (("--reconstruct", "one_pass", "--reconstruction-text", "mini_calibration_text", "--reconstruction-samples", "6"),
      {"reconstruction": "one_pass", "reconstruction_text": "mini_calibration_text", "reconstruction_samples": 6})])
 def test_command_and_function_give_the_same_model(prune, dense, tmp_path, options, arguments):
-    assert prune(*options, "--text", "none")[0] == 0
+    assert prune(*options, "--text", "none", plain=())[0] == 0
     model, tokenizer = loading.load_model(str(dense))
     found = pipeline.prune(model, tokenizer, removed_fraction=0.2, calibration="mini_prompts", prompts=4, **arguments)
     assert same(weights(tmp_path / "small"), found.model.state_dict())
+
+
+def test_a_tokenizer_without_any_special_token_goes_all_the_way(prune, dense, tmp_path):
+    """Nothing to pad with, to begin with or to end an answer with."""
+    path = dense / "tokenizer.json"
+    stated = json.loads(path.read_text())
+    path.write_text(json.dumps({**stated, "added_tokens": []}))
+    (dense / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
+    (dense / "special_tokens_map.json").unlink(missing_ok=True)
+    assert not loading.load_model(str(dense))[1].all_special_tokens
+    little = ("--recover-pairs", "4", "--epochs", "1")
+    status, shown, error = prune("--recover", "mini_prompts", *little, "--json", plain=())
+    assert status == 0, error
+    measured = json.loads(shown)["measured"]
+    assert list(measured) == ["dense", "pruned", "recovered"] and not measured["dense"]["bos_token"]
+    assert not AutoTokenizer.from_pretrained(tmp_path / "small").all_special_tokens
 
 
 # --- everything of one's own ------------------------------------------------------------------------------------------

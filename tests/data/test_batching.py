@@ -6,6 +6,7 @@ from torch.utils.data import DataLoader
 
 from pruning_lib import data
 from pruning_lib.data.batching import right_padded
+from pruning_lib.evaluation import quality
 from pruning_lib.pruning import amp, importance, pipeline
 
 
@@ -69,7 +70,7 @@ def test_a_single_text_is_no_list_of_prompts(tokenizer):
 def test_no_prompt_is_longer_than_the_trained_positions(tiny, tokenizer):
     model = tiny("llama")  # 128 positions
     assert pipeline.tokenized(model, tokenizer, ["a" * 300])[0]["input_ids"].shape == (1, 128)
-    pipeline.prune(model, tokenizer, calibration=["a" * 300], removed_fraction=0.1)
+    pipeline.prune(model, tokenizer, calibration=["a" * 300, "b"], removed_fraction=0.1)
     with pytest.raises(ValueError, match="a prompt has 300 tokens, the model was trained for 128 positions"):
         pipeline.prune(model, data.batches(["a" * 300], tokenizer), removed_fraction=0.1)
 
@@ -88,3 +89,14 @@ def test_a_function_of_ones_own_scores_or_ranks(tiny, batch):
             pipeline.prune(model, [batch], method=own, removed_fraction=0.1)
     with pytest.raises(ValueError, match="wanted names of blocks: model.layers.0, model.layers.1"):
         pipeline.prune(model, [batch], method="none", blocks_removed=1, criterion=lambda m, b: ["layer 1"])
+
+
+def test_a_tokenizer_of_another_model_is_named(tiny, tokenizer, batch):
+    model = tiny("llama", vocabulary=50)  # the tokenizer has 100 tokens
+    looked = []
+    model.register_forward_pre_hook(lambda *_: looked.append(1))
+    for act in (lambda: pipeline.prune(model, tokenizer, calibration=["a~", "b"], removed_fraction=0.1),
+                lambda: quality.perplexity(model, tokenizer, ["some ~ text"])):
+        with pytest.raises(ValueError, match="has embeddings for 50 tokens: tokenizer and model do not belong"):
+            act()
+    assert not looked

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from pruning_lib._files import cache
 from pruning_lib.data.batching import batches
 from pruning_lib.evaluation import quality
 from pruning_lib.experiments import measured_cuts
@@ -67,9 +68,9 @@ def test_the_scores_of_a_draw_serve_every_fraction(setting, monkeypatch):
 @pytest.mark.parametrize("changed", [{"name": "other"}, {"tokens": 48}, {"window": 8}, {"text": TEXTS[::-1]}])
 def test_another_setting_is_another_measurement(setting, changed):
     measured_cuts.dense(setting)
-    kept = set((measured_cuts.cache() / "cuts").iterdir())
+    kept = set((cache() / "cuts").iterdir())
     measured_cuts.dense(replace(setting, **changed))
-    assert len(set((measured_cuts.cache() / "cuts").iterdir()) - kept) == 1
+    assert len(set((cache() / "cuts").iterdir()) - kept) == 1
 
 
 def test_an_interrupted_measurement_leaves_nothing_and_a_broken_file_is_named(setting, monkeypatch):
@@ -79,9 +80,9 @@ def test_an_interrupted_measurement_leaves_nothing_and_a_broken_file_is_named(se
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(quality, "perplexity", stop)
         measured_cuts.dense(setting)
-    assert not list((measured_cuts.cache() / "cuts").glob("*"))
+    assert not list((cache() / "cuts").glob("*"))
     measured_cuts.dense(setting)
-    (file,) = (measured_cuts.cache() / "cuts").glob("*.json")
+    (file,) = (cache() / "cuts").glob("*.json")
     file.write_text("{")
     with pytest.raises(ValueError, match=f"{file.name} cannot be read.*delete it"):
         measured_cuts.dense(setting)

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from importlib.util import find_spec
+from itertools import product
 from pathlib import Path
 from sys import executable
 
@@ -86,12 +87,22 @@ CASES = {
                                                                 "rope_theta": 1e4}}),
     "llama_yarn": ("llama", 0, "default", {"rope_parameters": {
         "rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4, "original_max_position_embeddings": 32}}),
+    "mistral": ("mistral", None, "default", {"sliding_window": None}),
+    "mistral_pruned": ("mistral", 2, "default", {"sliding_window": None}),
     "qwen2": ("qwen2", None, "qwen2", {}),
     "qwen2_pruned": ("qwen2", 1, "qwen2", {"tie_word_embeddings": True}),
+    "qwen3": ("qwen3", None, "qwen2", {}),
     "qwen3_pruned": ("qwen3", 1, "qwen2", {}),
     "phi3": ("phi3", None, "default", {}),
     "phi3_pruned": ("phi3", 1, "default", {}),
 }
+
+
+def test_every_family_that_is_converted_is_compared_whole_and_with_heads_cut():
+    compared = {(family, bool(heads)) for family, heads, _, _ in CASES.values()}
+    assert compared == set(product(gguf_export.ARCHITECTURES, (True, False)))
+    assert {fields.get("rope_parameters", {}).get("rope_type", "default") for _, _, _, fields in CASES.values()} >= {
+        "default", "llama3", "linear", "yarn"}
 
 
 def checkpoint(folder, case, random_importance):

@@ -144,6 +144,12 @@ def size(folder):
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
 
 
+def size_of_numbers(folder):
+    """Return the bytes of the weights alone: a file begins with the length of its header and the header."""
+    return sum(path.stat().st_size - 8 - int.from_bytes(path.read_bytes()[:8], "little")
+               for path in folder.glob("*.safetensors"))
+
+
 @pytest.mark.parametrize("stored", ["bfloat16", "float16", "float32"])
 def test_a_checkpoint_keeps_its_number_format_and_gets_smaller(tmp_path, source, random_importance, stored):
     model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=getattr(torch, stored))
@@ -155,6 +161,7 @@ def test_a_checkpoint_keeps_its_number_format_and_gets_smaller(tmp_path, source,
     assert size(out) < size(source)
     again = transformers.AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert {str(p.dtype) for p in again.parameters()} == {f"torch.{stored}"}
+    assert size_of_numbers(out) == sum(p.numel() * p.element_size() for p in again.parameters())
     wanted = pruned(source, tmp_path / "wide", random_importance, device="cpu", dtype="float32")
     assert size(wanted) > 1.8 * size(out) or stored == "float32"
 

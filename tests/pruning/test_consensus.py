@@ -427,3 +427,12 @@ def test_a_transformer_is_scored_block_by_block_and_branch_by_branch():
     assert len(parts) == 6 and (parts > 0).all(axis=None)
     step = consensus.step(model, lambda m: consensus.rank(parts), min_blocks=1)
     assert step.removed == (consensus.rank(parts)[0],)
+
+
+def test_the_order_is_that_of_the_ranks_of_a_table_with_ties():
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        rows = torch.randint(4, (5, 7), generator=generator).double()
+        table = pd.DataFrame(rows.T.numpy(), index=[f"block {i}" for i in range(7)])
+        by_pandas = list((table.rank(method="average") - 1).sum(axis=1).sort_values(kind="stable").index)
+        assert consensus.in_order(list(table.index), list(rows)) == consensus.rank(table) == by_pandas

@@ -140,7 +140,9 @@ def test_the_neurons_kept_are_the_nearest_multiple_or_the_fraction_is_refused(ti
         exact = choose(importance, model, removed_fraction=fraction, heads_removed="same_share")
         wanted = exact.kept["neurons"]
         nearest = min(multiples, key=lambda m: (abs(m - wanted), m % (2 * multiple_of)))
-        unheard = wanted < 40 and nearest == 40 and exact.kept["heads"] == 6  # nothing at all would go
+        gone = exact.removed_parameters
+        reached = gone + (wanted - nearest) * exact.sizes.neuron_parameters * exact.sizes.blocks
+        unheard = wanted < 40 and not gone / 2 <= reached <= 2 * gone  # nothing at all, or another fraction
         if unheard or (wanted < 40 and abs(nearest - wanted) > multiple_of / 2):
             with pytest.raises(ValueError, match=f"multiple_of={multiple_of} is too coarse"):
                 choose(importance, model, removed_fraction=fraction, multiple_of=multiple_of,
@@ -335,3 +337,21 @@ def test_an_importance_that_is_not_finite_is_refused(tiny, random_importance, pa
     getattr(importance, part)[1, 2] = value
     with pytest.raises(ValueError, match=f"{part} holds NaN or infinity"):
         choose(importance, model, removed_fraction=0.1, heads_removed="same_share")
+
+
+@pytest.mark.parametrize(("neurons", "arguments", "message"), [
+    (96, {"removed_fraction": 0.02, "multiple_of": 64}, "too coarse: 92 of 96.*64 neurons per block remove 0.1707")])
+def test_a_multiple_that_removes_nothing_or_much_more_is_refused(tiny, random_importance, neurons, arguments, message):
+    model = tiny("llama", heads=6, groups=3, neurons=neurons)
+    with pytest.raises(ValueError, match=message):
+        choose(random_importance(model), model, **arguments)
+
+
+@pytest.mark.parametrize("removed_fraction", [0.1, 0.2, 0.3, 0.4])
+@pytest.mark.parametrize("multiple_of", [None, 1, 8, 32])
+def test_what_is_reached_is_between_half_and_twice_of_what_was_wanted(tiny, random_importance, removed_fraction,
+                                                                     multiple_of):
+    model = tiny("llama", heads=6, groups=3, neurons=192)
+    plan = choose(random_importance(model), model, removed_fraction=removed_fraction, multiple_of=multiple_of)
+    assert removed_fraction / 2 <= plan.removed_fraction <= 2 * removed_fraction
+    assert plan.kept["neurons"] % (multiple_of or 32) == 0
