@@ -199,9 +199,11 @@ def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
 
 # of a page that runs in a minute, on inputs of our own
 SIZES = {"calibration", "prompts", "reconstruction_text", "reconstruction_samples", "text", "tokens", "window", "dtype"}
+# the page is about them, or about the cut alone
 SHOWN = {("inference_speed", "heads_removed"), ("by_hand", "heads_removed"), ("fused_families", "heads_removed"),
          ("recipe", "reconstruction"), ("consensus_prune", "criterion"),
-         ("prune_or_quantize", "multiple_of"), ("answers_side_by_side", "multiple_of")}  # the page is about them
+         ("prune_or_quantize", "multiple_of"), ("answers_side_by_side", "multiple_of"),
+         *((name, "reconstruction") for name in ("answers_side_by_side", "calibration_draws", "prune_or_quantize"))}
 
 
 def test_defaults_are_those_of_the_functions_but_for_sizes_and_for_the_subject_of_a_page():
