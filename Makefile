@@ -11,6 +11,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/ready
+# the notebook that `make reproduce` runs and shows first
+FIRST := amp_prune
 export PRUNING_CACHE ?= $(CURDIR)/data/cache
 
 .PHONY: test reproduce book pdf epub report bench gpu lint compat
@@ -20,7 +22,10 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 reproduce: $(READY)
-	$(BIN)/pruning-lib run --defaults --out build/reproduce
+	rm -rf build/reproduce
+	$(BIN)/pruning-lib run $(FIRST) --out build/reproduce
+	$(BIN)/pruning-lib book --page $(FIRST) --out build/reproduce
+	$(BIN)/pruning-lib run --defaults --stale -j 0 --out build/reproduce
 	$(BIN)/pruning-lib book --out build/reproduce
 
 book: $(READY)

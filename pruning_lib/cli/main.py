@@ -67,6 +67,7 @@ def parser() -> argparse.ArgumentParser:
     status = options.command(commands, "status", "run:status", "list the rows that have to run again, and why")
     _add_places(status)
     book = options.command(commands, "book", "run:book", "render the report, or the pages under --out, as HTML")
+    book.add_argument("--page", metavar="ROW", help="render the page of this row alone, in seconds")
     _add_places(book)
     book.add_argument("--pdf", type=Path, metavar="FILE", help="write the chapters to this PDF too (needs Chromium)")
     book.add_argument("--epub", type=Path, metavar="FILE", help="write the chapters to this EPUB too (needs Chromium)")

@@ -42,7 +42,7 @@ def texts_of(arguments: argparse.Namespace, *models: str) -> list[str]:
         raise ValueError(f"dtype={arguments.dtype!r}; allowed: {', '.join(loading.DTYPES)}")
     check_tasks(arguments.tasks)
     if arguments.tokens == 1:
-        raise ValueError("tokens=1 gives no perplexity; give 2 or more, or 0 for all")
+        raise ValueError("tokens=1 gives no perplexity; give 2 or more, or all")
     return [] if arguments.text == "none" else data.texts(arguments.text, split="test")
 
 
@@ -63,7 +63,7 @@ def measured(model: nn.Module, tokenizer: Any, texts: list[str], arguments: argp
     values: dict[str, Any] = {}
     if texts:
         values = {"text": arguments.text, **quality.perplexity(
-            model, tokenizer, texts, window=arguments.window, max_tokens=arguments.tokens or None)}
+            model, tokenizer, texts, window=arguments.window, max_tokens=arguments.tokens)}
     if arguments.tasks != "none":
         accuracies, items = quality.zero_shot(model, tokenizer, arguments.tasks)
         values.update(accuracies, tasks=arguments.tasks, items=items)

@@ -101,7 +101,7 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 def _add_measures(parser: argparse.ArgumentParser) -> None:
     _named(parser, "--text", table="texts", default="wikitext2", metavar="TEXT",
            help=f"test text: {OWN_TEXT}; none measures no perplexity")
-    parser.add_argument("--tokens", type=count, default=32768, metavar="N", help="number of tokens of it; 0 for all")
+    parser.add_argument("--tokens", type=tokens, default=32768, metavar="N", help="number of tokens of it, or all")
     parser.add_argument("--window", type=positive, metavar="N",
                         help="longest context in tokens; without it 2048, or the model's positions if there are fewer")
     _named(parser, "--tasks", table="tasks", default="none", metavar="NAMES", help=(
@@ -125,6 +125,15 @@ def count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0")
     return int(text)
+
+
+def tokens(text: str) -> int | None:
+    """Return ``text`` as a number of tokens, or None for ``all`` (or for 0, which meant the same before)."""
+    if text == "all":
+        return None
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0; give 2 or more, or all")
+    return int(text) or None
 
 
 def positive(text: str) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -16,6 +17,7 @@ from pruning_lib.cli.output import json_text
 from pruning_lib.experiments import execution, local, runs, staleness
 from pruning_lib.experiments.runs import Row, Tree
 from pruning_lib.experiments.staleness import MADE_BEFORE
+from pruning_lib.experiments.worker import Outcome
 from pruning_lib.report import book as report
 from pruning_lib.report import documents
 
@@ -50,7 +52,7 @@ def _all(rows: list[Row], tree: Tree, arguments: argparse.Namespace) -> list[str
         return dask_cluster.run(rows, tree, arguments.scheduler, retries=arguments.retries, log=log, warn=_warn,
                                 up_to_date=up_to_date)
     if arguments.jobs == 1 and not any(row.memory_gb or row.resources for row in rows):
-        return [row.name for row in rows if not _one(row, tree, up_to_date, log)]
+        return _in_turn(rows, tree, up_to_date, log)
     machine = local.Machine.here(arguments.jobs, arguments.memory)
     return local.run(rows, tree, machine, retries=arguments.retries, log=log, warn=_warn, up_to_date=up_to_date)
 
@@ -66,20 +68,27 @@ def _log(arguments: argparse.Namespace) -> Callable[[str], None]:
     return lambda text: print(text, file=sys.stderr if arguments.json else sys.stdout)
 
 
-def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool], log: Callable[[str], None]) -> bool:
-    """Run one row in this process; return whether it succeeded."""
+def _in_turn(rows: list[Row], tree: Tree, up_to_date: Callable[[Row], bool], log: Callable[[str], None]) -> list[str]:
+    """Run rows in this process, one after the other; return the names of rows that failed."""
+    progress = local.Progress(rows, tree, 1, log, _warn)
+    for row in rows:
+        started = time.monotonic()
+        outcome = _one(row, tree, up_to_date, log)
+        progress.finished(row, outcome, (time.monotonic() - started) / 60)
+    return progress.failed
+
+
+def _one(row: Row, tree: Tree, up_to_date: Callable[[Row], bool], log: Callable[[str], None]) -> Outcome:
+    """Run one row in this process and return its outcome."""
     if up_to_date(row):
-        log(f"{row.name}: up to date")
-        return True
+        return Outcome("done", "up to date")
     try:
         execution.run(row, tree, log=log)
     except execution.RowFailed as error:
-        _warn(str(error))
-        return False
+        return Outcome("failed", str(error))
     except OSError as error:
-        _warn(f"row {row.name} failed: {error}; published pages and records are unchanged")
-        return False
-    return True
+        return Outcome("failed", f"row {row.name} failed: {error}; published pages and records are unchanged")
+    return Outcome("done")
 
 
 def _why(row: Row, tree: Tree, code_too: bool = False) -> str:
@@ -124,8 +133,9 @@ def _refuse_unknown(names: list[str], table: dict[str, Row]) -> None:
 
 def _with(row: Row, overrides: dict[str, str], tree: Tree) -> Row:
     """Return the row with other values for its parameters, each of the type that its notebook has."""
-    known = runs.parameters_of(runs.source(row, tree)) if overrides else {}
-    typed = {name: _typed(text, known.get(name)) for name, text in overrides.items()}
+    notebook = runs.source(row, tree)
+    known, words = (runs.parameters_of(notebook), runs.words_of(notebook)) if overrides else ({}, {})
+    typed = {name: _typed(text, 0 if name in words else known.get(name)) for name, text in overrides.items()}
     return replace(row, parameters={**row.parameters, **typed})
 
 
@@ -174,12 +184,14 @@ def status(arguments: argparse.Namespace) -> int:
 
 
 def book(arguments: argparse.Namespace) -> int:
-    """Render the book, as PDF or EPUB too where asked for, and print the paths."""
-    index = report.build_book(arguments.root, arguments.out)
-    made = {"index": index}
-    for kind, write in (("pdf", documents.pdf), ("epub", documents.epub)):
-        if path := getattr(arguments, kind):
-            made[kind] = write(index.parent, index.parents[2] / "_toc.yml", path)
+    """Render the book, as PDF or EPUB too where asked for, or one page of it, and print the paths."""
+    if arguments.page:
+        made = {"index": report.build_page(arguments.root, arguments.page, arguments.out)}
+    else:
+        made = {"index": report.build_book(arguments.root, arguments.out)}
+        for kind, write in (("pdf", documents.pdf), ("epub", documents.epub)):
+            if path := getattr(arguments, kind):
+                made[kind] = write(made["index"].parent, made["index"].parents[2] / "_toc.yml", path)
     print(json_text({kind: str(path) for kind, path in made.items()}) if arguments.json
           else "\n".join(map(str, made.values())))
     return 0

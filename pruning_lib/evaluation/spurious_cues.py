@@ -1,8 +1,8 @@
 """Reliance of a network on a spurious cue, an injected mark that correlates with the class.  Our own protocol.
 
 During tuning, every training image carries a cue that encodes its class correctly with a given probability.  The
-network is then tested on images without a cue, with the cue of their class (bias-aligned, "agreeing") and with the cue
-of another class (bias-conflicting, "contradicting").  A network that classifies by the object has the same accuracy on
+network is then tested on images without a cue, with the cue of their class (bias-aligned) and with the cue
+of another class (bias-conflicting).  A network that classifies by the object has the same accuracy on
 all three; a network that relies on the cue follows it.
 Order of this file: cues · injection · reliance.
 """
@@ -19,29 +19,29 @@ from pruning_lib._registry import Table
 from pruning_lib.data import labelled_images
 
 CUES: Table = Table("cue")
-TESTS = ("absent", "agreeing", "contradicting")
+TESTS = ("absent", "bias_aligned", "bias_conflicting")
 
 
 @CUES.register(about="a white square whose place along the upper, then the lower edge tells the class")
-def patch(images: Tensor, told: Tensor) -> Tensor:
+def patch(images: Tensor, code: Tensor) -> Tensor:
     side = max(1, images.shape[-1] // 8)
     per_row = images.shape[-1] // side
-    if told.numel() and told.max() >= 2 * per_row:
-        raise ValueError(f"class {told.max()} has no position; a patch can encode {2 * per_row} classes")
+    if code.numel() and code.max() >= 2 * per_row:
+        raise ValueError(f"class {code.max()} has no position; a patch can encode {2 * per_row} classes")
     marked = images.clone()
-    for image, code in zip(marked, told.tolist(), strict=True):
-        top, left = (0 if code < per_row else image.shape[-2] - side), code % per_row * side
+    for image, place in zip(marked, code.tolist(), strict=True):
+        top, left = (0 if place < per_row else image.shape[-2] - side), place % per_row * side
         image[:, top:top + side, left:left + side] = 255
     return marked
 
 
 @CUES.register(about="a tenth of a colour, or of a brightness for grey images, that tells the class")
-def tint(images: Tensor, told: Tensor) -> Tensor:
-    if told.numel() and told.max() > 9:
-        raise ValueError(f"class {told.max()} has no colour; a tint can encode 10 classes")
-    angle = 2 * torch.pi * told.double()[:, None] / 10
+def tint(images: Tensor, code: Tensor) -> Tensor:
+    if code.numel() and code.max() > 9:
+        raise ValueError(f"class {code.max()} has no colour; a tint can encode 10 classes")
+    angle = 2 * torch.pi * code.double()[:, None] / 10
     phase = torch.tensor([0, 2, 4])[:images.shape[1]] * torch.pi / 3  # red, green and blue a third of a turn apart
-    colour = 127.5 * (1 + torch.cos(angle - phase)) if images.shape[1] == 3 else 255 * told.double()[:, None] / 9
+    colour = 127.5 * (1 + torch.cos(angle - phase)) if images.shape[1] == 3 else 255 * code.double()[:, None] / 9
     return (0.9 * images + 0.1 * colour[..., None, None]).round().byte()
 
 
@@ -81,25 +81,25 @@ def inject_cue(images: Tensor, labels: Tensor, *, cue: str, agreement: float, se
 
 
 def trials(images: Tensor, labels: Tensor, *, cue: str, seed: int, classes: int = 10) -> dict[str, Tensor]:
-    """Return the test images without a cue, bias-aligned ("agreeing") and bias-conflicting ("contradicting")."""
+    """Return the test images without a cue, bias-aligned and bias-conflicting."""
     return {"absent": images, **{name: inject_cue(images, labels, cue=cue, agreement=agreement, seed=seed,
                                                      classes=classes)
-                                 for name, agreement in (("agreeing", 1.0), ("contradicting", 0.0))}}
+                                 for name, agreement in zip(TESTS[1:], (1.0, 0.0), strict=True)}}
 
 
-def reliance(agreeing: np.ndarray, contradicting: np.ndarray) -> dict[str, float]:
+def reliance(aligned: np.ndarray, conflicting: np.ndarray) -> dict[str, float]:
     """Return bias-aligned minus bias-conflicting accuracy: 0 for no reliance on the cue, 1 for complete reliance.
 
     Parameters
     ----------
-    agreeing, contradicting : (N,) booleans, correctness on the same images
+    aligned, conflicting : (N,) booleans, correctness on the same images
     """
-    return _mean(agreeing.astype(float) - contradicting, "reliance")
+    return _mean(aligned.astype(float) - conflicting, "reliance")
 
 
 def difference(first: tuple[np.ndarray, np.ndarray], second: tuple[np.ndarray, np.ndarray]) -> dict[str, float]:
-    """Return the paired difference in reliance of two networks, each given as (agreeing, contradicting)."""
-    a, b = (agreeing.astype(float) - contradicting for agreeing, contradicting in (first, second))
+    """Return the paired difference in reliance of two networks, each given as (aligned, conflicting)."""
+    a, b = (aligned.astype(float) - conflicting for aligned, conflicting in (first, second))
     return _mean(a - b, "difference")
 
 

@@ -1,8 +1,9 @@
 """Carry pages over a change of code that changed no number, instead of running them again.
 
-A page is carried over only if it was up to date at an earlier commit, and if either its code is the same but for names
-(a map of old to new names says which), or a *witness* shows it: the same row, or another row of the same notebook, run
-before and after the change, with equal records.  Each page says how it was carried over.  Others stay stale.
+A definition, or the notebook, is carried over only if the page was up to date with it at an earlier commit, and if
+either it is the same but for names (a map of old to new names says which), or a *witness* shows it: the same row, or
+another row of the same notebook, run before and after the change, with equal records.  Everything else stays as stale
+as it was.  Each page says how it was carried over.
 Run as ``python -m pruning_lib.experiments.carry_over --help``.
 Order of this file: names · witnesses · one page · command.
 """
@@ -12,7 +13,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
+import subprocess
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +28,66 @@ from pruning_lib.experiments.runs import Row, Tree
 with extra("report"):
     import nbformat
     import yaml
+    from papermill.translators import translate_parameters
 
-TIMES = ("_s", "_ms", "_j", "_wh", "_kgco2", "_w", "_bytes_peak", "minutes")  # ends of keys of measured times
+NAMES = "same code but for names"
+# ends of keys of measured times, energies and peaks of memory, and of their ratios
+TIMES = ("_s", "_ms", "_j", "_wh", "_kgco2", "_w", "peak_bytes", "minutes", "_gain", "_gain_low", "_gain_high",
+         "_gain_most")
 
 
-def same_but_names(row: Row, tree: Tree, before: Tree, package: Path, names: Mapping[str, str]) -> list[str]:
-    """Return the definitions a row uses whose code differs from ``package``, apart from names; [] if none does.
+@dataclass(frozen=True)
+class Page:
+    """Digests around one page: those stored in it, those at the earlier commit, and today's.
+
+    Attributes
+    ----------
+    stored : name -> digest of the definitions that the page was made with
+    stored_cells : fingerprint of the notebook and the parameters that the page was made with
+    then : name -> digest at the earlier commit
+    renamed : the same after the map of names
+    then_cells : fingerprint at the earlier commit, for the parameters of the page
+    same_cells : True if the notebook is the same but for names
+    today : name -> digest of today
+    """
+
+    stored: Mapping[str, str]
+    stored_cells: str
+    then: Mapping[str, str]
+    renamed: Mapping[str, str]
+    then_cells: str
+    same_cells: bool
+    today: Mapping[str, str]
+
+    def differences(self) -> list[str]:
+        """Return the definitions that differ between the earlier commit and today, apart from names."""
+        return code_digests.changed(self.renamed, self.today) + ([] if self.same_cells else ["the notebook"])
+
+    def code_after(self, names: Mapping[str, str], witnessed: bool) -> dict[str, str]:
+        """Return the digests to store: today's for every definition whose change is established.
+
+        A definition that was stale at the earlier commit keeps the digest of its page, and stays stale.
+        """
+        kept = {}
+        for name, digest in self.stored.items():
+            new = code_digests.name_today(name, names)
+            fresh = self.then.get(name) == digest
+            established = fresh and (witnessed or self.renamed.get(new) == self.today.get(new))
+            if not established:
+                kept[new] = digest
+            elif new in self.today:
+                kept[new] = self.today[new]
+        return {**{name: digest for name, digest in self.today.items() if name not in self.renamed}, **kept}
+
+    def cells_after(self, witnessed: bool) -> bool:
+        """Return True if the change of the notebook's code is established."""
+        return self.stored_cells == self.then_cells and (witnessed or self.same_cells)
+
+
+def page_of(row: Row, tree: Tree, before: Tree, package: Path, names: Mapping[str, str]) -> Page:
+    """Return the digests around the page of a row.
+
+    Where the page was made at the very commit of ``before``, as its record says, all of it was up to date there.
 
     Parameters
     ----------
@@ -37,12 +95,24 @@ def same_but_names(row: Row, tree: Tree, before: Tree, package: Path, names: Map
     package : folder of the package at that commit
     names : as in ``code_digests.digests``
     """
-    old = staleness.code_cells(runs.source(row, before))
-    then = staleness.relevant(code_digests.digests(old, package, names), row)
-    differ = code_digests.changed(then, staleness.code_of(row, tree))
-    new = staleness.code_cells(runs.source(row, tree))
-    same = code_digests.of_notebook(old, package, names) == code_digests.of_notebook(new)
-    return differ if same else [*differ, f"the notebook {row.notebook}"]
+    stored = staleness.stored_provenance(tree.page(row))
+    old, new = (staleness.code_cells(runs.source(row, at)) for at in (before, tree))
+    then = staleness.relevant(code_digests.digests(old, package), row)
+    then_cells = staleness.fingerprint(replace(row, parameters=stored.get("parameters", {})), before, package)
+    mine = _made_at(tree.record(row), package)
+    return Page(
+        stored=then if mine else staleness.relevant(stored.get("code") or {}, row),
+        stored_cells=then_cells if mine else stored.get("fingerprint", ""),
+        then=then, renamed=staleness.relevant(code_digests.digests(old, package, names), row), then_cells=then_cells,
+        same_cells=code_digests.of_notebook(old, package, names) == code_digests.of_notebook(new),
+        today=staleness.code_of(row, tree))
+
+
+def _made_at(record: Path, package: Path) -> bool:
+    """Return True if a record was made at the commit that the folder of ``package`` is a checkout of."""
+    made = str(records.contents(record).get("made_with", {}).get("commit", ""))
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=package.parent, capture_output=True, text=True).stdout
+    return re.fullmatch("[0-9a-f]{7,40}", made) is not None and head.startswith(made)
 
 
 # --- witnesses --------------------------------------------------------------------------------------------------------
@@ -66,10 +136,14 @@ def _differ(a: Any, b: Any, at: str) -> Sequence[str]:
     return [] if a == b else [f"{at}: {a} and {b}"]
 
 
-def renamed(value: Any, names: Mapping[str, str]) -> Any:
-    """Return a value of JSON with the keys of its objects renamed, and texts that are exactly a renamed key."""
+def renamed(value: Any, names: Mapping[str, Any]) -> Any:
+    """Return a value of JSON with the keys of its objects renamed, and texts that are exactly a renamed key.
+
+    An entry ``"key=value"`` of ``names``, with the value as in JSON, replaces that value under that key.
+    """
     if isinstance(value, dict):
-        return {names.get(code_digests.WORD + key, key): renamed(v, names) for key, v in value.items()}
+        return {names.get(code_digests.WORD + key, key): names.get(f"{key}={json.dumps(v)}", renamed(v, names))
+                for key, v in value.items()}
     if isinstance(value, list):
         return [renamed(v, names) for v in value]
     return names.get(code_digests.TEXT + value, value) if isinstance(value, str) else value
@@ -78,38 +152,62 @@ def renamed(value: Any, names: Mapping[str, str]) -> Any:
 # --- one page ---------------------------------------------------------------------------------------------------------
 
 
-def carry(row: Row, tree: Tree, how: str, names: Mapping[str, str]) -> None:
-    """Give a row's page the provenance it would have if it were run now, and today's code around its outputs.
+def carry(row: Row, tree: Tree, page: Page, how: str, names: Mapping[str, Any]) -> None:
+    """Give a row's page today's digests for all changes that are established, and today's code around its outputs.
 
     Parameters
     ----------
     how : how it was established that no number changed; kept in the page
     names : of parameters and values, which are renamed in record and page
     """
-    record = json.loads(tree.record(row).read_text())
-    new = {**record, **{part: renamed(record.get(part), names) for part in ("values", "rows", "items")},
-           "parameters": {**_parameters(row, tree)}}
-    new["checksum"] = records.checksum(new)
-    page = nbformat.read(tree.page(row), as_version=4)
-    notebook = nbformat.read(runs.source(row, tree), as_version=4)
-    _take_code(page, notebook)
-    page.metadata["pruning_lib"] = {**staleness.provenance(row, tree), "record": new["checksum"], "row": row.name,
-                                    "notebook": row.notebook, "parameters": dict(row.parameters), "carried_over": how}
-    with replacing(tree.record(row)) as beside:
-        beside.write_text(json.dumps(new, indent=1, allow_nan=False) + "\n")
+    stored = nbformat.read(tree.page(row), as_version=4)
+    made = stored.metadata["pruning_lib"]
+    inputs = {**staleness.provenance(row, tree)["inputs"], **(made.get("inputs") or {})}
+    before = made.get("code"), made.get("fingerprint")
+    made.update(code=page.code_after(names, how != NAMES), inputs=inputs)
+    if page.cells_after(how != NAMES) and not other_parameters(row, tree, names):
+        record = _record_after(row, tree, names)
+        _take_code(stored, nbformat.read(runs.source(row, tree), as_version=4), row)
+        made.update(fingerprint=staleness.fingerprint(row, tree), record=record["checksum"],
+                    parameters=dict(row.parameters))
+        with replacing(tree.record(row)) as beside:
+            beside.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    if before == (made["code"], made.get("fingerprint")):
+        return  # nothing was established
+    made["carried_over"] = _ways(made, how)
     with replacing(tree.page(row)) as beside:
-        beside.write_text(nbformat.writes(page) + "\n")
+        beside.write_text(nbformat.writes(stored) + "\n")
+
+
+def _ways(made: Mapping[str, Any], how: str) -> str:
+    """Return how a page was carried over, earlier times included, each way once."""
+    return "; ".join(dict.fromkeys([*filter(None, str(made.get("carried_over") or "").split("; ")), how]))
+
+
+def other_parameters(row: Row, tree: Tree, names: Mapping[str, Any]) -> list[str]:
+    """Return the parameters whose values today are not those of the record, say because a default changed."""
+    made = renamed(records.contents(tree.record(row)).get("parameters", {}), names)
+    return [name for name, value in _parameters(row, tree).items() if name in made and made[name] != value]
+
+
+def _record_after(row: Row, tree: Tree, names: Mapping[str, Any]) -> dict[str, Any]:
+    record = records.contents(tree.record(row))
+    new = {**record, **{part: renamed(record.get(part), names) for part in ("values", "rows", "items")},
+           "parameters": _parameters(row, tree)}
+    return {**new, "checksum": records.checksum(new)}
 
 
 def _parameters(row: Row, tree: Tree) -> dict[str, Any]:
     return {**runs.parameters_of(runs.source(row, tree)), **row.parameters}
 
 
-def _take_code(page: Any, notebook: Any) -> None:
-    """Replace the source of the page's code cells by the notebook's; the injected parameters follow the new names."""
+def _take_code(page: Any, notebook: Any, row: Row) -> None:
+    """Replace the source of the page's code cells by the notebook's, and the injected parameters by the row's."""
     today = {cell.id: cell.source for cell in notebook.cells if cell.cell_type == "code"}
     for cell in page.cells:
-        if cell.cell_type == "code" and cell.id in today:
+        if "injected-parameters" in cell.metadata.get("tags", []):
+            cell.source = translate_parameters("python3", "python", dict(row.parameters), "Parameters")
+        elif cell.cell_type == "code" and cell.id in today:
             cell.source = today[cell.id]
 
 
@@ -129,25 +227,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     tree, before = Tree.at(given.root), Tree.at(given.before)
     names = yaml.safe_load(given.names.read_text()) if given.names else {}
-    table, left = runs.rows(tree), 0
-    for name in given.rows:
-        row = table[name]
-        differ = same_but_names(row, tree, before, given.before / "pruning_lib", names)
-        how = "same code but for names" if not differ else _witness(row, given.witness, names)
-        if how:
-            carry(row, tree, how, names)
-        left += not how
-        print(f"{name}: {how or 'stays stale: ' + ', '.join(differ[:5])}")
+    table = runs.rows(tree)
+    left = [name for name in given.rows if not _one(table[name], tree, before, given, names)]
     return 1 if left else 0
 
 
-def _witness(row: Row, folders: Sequence[Path] | None, names: Mapping[str, str]) -> str:
+def _one(row: Row, tree: Tree, before: Tree, given: argparse.Namespace, names: Mapping[str, Any]) -> bool:
+    """Update the page of one row as far as possible; print the result; return True if it is up to date afterwards."""
+    if broken := staleness.corruption(row, tree):
+        print(f"{row.name}: stays stale: {broken}")
+        return False
+    page = page_of(row, tree, before, given.before / "pruning_lib", names)
+    differ = page.differences()
+    how = NAMES if not differ else _witness(row, given.witness, names)
+    carry(row, tree, page, how or NAMES, names)
+    why = "; ".join(filter(None, [staleness.staleness_of(row, tree).why, *(
+        f"{name} has another value" for name in other_parameters(row, tree, names))]))
+    print(f"{row.name}: {how or 'differs in ' + ', '.join(differ[:5])}" + (f"; stays stale: {why}" if why else ""))
+    return not why
+
+
+def _witness(row: Row, folders: Sequence[Path] | None, names: Mapping[str, Any]) -> str:
     """Return how a witness shows that no number changed; empty without one, or if it shows that one did."""
     for run in (row.name, row.notebook) if folders else ():
         old, new = (records.contents(folder / f"{run}.json") for folder in folders or ())
         if old and new:
-            found = differences(old, new, names)
-            return "" if found else f"equal records of {run}, run before and after"
+            if found := differences(old, new, names):
+                print(f"{run}: the witness differs at {', '.join(found[:3])}")
+                return ""
+            return f"equal records of {run}, run before and after"
     return ""
 
 

@@ -58,6 +58,12 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     return sorted(name for name, digest in before.items() if now.get(name) != digest)
 
 
+def name_today(name: str, names: Mapping[str, str]) -> str:
+    """Return today's name of a definition, or of an entry of a table, as in the keys of ``digests``."""
+    base, bracket, entry = name.partition("[")
+    return _renamed(base, names) + bracket + entry
+
+
 def _notebook(cells: Iterable[str], package: Path) -> SourceModule:
     return SourceModule(NOTEBOOK, "\n".join(filter(None, map(_python, cells))), package)
 

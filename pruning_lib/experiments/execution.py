@@ -67,7 +67,6 @@ def run(row: Row, tree: Tree, *, log: Callable[[str], None] = print, wait: bool 
         finally:
             shutil.rmtree(work, ignore_errors=True)
         (tree.failed / f"{row.name}.ipynb").unlink(missing_ok=True)
-    log(f"{row.name}: done, {tree.page(row)}")
     return tree.page(row)
 
 

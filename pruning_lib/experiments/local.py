@@ -81,10 +81,11 @@ def _gpus() -> list[int]:
 class Progress:
     """Progress messages with an estimate of the remaining time from earlier records."""
 
-    def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, log: Callable[[str], None]) -> None:
+    def __init__(self, rows: Sequence[Row], tree: Tree, at_a_time: int, log: Callable[[str], None],
+                 warn: Callable[[str], None] | None = None) -> None:
         self.expected = {row.name: _minutes(row, tree) for row in rows}
-        self.left, self.total = dict.fromkeys(self.expected), len(rows)
-        self.at_a_time, self.log, self.warn = at_a_time, log, log
+        self.left, self.total, self.tree = dict.fromkeys(self.expected), len(rows), tree
+        self.at_a_time, self.log, self.warn = at_a_time, log, warn or log
         self.took: list[float] = []
         self.failed: list[str] = []
 
@@ -93,7 +94,7 @@ class Progress:
         self.left.pop(row.name, None)
         if outcome.kind == "done":
             self.took += [] if outcome.message else [minutes]  # a message: done by another process, or up to date
-            what = outcome.message or f"done in {minutes:.1f} min"
+            what = outcome.message or f"done in {minutes:.1f} min, {self.tree.page(row)}"
             self.log(f"[{self.total - len(self.left)}/{self.total}] {row.name}: {what}{self.estimate()}")
         else:
             self.failed.append(row.name)

@@ -186,7 +186,7 @@ def recipes(*, every_format: bool = False) -> pd.DataFrame:
     table = pd.DataFrame([{**line, "notebook": record["notebook"]} for record in records for line in _lines(record)])
     table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_RECIPE_COLUMNS, *wanted]))).fillna(wanted)
     usual = table[~table.method.isin({"none", "dense"})].groupby(["model", "removed_fraction"]).heads_removed
-    usual = usual.agg(lambda heads: heads.mode().max()).to_dict()
+    usual = usual.agg(_most_common).to_dict()
     model = next(iter(table.model.mode()), "")
     lines = table.to_dict("records")
     table["split"] = splits = [_split(line, usual) for line in lines]
@@ -206,12 +206,20 @@ _RECIPE_COLUMNS = ("run", "notebook", "dtype", "seed", "model", "removed_fractio
                    "reconstruction_text", "reconstruction_s", "first_loss", "last_loss")
 
 
-def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int]) -> str:
+def _most_common(heads: pd.Series) -> int | str:
+    """Return the most common number of removed heads; of several, the largest."""
+    counts = heads.value_counts()
+    return max(counts[counts == counts.max()].index, key=lambda one: -1 if one == "same_share" else one)
+
+
+def _split(line: Mapping[str, Any], usual: Mapping[tuple[str, float], int | str]) -> str:
     """Return the number of removed heads as text if it differs from most runs of this model and size."""
     heads = line["heads_removed"]
     if line["method"] in {"none", "dense"} or heads in (None, usual.get((line["model"], line["removed_fraction"]))):
         return ""
-    return {0: ", neurons only", -1: ", same share of heads"}.get(heads, f", {heads:.0f} heads a block")
+    if heads == "same_share":
+        return ", same share of heads"
+    return f", {heads:.0f} heads a block" if heads else ", neurons only"
 
 
 def recipe(parameters: Mapping[str, Any]) -> str:

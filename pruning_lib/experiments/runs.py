@@ -8,8 +8,9 @@ from __future__ import annotations
 import ast
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -150,24 +151,49 @@ def source(row: Row, tree: Tree) -> Path:
 
 def checked(row: Row, tree: Tree) -> Row:
     """Return ``row`` after a check of its parameters: names and types must match those of the notebook."""
-    known = parameters_of(source(row, tree))
+    known, words_for = parameters_of(source(row, tree)), words_of(source(row, tree))
     for name, value in row.parameters.items():
         if name not in known:
             raise SystemExit(f"row {row.name}: {row.notebook} has no parameter {name!r}; it has: {', '.join(known)}")
-        wanted = type(known[name])
-        if type(value) is not wanted and not (wanted is float and type(value) is int):
-            raise SystemExit(f"row {row.name}: parameter {name} takes {wanted.__name__} like {known[name]!r}, "
-                             f"got {value!r}")
+        words = words_for.get(name, ())
+        if not _fits(value, known[name], words):
+            wanted = " or ".join(["an int", *map(repr, words)] if words else
+                                 [f"{type(known[name]).__name__} like {known[name]!r}"])
+            raise SystemExit(f"row {row.name}: parameter {name} takes {wanted}, got {value!r}")
         if isinstance(value, float) and not math.isfinite(value):
             raise SystemExit(f"row {row.name}: parameter {name} is {value!r}; give a finite number")
     return row
 
 
+def _fits(value: Any, default: Any, words: Collection[str]) -> bool:
+    """Return True if a parameter takes ``value``: one of its words or an int, else a value of its default's type."""
+    if words:
+        return type(value) is int or value in words
+    return type(value) is type(default) or (type(default) is float and type(value) is int)
+
+
+def words_of(path: Path) -> dict[str, tuple[str, ...]]:
+    """Return the words that parameters of a notebook take besides an int, as their comments state.
+
+    The comment of such a parameter begins with ``int or`` and the words in quotes, then a colon, as in
+    ``tokens = 512  # int or "all": how many tokens``.
+    """
+    helps = {name: entry["help"] or "" for name, entry in _inspected(path, path.stat().st_mtime_ns).items()}
+    return {name: tuple(re.findall(r'"(\w+)"', help.partition(":")[0])) for name, help in helps.items()
+            if re.match(r'int or "\w+"', help)}
+
+
 def parameters_of(path: Path) -> dict[str, Any]:
     """Return name -> default of every parameter of a notebook, all literals, without running it."""
     try:
-        inspected = papermill.inspect_notebook(str(path))
+        inspected = _inspected(path, path.stat().st_mtime_ns)
         return {name: ast.literal_eval(entry["default"]) for name, entry in inspected.items()}
     except (ValueError, SyntaxError, KeyError, TypeError, AttributeError, nbformat.ValidationError) as error:
         raise SystemExit(f"{path.name}: its parameters cannot be read ({error}); write each as a literal, one per line"
                          ) from None
+
+
+@lru_cache(maxsize=256)
+def _inspected(path: Path, modified_ns: int) -> dict[str, Any]:
+    """Return name -> default, type and comment of every parameter of a notebook, as texts; read again once modified."""
+    return dict(papermill.inspect_notebook(str(path)))

@@ -44,7 +44,7 @@ def staleness_of(row: Row, tree: Tree) -> Staleness:
     why = stale_reason(row, tree)
     if why == "no page yet":
         return Staleness(why)
-    stored = _stored_provenance(tree.page(row))
+    stored = stored_provenance(tree.page(row))
     reasons = [why, corruption(row, tree), code_changed(row, tree, stored), inputs_changed(row, tree, stored)]
     return Staleness("; ".join(filter(None, reasons)), "code" in stored)
 
@@ -52,12 +52,12 @@ def staleness_of(row: Row, tree: Tree) -> Staleness:
 # --- notebook, parameters, records ------------------------------------------------------------------------------------
 
 
-def fingerprint(row: Row, tree: Tree) -> str:
+def fingerprint(row: Row, tree: Tree, package: Path = code_digests.PACKAGE) -> str:
     """Return a digest of the notebook's code, the row's parameters and, for a reading, all records.
 
     Prose does not count, because the book uses the current prose of the notebook.
     """
-    parts = [code_digests.of_notebook(code_cells(source(row, tree)))]
+    parts = [code_digests.of_notebook(code_cells(source(row, tree)), package)]
     parts += [json.dumps(dict(row.parameters), sort_keys=True)]
     if row.reading:
         parts += [path.read_text(errors="replace") for path in sorted(tree.records.glob("*.json"))]
@@ -70,7 +70,7 @@ def stale_reason(row: Row, tree: Tree) -> str:
         return "no page yet"
     if not row.reading and not tree.record(row).is_file():
         return "no record"
-    if _stored_provenance(tree.page(row)).get("fingerprint") != fingerprint(row, tree):
+    if stored_provenance(tree.page(row)).get("fingerprint") != fingerprint(row, tree):
         return "notebook or a record changed" if row.reading else "notebook or parameters changed"
     return ""
 
@@ -81,7 +81,7 @@ def provenance(row: Row, tree: Tree) -> dict[str, Any]:
             "inputs": input_digests.digests_of(row, tree)}
 
 
-def _stored_provenance(page: Path) -> dict[str, Any]:
+def stored_provenance(page: Path) -> dict[str, Any]:
     """Return the provenance stored in a page; empty if the page cannot be read."""
     try:
         found = nbformat.read(page, as_version=4).metadata.get("pruning_lib", {})
@@ -129,7 +129,7 @@ def inputs_changed(row: Row, tree: Tree, page: dict[str, Any]) -> str:
 
 def corruption(row: Row, tree: Tree) -> str:
     """Return a description of corrupt files of a row, empty if intact; readings have no record."""
-    made = _stored_provenance(tree.page(row))
+    made = stored_provenance(tree.page(row))
     if not made:
         return "the page cannot be read"
     if row.reading or not tree.record(row).is_file():

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pruning_lib.models.plan import _check_indices
+from pruning_lib.models.plan import check_indices
 
 
 @dataclass(frozen=True)
@@ -64,14 +64,14 @@ class ExpertPlan:
 
     def __post_init__(self) -> None:
         s, m = self.sizes, self.neurons.shape[-1]
-        _check_indices("experts", self.experts, (len(s.blocks),), s.experts)
-        _check_indices("neurons", self.neurons, (len(s.blocks), s.experts), s.neurons)
+        check_indices("experts", self.experts, (len(s.blocks),), s.experts)
+        check_indices("neurons", self.neurons, (len(s.blocks), s.experts), s.neurons)
         for i, places in enumerate(self.plain):
             if len(places) != s.plain_removed(i, m):
                 raise ValueError(f"plan.plain[{i}]: {s.plain_removed(i, m)} neurons of the ordinary MLP of block {i} "
                                  f"have to be removed with {m} of every expert, got {len(places)}")
             if len(places):
-                _check_indices(f"plain[{i}]", places, (), s.plain[i])
+                check_indices(f"plain[{i}]", places, (), s.plain[i])
 
     @property
     def kept(self) -> dict[str, int]:

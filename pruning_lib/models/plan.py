@@ -38,9 +38,9 @@ class Plan:
         lead, places = ((La,), s.groups) if self.grouped_query == "whole_groups" else (
             (La, s.groups), s.heads // s.groups)
         if s.heads or self.heads.numel():  # of a model without heads any empty tensor will do, and so for neurons
-            _check_indices("heads", self.heads, lead, places)
+            check_indices("heads", self.heads, lead, places)
         if s.neurons or self.neurons.numel():
-            _check_indices("neurons", self.neurons, (len(s.neuron_blocks),), s.neurons)
+            check_indices("neurons", self.neurons, (len(s.neuron_blocks),), s.neurons)
 
     @property
     def removed_heads(self) -> Tensor:
@@ -84,7 +84,7 @@ class Plan:
                 f"{kept['neurons']} of {s.neurons} neurons{some}")
 
 
-def _check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
+def check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
     """Raise ValueError unless indices (*lead, k) ascend strictly within ``places`` and leave at least one place."""
     if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= max(places, 1):
         raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} needed, got "

@@ -215,7 +215,7 @@ for _name in similarity.METRICS:
 CRITERIA["loss"] = Criterion(least_loss, "removes the smallest increase of the loss on calibration images (a control)",
                              needs_labels=True)
 CRITERIA["block_influence"] = Criterion(influence_order, "removes the smallest change of direction (ShortGPT)")
-CRITERIA["network_order"] = Criterion(front_to_back, "removes from front to back, as was published (a control)")
+CRITERIA["front_to_back"] = Criterion(front_to_back, "removes from front to back, as was published (a control)")
 CRITERIA["random"] = Criterion(random_order, "removes a random block (a control)")
 
 

@@ -125,14 +125,41 @@ def build_book(root: Path, out: Path | None = None) -> Path:
     _copy_sources(root, tree, book)
     made = defaults(tree) if out else rows(tree)
     _index_runs(tree, book, [*made.values(), *(_named_by_the_user(tree, made) if out else [])])
-    builder = Path(sys.executable).with_name("jupyter-book")
-    command = [str(builder), "build", str(book), "-n", "-W", "--keep-going", "-q"]
-    places = {"PRUNING_RESULTS": str(tree.records.resolve()), "PRUNING_RECORDS": str(Tree.at(root).records.resolve())}
-    if subprocess.run(command, env={**os.environ, **places}).returncode:
-        raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
-    html = book / "_build" / "html"
+    html = _built(root, book, tree, "-n", "-W", "--keep-going")
     if (book / "slides.yml").is_file():
         slides.build(html, book / "slides.yml")
     if (html / "_static" / "live").is_dir():
         _ship_python(html / "_static" / "pyodide")
     return html / "index.html"
+
+
+def build_page(root: Path, name: str, out: Path | None = None) -> Path:
+    """Render the page of one row alone and return it; it takes seconds, and links to other pages lead nowhere.
+
+    Raises
+    ------
+    SystemExit
+        if the page was not run, or the builder fails.
+    """
+    tree, book = Tree.at(root, out), (out or root / "build" / "report") / "page"
+    page = tree.pages / f"{name}.ipynb"
+    if not page.is_file():
+        raise SystemExit(f"no page {page}; create it with: pruning-lib run {name}")
+    shutil.rmtree(book, ignore_errors=True)
+    leave_out = shutil.ignore_patterns("executed", "chapters", "drawings", "__pycache__")
+    shutil.copytree(root / "book", book, ignore=leave_out)
+    (book / "executed").mkdir()
+    shutil.copyfile(page, book / "executed" / page.name)
+    _refresh_all(book / "executed", tree.notebooks)
+    (book / "_toc.yml").write_text(yaml.safe_dump({"format": "jb-book", "root": f"executed/{name}"}))
+    return _built(root, book, tree) / "executed" / f"{name}.html"
+
+
+def _built(root: Path, book: Path, tree: Tree, *options: str) -> Path:
+    """Render the sources in a folder and return the folder of the site."""
+    builder = Path(sys.executable).with_name("jupyter-book")
+    command = [str(builder), "build", str(book), "-q", *options]
+    places = {"PRUNING_RESULTS": str(tree.records.resolve()), "PRUNING_RECORDS": str(Tree.at(root).records.resolve())}
+    if subprocess.run(command, env={**os.environ, **places}).returncode:
+        raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
+    return book / "_build" / "html"

@@ -48,7 +48,7 @@ MARKER = _Looks(SPARE_MARKERS, {
 # colour and marker of criteria that rank blocks; variants of one metric share a colour and differ in LINE
 CRITERION = _Looks([(colour, marker) for colour in SPARE_COLOURS for marker in SPARE_MARKERS], {
     "none": ("#000000", "*"), "consensus": ("#0072B2", "o"), "random": ("#999999", "s"),
-    "network_order": ("#D55E00", "^"), "loss": ("#332288", "h"), "block_influence": ("#117733", "p"),
+    "front_to_back": ("#D55E00", "^"), "loss": ("#332288", "h"), "block_influence": ("#117733", "p"),
     "cka": ("#009E73", "v"), "gaussian_0": ("#CC79A7", "<"), "gaussian_1": ("#CC79A7", ">"),
     "gaussian_2": ("#CC79A7", "x"), "linear_shape_0": ("#E69F00", "d"), "linear_shape_1": ("#E69F00", "D"),
     "permutation": ("#56B4E9", "P"), "wasserstein": ("#882255", "X")})

@@ -87,7 +87,7 @@ def setting(key: str, value: Any) -> str:
     words = key.replace("_", " ")
     if key.endswith("_fraction"):
         return f"{100 * float(value):g} % {words.removesuffix(' fraction')}".rstrip()
-    if key == "heads_removed" and value == -1:
+    if key == "heads_removed" and value == "same_share":
         return "same share of heads"
     return f"{words} {str(value).replace('_', ' ') if key in NAMES else value}"
 

@@ -266,7 +266,7 @@ def test_the_command_runs_a_row_for_real_with_another_value_and_touches_no_publi
     before = {name: (root / name).read_bytes() for name in files(root)}
     done = command("run", "small", "-p", "count=11", cwd=root)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("small: done, ") and done.stdout.rstrip().endswith("small.ipynb")
+    assert done.stdout.startswith("[1/1] small: done in ") and done.stdout.rstrip().endswith("small.ipynb")
     own = {"build/own/executed/small.ipynb", "build/own/results/small.json"}
     assert set(files(root)) == {*before, *own}
     assert {name: (root / name).read_bytes() for name in before} == before

@@ -38,7 +38,7 @@ def test_a_patch_is_where_its_class_says():
         CUES["patch"](torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([16]))
 
 
-def told(marked):
+def code_in(marked):
     """Return the class encoded by a patch on 8 x 8 black pixels."""
     return torch.tensor([{0: 0, 7: 8}[r] + c for r, c in (m[0].nonzero()[0].tolist() for m in marked)])
 
@@ -47,13 +47,13 @@ def told(marked):
 def test_a_cue_agrees_as_often_as_asked_and_else_tells_any_other_class(agreement):
     labels = torch.randint(0, 10, (3000,), generator=torch.Generator().manual_seed(1))
     black = torch.zeros(3000, 1, 8, 8, dtype=torch.uint8)
-    codes = told(inject_cue(black, labels, cue="patch", agreement=agreement, seed=0))
+    codes = code_in(inject_cue(black, labels, cue="patch", agreement=agreement, seed=0))
     assert (codes == labels).float().mean().item() == pytest.approx(agreement, abs=0.03)
     off = ((codes - labels) % 10)[codes != labels]
     if len(off):
         assert off.unique().tolist() == list(range(1, 10)) and off.bincount().max() < 1.4 * len(off) / 9
-    again = told(inject_cue(black, labels, cue="patch", agreement=agreement, seed=0))
-    other = told(inject_cue(black, labels, cue="patch", agreement=agreement, seed=1))
+    again = code_in(inject_cue(black, labels, cue="patch", agreement=agreement, seed=0))
+    other = code_in(inject_cue(black, labels, cue="patch", agreement=agreement, seed=1))
     assert torch.equal(codes, again) and torch.equal(codes, other) == (agreement == 1)
     assert black.max() == 0
 
@@ -62,7 +62,7 @@ def test_the_three_trials_show_no_cue_the_right_one_and_a_wrong_one_on_every_ima
     labels = torch.arange(200) % 10
     sets = spurious_cues.trials(torch.zeros(200, 1, 8, 8, dtype=torch.uint8), labels, cue="patch", seed=0)
     assert list(sets) == list(spurious_cues.TESTS) and sets["absent"].max() == 0
-    assert (told(sets["agreeing"]) == labels).all() and (told(sets["contradicting"]) != labels).all()
+    assert (code_in(sets["bias_aligned"]) == labels).all() and (code_in(sets["bias_conflicting"]) != labels).all()
 
 
 @pytest.mark.parametrize("wrong, message", [({"agreement": 1.1}, "agreement=1.1"), ({"cue": "smell"}, "unknown cue"),
@@ -100,5 +100,5 @@ def test_a_network_tuned_where_the_cue_is_right_follows_it_and_one_tuned_where_i
         sets = spurious_cues.trials(*test, cue="patch", seed=1)
         assert torch.equal(sets["absent"], test[0])
         right = {name: unpack(accuracy(network, pixels, test[1])[1]) for name, pixels in sets.items()}
-        shown[agreement] = spurious_cues.reliance(right["agreeing"], right["contradicting"])["reliance_fraction"]
+        shown[agreement] = spurious_cues.reliance(right["bias_aligned"], right["bias_conflicting"])["reliance_fraction"]
     assert abs(shown[0.1]) < 0.04 and shown[1.0] > 0.1, shown

@@ -208,4 +208,5 @@ def test_the_time_left_is_that_of_the_earlier_records(tmp_path):
     said = []
     progress = local.Progress([runs.rows(tree)[name] for name in "abc"], tree, 2, said.append)
     progress.finished(runs.rows(tree)["a"], local.Outcome("done"), 10)
-    assert said == ["[1/3] a: done in 10.0 min; about 20 min left"]  # (30 + 10, the mean of finished rows) / 2
+    page = tree.page(runs.rows(tree)["a"])
+    assert said == [f"[1/3] a: done in 10.0 min, {page}; about 20 min left"]  # (30 + 10, the mean of finished rows) / 2

@@ -198,7 +198,8 @@ def test_recipes_are_named_by_what_departs_from_most_and_are_there_once(monkeypa
              "reconstruction": "none", "reconstruction_samples": 200, "reconstruction_text": "c4"}
     runs = {"amp": {}, "a-float32": {"dtype": "float32"}, "wanda": {"method": "wanda"}, "six": {"heads_removed": 6},
             "dense": {"method": "dense", "heads_removed": 0}, "solved": {"reconstruction": "sequential"},
-            "solved-12": {"reconstruction": "sequential", "reconstruction_samples": 12}, "share": {"heads_removed": -1},
+            "solved-12": {"reconstruction": "sequential", "reconstruction_samples": 12},
+            "share": {"heads_removed": "same_share"},
             "distilled": {"recovery_pairs": 9, "kd_weight": 0.5}, "few": {"prompts": 9}, "big": {"model": "large"},
             "tuned": {"heads_removed": 0, "recovery_pairs": 9, "dtype": "float32"}}
     assert results.recipes().empty

@@ -39,7 +39,7 @@ def test_an_order_has_every_block_that_can_go_once(key, network):
 
 
 def test_consensus_is_the_rank_over_all_metrics_and_a_metric_alone_the_order_of_its_column(network, table):
-    assert set(CRITERIA) == {"consensus", *METRICS, "block_influence", "loss", "network_order", "random"}
+    assert set(CRITERIA) == {"consensus", *METRICS, "block_influence", "loss", "front_to_back", "random"}
     assert CRITERIA["consensus"].order(network, IMAGES, LABELS, 0) == consensus.rank(table)
     for key in METRICS:
         expected = list(table[key].sort_values(kind="stable").index)
@@ -90,9 +90,9 @@ def test_block_influence_of_a_language_model_counts_tokens_and_no_padding(family
     torch.testing.assert_close(found.float(), slow, rtol=1e-4, atol=1e-6)
 
 
-def test_network_order_removes_the_blocks_that_the_published_networks_lost_in_that_sequence():
+def test_front_to_back_removes_the_blocks_that_the_published_networks_lost_in_that_sequence():
     model = image_network("cifar_resnet", depth=56, shortcut="projection")
-    steps = consensus.prune(model, lambda m: CRITERIA["network_order"].order(m, None, None, 0), rounds=21)
+    steps = consensus.prune(model, lambda m: CRITERIA["front_to_back"].order(m, None, None, 0), rounds=21)
     published = [f"layer{1 + n['removed_stage']}.{n['removed_original_block_in_stage']}" for n in PUBLISHED[1:]]
     for step, name, wanted in zip(steps, published, PUBLISHED[1:], strict=True):
         assert step.removed == (name,)
@@ -100,8 +100,8 @@ def test_network_order_removes_the_blocks_that_the_published_networks_lost_in_th
             wanted["blocks_per_stage"])
 
 
-def test_network_order_asks_for_the_first_block_of_a_stage_last(network):
-    assert CRITERIA["network_order"].order(network, None, None, 0) == ["layer1.1", "layer2.1", "layer3.1", "layer1.0"]
+def test_front_to_back_asks_for_the_first_block_of_a_stage_last(network):
+    assert CRITERIA["front_to_back"].order(network, None, None, 0) == ["layer1.1", "layer2.1", "layer3.1", "layer1.0"]
 
 
 def test_a_random_order_is_decided_by_the_seed_and_the_number_of_blocks_alone():

@@ -1,6 +1,7 @@
 """Rules of notebooks: stored without output, prose before code, flat explained parameters, one record or none."""
 
 import ast
+import inspect
 import json
 import re
 import statistics
@@ -16,7 +17,8 @@ from pruning_lib.experiments import runs
 from pruning_lib.experiments.runs import Tree
 from pruning_lib.models import loading, published_configs
 from pruning_lib.models.plan import GROUPED
-from pruning_lib.pruning import block_ranking, importance, pipeline
+from pruning_lib.pruning import block_ranking, importance, pipeline, selection
+from pruning_lib.training import lora
 
 
 def rows_of(tree):
@@ -195,6 +197,32 @@ def test_a_value_that_is_a_key_of_a_table_is_in_it(name):
     assert 0 <= values.get("removed_fraction", 0) < 1
 
 
+# of a page that runs in a minute, on inputs of our own
+SIZES = {"calibration", "prompts", "reconstruction_text", "reconstruction_samples", "text", "tokens", "window", "dtype"}
+SHOWN = {("inference_speed", "heads_removed"), ("by_hand", "heads_removed"), ("fused_families", "heads_removed"),
+         ("recipe", "reconstruction"), ("consensus_prune", "criterion"),
+         ("prune_or_quantize", "multiple_of"), ("answers_side_by_side", "multiple_of")}  # the page is about them
+
+
+def test_defaults_are_those_of_the_functions_but_for_sizes_and_for_the_subject_of_a_page():
+    """Compare notebooks; functions and commands are compared in ``tests/cli/test_prune.py``."""
+    signatures = [pipeline.prune, selection.choose, quality.perplexity, lora.Settings]
+    functions = {name: p.default for one in signatures for name, p in inspect.signature(one).parameters.items()}
+    given = {(path.stem, name): value for path in RUNS for name, value in runs.parameters_of(path).items()
+             if name in functions and name not in SIZES | {"removed_fraction", "model", "batches"}}
+    other = {key for key, value in given.items() if value != functions[key[1]]}
+    assert other == SHOWN and len(given) > 20, other ^ SHOWN
+
+
+@every(RUNS)
+def test_no_number_of_a_parameter_stands_for_something_else(path):
+    """Forbid -1 and 0 for "all" or "none of these"; a word says it, as in ``tokens = "all"``."""
+    (cell,) = parameters_cells(path)
+    sentinel = r"-1\b|\b0(:| takes| gives)? ?(all|every)"
+    assert not [line for line in cell.source.splitlines() if re.search(sentinel, line.partition("  #")[2])]
+    assert not [name for name, value in runs.parameters_of(path).items() if isinstance(value, int) and value < 0]
+
+
 @every(RUNS)
 def test_the_defaults_pass_the_runners_checks(path):
     row = runs.defaults(TREE)[path.stem]
@@ -237,3 +265,12 @@ def test_a_reading_has_no_parameters_writes_no_record_and_computes_no_model(path
 def test_a_notebook_imports_few_modules_of_the_package():
     ours = [[name for name in imported(path) if name.split(".")[0] == "pruning_lib"] for path in PATHS]
     assert statistics.median(map(len, ours)) <= MODULES_OF_A_NOTEBOOK
+
+
+MAKES_A_MODEL = {"amp_prune", "consensus_prune", "consensus_scores", "fused_families", "language_blocks", "recipe",
+                 "zero_shot"}
+
+
+@every(RUNS)
+def test_a_run_that_makes_a_model_saves_it_if_asked(path):
+    assert (runs.parameters_of(path).get("save_to") == "") == (path.stem in MAKES_A_MODEL)

@@ -1,5 +1,6 @@
-"""Readings run top to bottom in Jupyter, from the folder of notebooks, on the published records."""
+"""Notebooks run top to bottom in Jupyter, from their own folder: readings on the published records, runs small."""
 
+import shutil
 from pathlib import Path
 
 import nbformat
@@ -7,13 +8,52 @@ import pytest
 from nbclient import NotebookClient
 from test_notebooks import READINGS, ROOT
 
+from pruning_lib.models import loading
 
-@pytest.mark.parametrize("name", sorted(READINGS))
-def test_a_reading_runs_from_its_own_folder(name, monkeypatch):
-    for variable in ("PRUNING_RESULTS", "PRUNING_RECORDS", "PRUNING_RUN"):
+LITTLE = {"calibration": "mini_prompts", "prompts": 4, "text": "mini_text", "tokens": 300, "window": 100}
+OF_A_MODEL = {**LITTLE, "removed_fraction": 0.1}
+SMALL = {  # run -> parameters of a run that takes seconds
+    "by_hand": {}, "metrics_forgive": {"per_class": 12},
+    "block_costs": {"repetitions": 2, "batch_images": 2},
+    "inference_speed": {"repetitions": 6, "batches": "1", "prompt_tokens": "8", "new_tokens": 1},
+    "amp_prune": {**OF_A_MODEL, "methods": "amp"}, "recipe": {**OF_A_MODEL, "reconstruction": "none"},
+    "calibration_draws": {**OF_A_MODEL, "methods": "amp random", "draws": 2, "random_draws": 2},
+    "language_blocks": {**LITTLE, "metrics": "cka", "calibration": "mini_calibration_text"}}
+SAVES = {"amp_prune", "recipe", "language_blocks"}
+
+
+@pytest.fixture
+def execute(monkeypatch):
+    """Return a function that runs a notebook from a folder as Jupyter does, with nothing set by the runner."""
+    for variable in ("PRUNING_RESULTS", "PRUNING_RECORDS", "PRUNING_RUN", "PRUNING_PARAMETERS"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
+
+    def run(folder, name, **given):
+        notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
+        for cell in notebook.cells if given else ():
+            if "parameters" in cell.metadata.get("tags", []):
+                cell.source += "".join(f"\n{key} = {value!r}" for key, value in given.items())
+        NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+
+    return run
+
+
+@pytest.mark.parametrize("name", sorted(READINGS))
+def test_a_reading_runs_from_its_own_folder(name, execute):
     before = set(Path(ROOT / "notebooks").iterdir())
-    notebook = nbformat.read(ROOT / "notebooks" / f"{name}.ipynb", as_version=4)
-    NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(ROOT / "notebooks")}}).execute()
+    execute(ROOT / "notebooks", name)
     assert set(Path(ROOT / "notebooks").iterdir()) == before
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_run_runs_from_its_own_folder_and_its_model_can_be_loaded(name, execute, dense, tmp_path):
+    folder = shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("results"))
+    (tmp_path / "data").symlink_to(ROOT / "data")
+    given = {**SMALL[name], **({"model": "../dense"} if "prompts" in SMALL[name] else {}),
+             **({"save_to": "../saved"} if name in SAVES else {})}
+    execute(folder, name, **given)
+    assert (folder / "results" / f"{name}.json").is_file()
+    if name in SAVES:
+        saved, _ = loading.load_model(str(tmp_path / "saved"))
+        assert saved.num_parameters() < loading.load_model(str(dense))[0].num_parameters()

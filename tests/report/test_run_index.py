@@ -46,7 +46,7 @@ def test_only_parameters_with_several_values_vary_and_the_telling_ones_come_firs
 
 
 @pytest.mark.parametrize(("key", "value", "words"), [
-    ("removed_fraction", 0.125, "12.5 % removed"), ("heads_removed", -1, "same share of heads"),
+    ("removed_fraction", 0.125, "12.5 % removed"), ("heads_removed", "same_share", "same share of heads"),
     ("method", "activation_norm", "method activation norm"), ("model", "org/phi-1_5", "model org/phi-1_5")])
 def test_a_setting_is_written_in_words(key, value, words):
     assert run_index.setting(key, value) == words
