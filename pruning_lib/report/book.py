@@ -158,7 +158,7 @@ def build_page(root: Path, name: str, out: Path | None = None) -> Path:
 def _built(root: Path, book: Path, tree: Tree, *options: str) -> Path:
     """Render the sources in a folder and return the folder of the site."""
     builder = Path(sys.executable).with_name("jupyter-book")
-    command = [str(builder), "build", str(book), "-q", *options]
+    command = [str(builder), "build", str(book), *options, "-q"]
     places = {"PRUNING_RESULTS": str(tree.records.resolve()), "PRUNING_RECORDS": str(Tree.at(root).records.resolve())}
     if subprocess.run(command, env={**os.environ, **places}).returncode:
         raise SystemExit(f"the book was not built cleanly; see the messages above. Sources: {book}")
