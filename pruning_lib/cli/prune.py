@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -113,7 +113,7 @@ def _read_texts(a: argparse.Namespace) -> _Texts:
     test = measure.texts_of(a, a.model)
     calibration = pipeline.source_texts(a.calibration, a.prompts, pipeline.PROMPTS, a.allow_test_text)
     source = pipeline.long_text(a.reconstruction_text, a.calibration)
-    more: Sequence[str] = []
+    more: list[str] = []
     if source is not None and pipeline.needs_long_text(a.method, a.reconstruction):
         more = pipeline.source_texts(source, a.reconstruction_samples, pipeline.SAMPLES, a.allow_test_text)
     skip = len(calibration) if a.recover and data.same_place(a.recover, a.calibration) else 0
