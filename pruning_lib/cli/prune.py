@@ -113,8 +113,9 @@ def _read_texts(a: argparse.Namespace) -> _Texts:
     test = measure.texts_of(a, a.model)
     calibration = pipeline.source_texts(a.calibration, a.prompts, pipeline.PROMPTS, a.allow_test_text)
     source = pipeline.long_text(a.reconstruction_text, a.calibration)
-    long = source is not None and pipeline.needs_long_text(a.method, a.reconstruction)
-    more = pipeline.source_texts(source, a.reconstruction_samples, pipeline.SAMPLES, a.allow_test_text) if long else []
+    more: list[str] = []
+    if source is not None and pipeline.needs_long_text(a.method, a.reconstruction):
+        more = pipeline.source_texts(source, a.reconstruction_samples, pipeline.SAMPLES, a.allow_test_text)
     skip = len(calibration) if a.recover and data.same_place(a.recover, a.calibration) else 0
     pairs = data.pairs(a.recover, a.recover_pairs, skip=skip) if a.recover else []
     if not a.allow_test_text:

@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,7 +144,8 @@ def _in_own_process(task: str, **arguments: Any) -> Any:
 def _serve() -> None:
     """Run the task from standard input and print its result as the line ``ANSWER...``."""
     work = json.loads(sys.stdin.read())
-    result = {"losses": _losses, "speed": _speed, "memory": _memory}[work.pop("task")](**work)
+    tasks: dict[str, Callable[..., Any]] = {"losses": _losses, "speed": _speed, "memory": _memory}
+    result = tasks[work.pop("task")](**work)
     print("ANSWER" + json.dumps(result))
 
 

@@ -85,7 +85,7 @@ class Plan:
 
 
 def check_indices(name: str, indices: Tensor, lead: tuple[int, ...], places: int) -> None:
-    """Raise ValueError unless ``indices`` of shape ``(*lead, k)`` ascend strictly within ``places`` and leave at least one place."""
+    """Raise ValueError unless ``indices``, ``(*lead, k)``, ascend strictly within ``places`` and leave one place."""
     if indices.dtype != torch.long or tuple(indices.shape[:-1]) != lead or indices.shape[-1] >= max(places, 1):
         raise ValueError(f"plan.{name}: int64 of shape {lead} x k with k < {places} needed, got "
                          f"{indices.dtype} of shape {tuple(indices.shape)}")

@@ -68,7 +68,7 @@ def style() -> Iterator[None]:
     mpl.interactive(interactive)  # the first figure of a notebook enables interactive mode; keep it
 
 
-def log_ticks(ax: Axes, which: str = "x", *, leading: Sequence[int] = (1, 3)) -> None:
+def log_ticks(ax: Axes, which: str = "x", *, leading: Sequence[float] = (1, 3)) -> None:
     """Make axis ``"x"`` or ``"y"`` logarithmic, with plain numbers at ``leading`` times the powers of ten."""
     ax.set(**{f"{which}scale": "log"})
     axis = getattr(ax, f"{which}axis")

@@ -164,8 +164,8 @@ def test_records_of_the_same_samples_have_the_same_fingerprint():
                 if key in given:
                     solves = given.get("reconstruction", "none") != "none"
                     solved_on = given.get("reconstruction_text") if solves else None
-                    count = given.get("reconstruction_samples" if solved_on == given[key] else "prompts")  # the first ones
-                    count = (count, given.get("draws"))  # or so many draws of as many
+                    count = given.get("reconstruction_samples" if solved_on == given[key] else "prompts")
+                    count = (count, given.get("draws"))  # the first ones, or so many draws of as many
                     sample = (given[key], count if key == "calibration" else ROWS[name].notebook)
                     seen.setdefault(sample, set()).add(read_record(name)["made_with"]["data"].get(given[key]))
     assert seen and not {sample: found for sample, found in seen.items() if len(found) > 1}
