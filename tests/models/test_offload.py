@@ -227,7 +227,7 @@ def test_the_memory_worked_out_in_the_book_is_that_of_the_model():
     assert none == no_more == 0 and 'memory={0: "75GB", 1: "75GB", "cpu": "100GB"}' in text
     for figure in (f"{s.parameters / 1e9:.1f} billion parameters, {size / 1e9:.0f} GB",
                    f"of two, of 75 GB each | {two:.1f} GB", f"of eight, of 22 GB each | {eight:.1f} GB",
-                   f"with 70 GB each, {some:.1f} GB would have to wait",
+                   f"with 70 GB per GPU, {some:.1f} GB would have to be in host memory",
                    f"1024 x 28672 | {2 * T * s.neurons / 1e6:.0f} MB", f"1024 x 8192 | {2 * T * s.width / 1e6:.0f} MB",
                    f"float64 | {8 * s.blocks * (s.heads + s.neurons) / 1e6:.0f} MB",
                    f"while the checkpoint is compared | {largest / 1e9:.1f} GB"):

@@ -39,7 +39,7 @@ def test_a_row_that_was_not_run_can_be_carried_out_on_its_models_shape(name):
     asked = given.get("removed_fractions", str(given.get("removed_fraction", "")))  # "": scoring only
     for fraction in map(float, asked.split()):
         plan = selection.choose(importance.uniform(dense), dense, removed_fraction=fraction, seed=0, multiple_of=1,
-                            heads_removed=None if given["heads_removed"] < 0 else given["heads_removed"])
+                            heads_removed=given["heads_removed"])
         pruned = surgery.remove(dense, plan)
         left = sum(p.numel() for p in pruned.parameters()) / sum(p.numel() for p in dense.parameters())
         assert 1 - left == pytest.approx(fraction, abs=1e-3)

@@ -310,14 +310,15 @@ def test_of_two_neurons_that_can_stand_in_for_each_other_one_stays():
 
 @pytest.mark.parametrize(("change", "message"), [
     ({"mode": "twice"}, "allowed: one_pass, sequential, asymmetric"), ({"ridge": -1.0}, "0 or larger"),
-    ({"ridge": ()}, "one or more"), ({"batches": []}, "0 batches.*at least 2"),
-    ({"batches": [], "ridge": 0.1}, "0 batches.*at least 1"),
-    ({"batches": 1, "ridge": (0.1, 1.0)}, "1 batches.*at least 2.*held out"),
+    ({"ridge": ()}, "one or more"), ({"batches": []}, "0 texts.*at least 2"),
+    ({"batches": [], "ridge": 0.1}, "0 texts.*at least 1"),
+    ({"batches": 1, "ridge": (0.1, 1.0)}, "1 texts.*at least 2.*held out"),
 ])
 def test_what_cannot_be_solved_is_refused(tiny, batches, change, message):
     model = tiny("llama")
     plan = random_plan(model, "whole_groups", units=1, neurons=5)
-    given = {"batches": batches[:change.get("batches") or 0] if "batches" in change else batches}
+    few = [{name: part[:1] for name, part in batch.items()} for batch in batches[:change.get("batches") or 0]]
+    given = {"batches": few if "batches" in change else batches}
     with pytest.raises(ValueError, match=message):
         reconstruction.reconstruct(model, plan, **{**change, **given}, progress=False)
     with pytest.raises(ValueError, match="other sizes"):
