@@ -70,7 +70,7 @@ def test_a_row_waits_for_a_worker_with_what_it_wants_and_says_so(tmp_path, addre
 
     def log(text):
         said.append(text)
-        if "waits" in text:
+        if "waits for" in text:
             assert not began(tmp_path, "a")
             late.append(subprocess.Popen(comes, env=trees.HERE, stderr=subprocess.DEVNULL))
 
