@@ -5,10 +5,11 @@ Order of this file: table · exponents and bends · text · curves.
 """
 
 import csv
-import hashlib
 import math
 from itertools import pairwise
 from pathlib import Path
+
+from pruning_lib import _files
 
 BOOK = Path(__file__).resolve().parents[1]
 TABLE, CURVES = BOOK / "_static" / "growth.csv", BOOK / "_static" / "growth.png"
@@ -93,7 +94,7 @@ def draw(points, path=CURVES):
 
 def digest(path=TABLE):
     """Return the digest of the table, stored in the figure to identify its measurements."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return _files.digest(path)
 
 
 def write():

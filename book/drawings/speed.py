@@ -4,8 +4,9 @@
 """
 
 import csv
-import hashlib
 from pathlib import Path
+
+from pruning_lib import _files
 
 BOOK = Path(__file__).resolve().parents[1]
 TABLE, CURVES = BOOK / "_static" / "speed.csv", BOOK / "_static" / "speed.png"
@@ -53,7 +54,7 @@ def draw(rows, path=CURVES):
 
 def digest(path=TABLE):
     """Return the digest of the table, stored in the figure to identify its measurements."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return _files.digest(path)
 
 
 def write():

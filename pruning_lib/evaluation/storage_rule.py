@@ -41,6 +41,7 @@ import numpy as np
 from scipy import stats
 
 from pruning_lib.evaluation import score_rule
+from pruning_lib.evaluation.multiple_comparisons import holm
 from pruning_lib.evaluation.window_losses import comparable
 
 SMALLEST = 1.02  # the smallest ratio of perplexities that matters
@@ -105,7 +106,7 @@ def _compared(file: dict[str, Any], rival: dict[str, Any]) -> Case:
 def judge(cases: Sequence[Case]) -> list[str]:
     """Return the judgement on each case of one question, in the words of the rule of this module."""
     judged = [case for case in cases if case.rival]
-    corrected = iter(score_rule.holm([case.p_value for case in judged]))
+    corrected = iter(holm([case.p_value for case in judged]))
     return [_judged(case, float(next(corrected))) if case.rival else "out of reach" for case in cases]
 
 

@@ -149,6 +149,18 @@ def _without_dead_links(found: list[Chapter]) -> None:
                     link.unwrap()
 
 
+def _prepared(html: Path, contents: Path, convert: str) -> tuple[list[Chapter], str]:
+    """Return the chapters with links inside the document and formulas typeset, and the style of the formulas.
+
+    Parameters
+    ----------
+    convert : as in ``_typeset``
+    """
+    found = chapters(html, contents)
+    _without_dead_links(found)
+    return found, _typeset(html, found, convert)
+
+
 # --- PDF --------------------------------------------------------------------------------------------------------------
 
 
@@ -160,9 +172,7 @@ def pdf(html: Path, contents: Path, out: Path) -> Path:
     SystemExit
         without Chromium.
     """
-    found = chapters(html, contents)
-    _without_dead_links(found)
-    formulas = _typeset(html, found, "tex2chtml")
+    found, formulas = _prepared(html, contents, "tex2chtml")
     page = html / "print.html"  # beside the figures and fonts that it uses
     page.write_text(f"""<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{TITLE}</title>
 <link rel="stylesheet" href="_static/pygments.css"><link rel="stylesheet" href="_static/custom.css">
@@ -255,9 +265,7 @@ def epub(html: Path, contents: Path, out: Path) -> Path:
     SystemExit
         without Chromium.
     """
-    found = chapters(html, contents)
-    _without_dead_links(found)
-    _typeset(html, found, "tex2mml")
+    found, _ = _prepared(html, contents, "tex2mml")
     home = {str(tag["id"]): anchor(chapter.name) for chapter in found
             for tag in [chapter.body, *chapter.body.find_all(id=True)]}
     images = sorted({str(img["src"]) for chapter in found for img in chapter.body.find_all("img")

@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import csv
 import ctypes
-import importlib.util
 import os
 import platform
 import statistics
@@ -26,6 +25,7 @@ import time
 from pathlib import Path
 
 import bench_consensus
+import bench_growth
 import bench_importance
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -40,7 +40,6 @@ SIZES = {"importance": (2, 4, 8), "reconstruction": (512, 1024, 2048, 4096), "co
          "perplexity": (256, 512, 1024), "tasks": (4, 8, 16)}
 UNITS = {"importance": "prompts of 100 tokens", "reconstruction": "tokens", "consensus": "images per class",
          "perplexity": "tokens", "tasks": "questions"}
-DRAWING = Path(__file__).parents[2] / "book" / "drawings" / "speed.py"
 
 
 def peaks():
@@ -170,14 +169,6 @@ def conditions(float32, float64, copied):
             f"{float64 / 1e9:.1f} in float64, {copied / 1e9:.1f} GB/s copied")
 
 
-def drawing():
-    """Import the script that turns the table into text and curves."""
-    spec = importlib.util.spec_from_file_location("speed", DRAWING)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=3)
@@ -185,7 +176,7 @@ def main():
     parser.add_argument("--write", action="store_true", help="table, curves and words into the book")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    speed, peak = drawing(), peaks()
+    speed, peak = bench_growth.drawing("speed"), peaks()
     lines = []
     for what in arguments.only:
         for size in SIZES[what]:

@@ -32,12 +32,12 @@ BASE = {"tokens": 512, "blocks": 4, "prompts": 8, "width": 256}  # large enough 
 GROWS = {"tokens": (256, 512, 1024, 2048), "blocks": (4, 8, 16, 32), "prompts": (8, 16, 32, 64),
          "width": (128, 256, 512, 768)}
 WORKERS, ROWS, REPEATS = (1, 2, 4, 8), "abcdefgh", 5
-DRAWING = Path(__file__).parents[2] / "book" / "drawings" / "growth.py"
+DRAWINGS = Path(__file__).parents[2] / "book" / "drawings"
 
 
-def drawing():
-    """Import the script that turns the table into text and curves."""
-    spec = importlib.util.spec_from_file_location("growth", DRAWING)
+def drawing(name):
+    """Import the script of ``book/drawings`` that turns a table of measurements into text and curves."""
+    spec = importlib.util.spec_from_file_location(name, DRAWINGS / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -126,7 +126,7 @@ def main():
     lines.append([f"measured on {measured_on}", "", "", "", ""])
     print(lines[-1][0])
     if arguments.write:
-        growth = drawing()
+        growth = drawing("growth")
         with growth.TABLE.open("w", newline="") as file:
             csv.writer(file, lineterminator="\n").writerows(lines)
         growth.write()

@@ -79,7 +79,7 @@ def test_by_default_the_heads_stay_and_the_output_projections_are_re_solved(tiny
 
 
 def test_the_report_recommends_the_defaults():
-    """Of the recipes of AMP at 20 and at 30 %, the default is the one of lowest perplexity on the test text."""
+    """Require that the default is the AMP recipe with the lowest perplexity on the test text, at 20 and at 30 %."""
     records = [json.loads(path.read_text()) for path in (ROOT / "data" / "results").glob("recipe-*.json")]
     for fraction in (0.2, 0.3):
         alike = [r for r in records if r["parameters"]["method"] == "amp" and r["parameters"]["criterion"] == "none"

@@ -14,14 +14,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
+from chromium import launched
 
 from pruning_lib.pruning import consensus, similarity
 from pruning_lib.report import browser_python
 
 ROOT = Path(__file__).resolve().parents[2]
 LIVE = ROOT / "book" / "_static" / "live"
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 CELL = re.compile(r"```\{code-block\} python\n:class: live\n\n(.*?)```\n\n"
                   r"```\{code-block\} text\n:class: live-output\n\n(.*?)```", re.S)
 CELLS = CELL.findall((ROOT / "book" / "chapters" / "in_browser.md").read_text())
@@ -93,12 +92,8 @@ def site(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium here; on Debian: apt-get install --no-install-recommends chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 def output_of(page, wanted, seconds=60):

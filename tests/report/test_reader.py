@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import threading
 from importlib import resources
 from pathlib import Path
@@ -15,18 +14,14 @@ from urllib.parse import unquote, urldefrag, urljoin
 
 import numpy as np
 import pytest
+from chromium import CHROMIUM, NO_BROWSER, launched
 from PIL import Image
-from playwright.sync_api import sync_playwright
 
 from pruning_lib.experiments import runs
 from pruning_lib.experiments.runs import Tree
 from pruning_lib.report import book, slides
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-NO_BROWSER = "no chromium here to read the book in; on Debian: apt-get install --no-install-recommends chromium"
-SWITCHES = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-            "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage"]
 LAPTOP, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # one page of each kind; contrast is slow to measure, so it is measured on these in light and dark mode
 KINDS = ["chapters/intro", "chapters/amp", "chapters/consensus", "chapters/in_browser", "chapters/claims",
@@ -73,10 +68,8 @@ def address(html):
 
 @pytest.fixture(scope="module")
 def browser(html):
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=SWITCHES)
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture

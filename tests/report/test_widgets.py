@@ -3,18 +3,16 @@
 import importlib.util
 import json
 import re
-import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from playwright.sync_api import sync_playwright
+from chromium import launched
 
 from pruning_lib.pruning import consensus, similarity
 
 ROOT = Path(__file__).resolve().parents[2]
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SCRIPTS = "".join(f"<script>{(ROOT / 'book' / '_static' / name).read_text()}</script>"
                   for name in ("metrics.js", "widgets.js"))
 
@@ -32,12 +30,8 @@ def widgets():
 
 @pytest.fixture(scope="module")
 def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium here to play in; on Debian: apt-get install --no-install-recommends chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu"])
+    with launched() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
