@@ -15,7 +15,8 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from pruning_lib.models import families, image_networks, loading
+from pruning_lib.models import families, image_networks, loading, surgery
+from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.pruning import selection
 
 torch.set_num_threads(1)
@@ -111,6 +112,13 @@ def tokenizer():
 def smollm():
     """Return the default model and its tokenizer, for tests marked ``model``; tests must not change it."""
     return loading.load_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def short_smollm(smollm):
+    """Return the first ten blocks of the default model and its tokenizer, for tests that need trained weights only."""
+    model, tokenizer = smollm
+    return surgery.remove(model, BlockPlan.of(model, [f"model.layers.{i}" for i in range(10, 30)])), tokenizer
 
 
 @pytest.fixture
