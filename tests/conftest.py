@@ -3,6 +3,7 @@
 Everything runs on one thread and offline; only tests marked ``model`` need the default model (``PRUNING_CACHE``).
 """
 
+import gc
 import os
 import subprocess
 
@@ -21,6 +22,19 @@ from pruning_lib.pruning import selection
 
 torch.set_num_threads(1)
 disable_progress_bar()
+
+# files whose tests take longest, begun first so that no worker is left with one alone at the end
+LONGEST = ("test_reader", "test_dask_cluster", "test_install", "test_local", "test_readings", "test_bad_input",
+           "test_quality", "test_your_model", "test_reconstruction", "test_prune", "test_described_networks",
+           "test_offload")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # else every full collection goes through all modules and all tests
 
 
 @pytest.fixture(autouse=True)
