@@ -37,6 +37,10 @@ def pytest_collection_finish():
     gc.freeze()  # else every full collection goes through all modules and all tests
 
 
+def pytest_unconfigure():
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def no_data_of_the_user(monkeypatch):
     """Remove PRUNING_DATA; tests that need it set it."""

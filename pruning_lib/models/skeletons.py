@@ -1,7 +1,7 @@
 """The modules of a stored language model without its weights, from ``config.json`` and the headers of the weight files.
 
 transformers takes seconds to import; the sizes of a model of a family with a record can be read without it.  A folder
-that says less than it must, or contradicts itself, has no skeleton; transformers then decides what the model is.
+that states too little, or contradicts itself, has no skeleton, and transformers has to read its config.
 Order of this file: skeleton · headers · modules · agreement of config and weights.
 """
 
@@ -69,7 +69,7 @@ def _shapes(folder: Path) -> dict[str, tuple[int, ...]]:
 
 
 def _said(fields: dict[str, Any], family: LanguageFamily, shapes: dict[str, tuple[int, ...]]) -> bool:
-    """Return whether the config states all that no header tells, and nothing that changes what the headers mean."""
+    """Return whether the config states every fact that the headers lack, and gives the headers no other meaning."""
     biases = {*family.not_stored_with} if any(name.endswith(".bias") for name in shapes) else set()
     needed = {"num_attention_heads", "num_hidden_layers", "hidden_size", "intermediate_size", "vocab_size",
               "tie_word_embeddings", *family.heads_fixed_by, *biases}
