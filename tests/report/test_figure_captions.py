@@ -17,7 +17,8 @@ def cell(*outputs):
 
 @pytest.fixture
 def section():
-    caption = nodes.paragraph("", "", nodes.Text(""), nodes.strong("", "Figure."), nodes.Text(" Loss of "), nodes.emphasis("", "all"))
+    words = nodes.Text(""), nodes.strong("", "Figure."), nodes.Text(" Loss of "), nodes.emphasis("", "all")
+    caption = nodes.paragraph("", "", *words)
     held = nodes.container("", nodes.image(uri="a.png"))
     return nodes.section("", nodes.paragraph("", "Why?"), caption, nodes.note(), cell(nodes.paragraph(), held))
 

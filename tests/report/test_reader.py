@@ -112,8 +112,8 @@ CALM = """async () => {""" + CUT + """
 }"""
 LOOK = """() => { return {
   images: [...document.images].map(i => [i.getAttribute("src"), i.complete && i.naturalWidth, i.alt]),
-  bare: [...document.querySelectorAll("main article img")].filter(i => !i.closest("figure")?.querySelector(
-    ":scope > figcaption .caption-number")).map(i => i.getAttribute("src")),
+  bare: [...document.querySelectorAll("main article img:not(.toggler)")].filter(
+    i => !i.closest("figure")?.querySelector(":scope > figcaption .caption-number")).map(i => i.getAttribute("src")),
   links: [...document.querySelectorAll("a[href]")].map(a => a.href),
   ids: [...document.querySelectorAll("[id], a[name]")].map(e => e.id || e.name),
   wider: Math.max(...["html", "main", ".bd-article-container", ".bd-article"].map(part => document.querySelector(part))
