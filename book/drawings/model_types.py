@@ -227,7 +227,8 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
               "blocks with attention alternate with others, heads are removed from those that have some. Every block "
               "was removed alone. The masked network and the cut network differ in their logits by at most "
               f"{worst:.1g} of the largest logit. Plain `AutoModelForCausalLM.from_pretrained` then loads the "
-              f"checkpoint of the cut network. Its logits are equal bit for bit in {exact} types, and to {rounded:.1g} of the "
+              f"checkpoint of the cut network. Its logits are equal bit for bit in {exact} types, and to "
+              f"{rounded:.1g} of the "
               "largest logit in all. The parts of types without an entry of their own are found from the shapes of the "
               "network (see {doc}`adding`).", "```"]
     return "\n".join(lines) + "\n"
