@@ -136,3 +136,24 @@ def verdict(judged: Sequence[str]) -> str:
     if worse > better:
         return "partly contradicted" if better else "contradicted"
     return "no difference"
+
+
+def larger_loses(larger: Sequence[tuple[float, float, float]], smaller: Sequence[tuple[float, float, float]]) -> str:
+    """Return what the larger of two models loses: "less", "more", or "not told apart".
+
+    Parameters
+    ----------
+    larger, smaller : one triple per cut: the share of the blocks' parameters removed, and the nats per character that
+        its draws add to the dense model's, the lowest and the highest
+
+    Notes
+    -----
+    Lines through cuts are straight, so two of them need to be compared at their corners only.
+    """
+    ours, theirs = (np.array(sorted(cuts)).reshape(-1, 3).T for cuts in (larger, smaller))
+    shares = np.unique(np.concatenate([ours[0], theirs[0]]))
+    both = shares[(shares >= max(ours[0][0], theirs[0][0])) & (shares <= min(ours[0][-1], theirs[0][-1]))]
+    lows, highs = ([np.interp(both, of[0], of[row]) for of in (ours, theirs)] for row in (1, 2))
+    if len(both) and (highs[0] < lows[1]).all():
+        return "less"
+    return "more" if len(both) and (lows[0] > highs[1]).all() else "not told apart"
