@@ -78,7 +78,7 @@ def train_and_prune(criteria: Sequence[str], schedule: Schedule, *, seed: int) -
         for number in range(1, schedule.rounds + 1):
             if criterion != "none":
                 network = consensus.step(network, lambda now: block_ranking.CRITERIA[criterion].order(
-                    now, sgd.pixels(scored[0]), scored[1], seed)).model
+                    now, sgd.pixels(scored[0]), scored[1], seed), min_blocks=1).model
             tuned(network, schedule.round_epochs, TUNE_LR, number)
         return tuned(network, schedule.final_epochs, TUNE_LR, schedule.rounds + 1)
 
