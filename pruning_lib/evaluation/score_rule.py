@@ -33,7 +33,7 @@ against all other scores that were run, at all fractions that were run.
 *The default* that the library recommends is the score with the lowest mean log perplexity at 20 %, if it is better than
 AMP there by this rule and not worse at any other fraction; else AMP.
 
-*Larger models* (written before a model of 1.5 billion parameters was cut).  Does a larger model lose less?  Units are
+*Larger models* (written before a model of 1.5 billion parameters was cut).  *Question.*  Does a larger model lose less?  Units are
 models.  The measure is the nats per character that a cut adds to the dense model's, against the share of the blocks'
 parameters that it removes; embeddings are not cut, so shares of all parameters do not compare.  Between the shares at
 which both of two models were cut, the line through a model's cuts gives its loss.  The larger one *loses less* if its
@@ -139,7 +139,7 @@ def verdict(judged: Sequence[str]) -> str:
 
 
 def larger_loses(larger: Sequence[tuple[float, float, float]], smaller: Sequence[tuple[float, float, float]]) -> str:
-    """Return what the larger of two models loses: "less", "more", or "not told apart".
+    """Return the verdict on the loss of the larger of two models: "less", "more", or "not told apart".
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ from pruning_lib.experiments.cued_networks import Schedule, train_and_prune
 from pruning_lib.models import image_networks
 from pruning_lib.training import sgd
 
-SCHEDULE = Schedule("digits", "tint", 0.9, 256, 1.0, 4, 0.25, 1.0, per_class=2)  # 4 of 9 blocks: one block per stage may stay
+SCHEDULE = Schedule("digits", "tint", 0.9, 256, 1.0, 4, 0.25, 1.0, per_class=2)  # 4 of 9 blocks
 
 
 @pytest.fixture(autouse=True)
