@@ -219,15 +219,16 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
     lines += [f"{numbers[reason]}. {reason} ({len(types)} {'type' if len(types) == 1 else 'types'}: {', '.join(types)})"
               for reason, types in reasons.items()]
     lines += ["```", "", "## Limits", "",
-              "A setting of a particular model can forbid what its type allows. The library then refuses the cut before "
-              "it starts, and states the reason. Quality was not measured here: that a part *can* be removed does not "
-              "mean that it should be.", "",
+              "A setting of a particular model can forbid what its type allows. The library then refuses the cut "
+              "before it starts, and states the reason. Quality was not measured here: that a part *can* be removed "
+              "does not mean that it should be.", "",
               "```{admonition} How we measured", ":class: dropdown",
-              "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks "
-              "with attention alternate with others, heads are removed from those that have some. Every block was "
-              "removed alone. The masked network and the cut network differ in their logits by at most "
-              f"{worst:.1g} of the largest logit. Plain `AutoModelForCausalLM.from_pretrained` then loads the checkpoint "
-              f"of the cut network. Its logits are equal bit for bit in {exact} types, and to {rounded:.1g} of the "
+              "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where "
+              "blocks with attention alternate with others, heads are removed from those that have some. Every block "
+              "was removed alone. The masked network and the cut network differ in their logits by at most "
+              f"{worst:.1g} of the largest logit. Plain `AutoModelForCausalLM.from_pretrained` then loads the "
+              f"checkpoint of the cut network. Its logits are equal bit for bit in {exact} types, and to "
+              f"{rounded:.1g} of the "
               "largest logit in all. The parts of types without an entry of their own are found from the shapes of the "
               "network (see {doc}`adding`).", "```"]
     return "\n".join(lines) + "\n"

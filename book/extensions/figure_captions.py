@@ -15,6 +15,13 @@ from sphinx.transforms import SphinxTransform
 MARK = "Figure."
 
 
+def is_caption(paragraph):
+    """Return True for a paragraph that begins with the bold word; drop the empty text that may stand before it."""
+    while paragraph.children and isinstance(paragraph[0], nodes.Text) and not paragraph[0].astext().strip():
+        paragraph.pop(0)
+    return bool(paragraph.children) and isinstance(paragraph[0], nodes.strong) and paragraph[0].astext() == MARK
+
+
 def outermost(image, output):
     """Return the part of a cell's output that holds an image."""
     while image.parent is not output:
@@ -57,7 +64,7 @@ class FigureCaptions(SphinxTransform):
         page, number = self.env.docname, 0
         counted = page in titles(self.env.srcdir)
         for paragraph in list(self.document.findall(nodes.paragraph)):
-            if not (paragraph.children and isinstance(paragraph[0], nodes.strong) and paragraph[0].astext() == MARK):
+            if not is_caption(paragraph):
                 continue
             shown = drawn(following_cell(paragraph))
             if shown is not None:
