@@ -49,7 +49,7 @@ __all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", 
            "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts", "blocks",
            "classifier", "copy_of", "family_of", "has", "head_width", "image_blocks", "image_family",
            "is_image_network", "keep_blocks", "keeps_shape", "linear", "logits", "logits_known", "matrix",
-           "named_paths", "output_projections", "parameter_count", "places", "projections", "refuse_head_count",
+           "named_paths", "output_projections", "parameter_count", "places", "projections", "refuse_cut", "refuse_head_count",
            "refuse_wrapped", "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny",
            "unit"]
 
@@ -300,6 +300,15 @@ def refuse_head_count(model: nn.Module, heads: int) -> None:
             f"{heads} heads per block could not be stored: with {', '.join(in_the_way)} the count must divide the "
             f"width {config.hidden_size}. Allowed: {allowed}; or use scope='neurons'"
         )
+
+
+def refuse_cut(model: nn.Module, grouped_query: str) -> None:
+    """Raise ValueError, with the other way, for a cut of heads that differs from masking in a model of this type."""
+    reason = family_of(model).refused.get(grouped_query)
+    if reason:
+        other = next(name for name in ("whole_groups", "equal_queries") if name != grouped_query)
+        raise ValueError(f"heads of this model cannot be removed with grouped_query={grouped_query!r}: {reason}; use "
+                         f"grouped_query={other!r}")
 
 
 def _refuse_unstorable(model: nn.Module, family: LanguageFamily, counts: dict[str, int], heads: int) -> None:

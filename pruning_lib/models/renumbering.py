@@ -16,11 +16,10 @@ from typing import Any, cast
 from torch import nn
 
 from pruning_lib.models import families, structure
-from pruning_lib.models.structure import Unplaced
+from pruning_lib.models.structure import NUMBERS, Unplaced, settings
 
 COUNTS_BLOCKS = re.compile("dense|layer|block|start|end")  # names of fields that may count the blocks in front
 PERIOD = re.compile("interval|period|step|every")  # or that certainly do not
-NUMBERS = re.compile("idx|index|layer_id|layer_num|block_id|num.*layers")  # attributes: number of a block, or of all
 Values = dict[str, Any]  # config field -> value
 
 
@@ -109,13 +108,8 @@ def _facts(before: nn.Module, after: nn.Module) -> Iterator[tuple[str, Any, Any]
     for name, module in before.named_modules():
         other = theirs.get(name, nn.Identity())
         yield name or "its class", type(module).__name__, type(other).__name__
-        for key, value in _settings(module).items():
-            yield f"{name}.{key}".strip("."), value, _settings(other).get(key)
-
-
-def _settings(module: nn.Module) -> Values:
-    return {key: value for key, value in vars(module).items()
-            if not key.startswith("_") and (value is None or type(value) in (int, float, str, bool))}
+        for key, value in settings(module).items():
+            yield f"{name}.{key}".strip("."), value, settings(other).get(key)
 
 
 # --- modules ----------------------------------------------------------------------------------------------------------
@@ -132,6 +126,6 @@ def renumber(model: nn.Module, stays: Sequence[bool], values: Values) -> None:
     kept = [i for i, stay in enumerate(stays) if stay]
     for new, (old, block) in enumerate(zip(kept, families.blocks(model), strict=True)):
         for module in block.modules():
-            for key, value in _settings(module).items():
+            for key, value in settings(module).items():
                 if key == "layer_idx" or type(value) is int and value == old and "idx" in key:
                     setattr(module, key, new)

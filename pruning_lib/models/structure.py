@@ -12,7 +12,7 @@ from __future__ import annotations
 import copy
 import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -22,11 +22,13 @@ from torch import Tensor, nn
 from pruning_lib.models.language_families import NO_EXPERTS, Experts, LanguageFamily, Part
 from pruning_lib.models.parameter_counts import parameter_count
 
-Values = Mapping[str, int]  # config field -> size
+Values = Mapping[str, Any]  # config field -> size, or a list of sizes with one entry per block
 NEURON_FIELDS = re.compile("intermediate|ffn|inner|^dff$|dim_ff$")
 HEAD_FIELDS = ("decoder_attention_heads", "num_attention_heads")
 GROUP_FIELDS = ("num_key_value_heads", "num_kv_heads")
 EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+OTHER_TOWERS = re.compile("vision|visual|image|audio|speech")  # names of modules that read something else than text
+NUMBERS = re.compile("idx|index|layer_id|layer_num|block_id|num.*layers")  # attributes: number of a block, or of all
 RAISE = 8  # by how many neurons a field is raised to see which shapes follow
 
 
@@ -133,6 +135,8 @@ def block_list(model: nn.Module) -> str:
     outer = {name: n for name, n in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
     if not outer:
         raise Unplaced(f"{type(model).__name__} has no list of blocks")
+    text = {name: n for name, n in outer.items() if not OTHER_TOWERS.search(name)}
+    outer = text or outer
     return ".".join(filter(None, [prefix, max(outer, key=lambda name: outer[name])]))
 
 
@@ -165,7 +169,7 @@ def rebuilt(model: nn.Module, values: Values) -> nn.Module:
         raise Unplaced(f"transformers builds no such network with {wanted} ({str(error).strip()[:200]})") from error
 
 
-def _set(config: Any, name: str, value: int) -> None:
+def _set(config: Any, name: str, value: Any) -> None:
     """Set a config field; the head width is left alone where it is computed from others."""
     try:
         setattr(config, name, value)
@@ -204,10 +208,11 @@ def _neuron_growths(model: nn.Module, path: str) -> dict[str, list[tuple[Growth,
     """Return the axes that follow each config field whose name speaks of the inside of an MLP."""
     text, found = text_config(model.config), {}
     for name, value in text.to_dict().items():
-        if NEURON_FIELDS.search(name) and (value is None or type(value) is int):
-            base = value or 4 * text.hidden_size
+        per_block = isinstance(value, list) and len(set(value)) == 1
+        if NEURON_FIELDS.search(name) and (value is None or type(value) is int or per_block):
+            base = (value[0] if per_block else value) or 4 * text.hidden_size
             try:
-                growths = grown(model, path, {name: base}, {name: base + RAISE}, RAISE)
+                growths = grown(model, path, stated(text, [name], base), stated(text, [name], base + RAISE), RAISE)
             except Unplaced:
                 continue
             if any(growths):
@@ -243,6 +248,19 @@ def _output_projections(model: nn.Module, path: str, block: int, rows: tuple[Gro
     module = cast(nn.ModuleList, model.get_submodule(path))[block]
     return [row for row in rows if row.parameter.endswith(".weight") and row.dimensions == 2
             and row.axis == input_axis(module.get_submodule(row.parameter.removesuffix(".weight")))]
+
+
+def settings(module: nn.Module) -> dict[str, Any]:
+    """Return the numbers, texts and flags that a module keeps for itself."""
+    return {key: value for key, value in vars(module).items()
+            if not key.startswith("_") and (value is None or type(value) in (int, float, str, bool))}
+
+
+def kind(block: nn.Module) -> tuple:
+    """Return everything two blocks of the same kind have in common: classes and settings, but numbers of blocks."""
+    return tuple((name, type(module).__name__, tuple((key, value) for key, value in settings(module).items()
+                                                     if not NUMBERS.search(key)))
+                 for name, module in block.named_modules())
 
 
 def input_axis(layer: nn.Module) -> int:
@@ -289,27 +307,50 @@ def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tupl
         raise Unplaced("no field of its config states a number of attention heads")
     pairs = next((name for name in GROUP_FIELDS if type(known.get(name)) is int), None)
     H = getattr(text, count)
-    queries, groups = _head_growths(model, path, count, pairs, H, known[pairs] if pairs else H)
+    fields = {"heads": _same_size(text, count), "groups": _same_size(text, pairs) if pairs else ()}
+    queries, groups = _head_growths(model, path, fields, H, known[pairs] if pairs else H)
     _refuse_heads(model, path, queries, groups)
     first = next(i for i, rows in enumerate(queries) if rows)
     parts = [row.part("heads") for row in queries[first]] + [row.part("groups") for row in groups[first]]
     [out] = _output_projections(model, path, first, queries[first])
-    return parts, out.parameter.removesuffix(".weight"), {"heads": (count,), "groups": (pairs,) if pairs else ()}
+    return parts, out.parameter.removesuffix(".weight"), fields
 
 
-def _head_growths(model: nn.Module, path: str, count: str, pairs: str | None, H: int, G: int
+def _same_size(text: Any, name: str) -> tuple[str, ...]:
+    """Return a count and the fields named after it that state the same number, for other blocks or for every block."""
+    known = text.to_dict()
+    count = known[name] if name in known else getattr(text, name)
+    longer = {other: value for other, value in known.items() if name in other and other != name}
+    mixed = [other for other, value in longer.items() if isinstance(value, list) and set(value) - {count}]
+    if mixed:
+        raise Unplaced(f"its blocks have different numbers of heads ({mixed[0]})")
+    return (name, *(other for other, value in longer.items() if isinstance(value, list) or value == count))
+
+
+def stated(text: Any, names: Iterable[str], count: int) -> dict[str, Any]:
+    """Return the fields with a new count: a list gets it for every block."""
+    values = {name: getattr(text, name, None) for name in names}
+    return {name: [count] * len(value) if isinstance(value, list) else count for name, value in values.items()}
+
+
+def stated_width(text: Any, otherwise: int) -> dict[str, int]:
+    """Return the config field with the width of a head; none where the config has a width for every block."""
+    try:
+        return {"head_dim": getattr(text, "head_dim", None) or otherwise}
+    except Exception:  # transformers has a class of its own for a field that blocks state differently
+        return {}
+
+
+def _head_growths(model: nn.Module, path: str, fields: Mapping[str, tuple[str, ...]], H: int, G: int
                   ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
     """Return the axes that follow the heads alone, and those of the groups alone; none where both grow together."""
     text = text_config(model.config)
-    try:
-        width = {"head_dim": getattr(text, "head_dim", None) or text.hidden_size // H}
-    except Exception as error:  # a config class that gives every block a head width of its own
-        raise Unplaced(f"its config states no single head width ({str(error).splitlines()[0][:120]})") from error
+    width = stated_width(text, text.hidden_size // H)
 
-    def sized(heads: int, groups: int) -> dict[str, int]:
-        return {**width, count: heads, **({pairs: groups} if pairs else {})}
+    def sized(heads: int, groups: int) -> dict[str, Any]:
+        return {**width, **stated(text, fields["heads"], heads), **stated(text, fields["groups"], groups)}
 
-    if pairs:
+    if fields["groups"]:
         try:
             queries = grown(model, path, sized(H, G), sized(2 * H, G), H)
             groups = grown(model, path, sized(2 * H, G), sized(2 * H, 2 * G), G)
@@ -325,11 +366,14 @@ def _head_growths(model: nn.Module, path: str, count: str, pairs: str | None, H:
 def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]], groups: list[tuple[Growth, ...]]
                   ) -> None:
     having = [i for i, rows in enumerate(queries) if rows]
+    blocks = cast(nn.ModuleList, model.get_submodule(path))
     if not having or any(row.entries < 0 for row in queries[having[0]]):
         raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width "
                        "/ heads")
     kinds = {(queries[i], groups[i]) for i in having}
-    if len(kinds) > 1 or any(rows for i, rows in enumerate(groups) if i not in having):
+    names = {row.parameter for row in queries[having[0]]}
+    others = [block for i, block in enumerate(blocks) if i not in having and names <= dict(block.named_parameters()).keys()]
+    if len(kinds) > 1 or others or any(rows for i, rows in enumerate(groups) if i not in having):
         raise Unplaced(f"its blocks have {max(2, len(kinds))} kinds of attention, which differ in the parameters that "
                        f"follow the number of heads")
     outputs = _output_projections(model, path, having[0], queries[having[0]])

@@ -110,6 +110,8 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
         raise ValueError("the plan was made for a model of other sizes (or this model is pruned already); "
                          "choose a new plan for this model")
     families.refuse_head_count(model, plan.kept["heads"])
+    if plan.removed_heads.numel():
+        families.refuse_cut(model, plan.grouped_query)
     family = families.family_of(model)
     reference = _reference(model, family, plan)
     pruned = model if inplace else families.copy_of(model)

@@ -126,6 +126,8 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     units, neurons = _how_many(s, removed_fraction, scope, grouped_query, heads)
     neurons = _rounded(s, neurons, multiple_of,
                        units * _unit(s, grouped_query).parameters * _share(s, s.head_blocks))
+    if units:
+        families.refuse_cut(model, grouped_query)
     families.refuse_head_count(model, s.heads - units * _unit(s, grouped_query).heads)
     generator = torch.Generator().manual_seed(seed)
     if not s.heads:
@@ -275,6 +277,7 @@ def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     for cut, heads, parameters in units:
         reason = refused["heads"]
         try:
+            families.refuse_cut(model, cut) if heads else None
             families.refuse_head_count(model, s.heads - heads)
         except ValueError as error:
             reason = reason or str(error)
