@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pruning_lib.models import expert_surgery, families, surgery, verification
+from pruning_lib.models import checkpoints, equivalents, expert_surgery, families, surgery, verification
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.models.hooks import skip_block
@@ -62,6 +62,7 @@ def examine(name: str) -> dict[str, Any]:
         return {"type": name, **dict.fromkeys(UNITS, reason), "cut": {}, "reload": {}}
     row: dict[str, Any] = {"type": name, "cut": {}, "reload": {},
                            **{unit: family.refused.get(unit, "") for unit in UNITS}}
+    row |= families.removable(model)
     trials = {"heads": _cut_units, "neurons": _cut_units, "experts": _cut_experts, "blocks": _cut_blocks}
     for unit, cut in trials.items():
         if not row[unit]:
@@ -97,10 +98,14 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 def _cut_units(model: nn.Module, unit: str) -> Iterator[tuple[float, nn.Module]]:
     """Remove heads or neurons from every block that has them; the masked model has their columns at zero."""
-    family, s = families.family_of(model), families.sizes(model)
-    plan = _plan(model, unit)
-    masked = copy.deepcopy(model)
-    path = family.heads_out if unit == "heads" else family.neurons_out
+    masked, as_other = copy.deepcopy(model), equivalents.entry(model)
+    if as_other and (unit == "heads" or not families.sizes(model).neurons):
+        model = equivalents.with_head_width(model)
+        path = as_other.heads_out if unit == "heads" else as_other.neurons_out
+    else:
+        family = families.family_of(model)
+        path = family.heads_out if unit == "heads" else family.neurons_out
+    s, plan = families.sizes(model), _plan(model, unit)
     blocks = families.blocks(masked)
     for i, number in enumerate(s.head_blocks if unit == "heads" else s.neuron_blocks):
         if unit == "heads":
@@ -122,7 +127,8 @@ def _plan(model: nn.Module, unit: str) -> Plan:
         return Plan("whole_groups", torch.zeros(La, 0, dtype=torch.long), columns, s)
     none = torch.zeros(Lm, 0, dtype=torch.long)
     if family.found:
-        trial = verification.trials(model, family, "heads")[0]
+        trial = next(trial for trial in verification.trials(model, family, "heads")
+                     if verification.manner(trial) not in family.refused)
         kept = (s.groups - len(trial["groups"]) if "groups" in trial else
                 s.heads // s.groups - len(trial["heads"]) // s.groups)
     else:
@@ -171,8 +177,8 @@ def _cut_blocks(model: nn.Module, unit: str) -> Iterator[tuple[float, nn.Module]
 
 
 def _reload(model: Any) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = checkpoints.save(model, None, Path(parent) / "model", verify=False)
         try:
             loaded = AutoModelForCausalLM.from_pretrained(folder)
         except ValueError:  # text towers that only their own class loads

@@ -34,13 +34,16 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise ValueError(f"{arguments.model!r} has no config of a causal language model; "
                          f"give another model ({error})") from error
     s, facts = families.sizes(model), lossless_cuts(model)
-    units = [f"{s.heads} heads in {s.groups} groups"] * bool(s.heads) + [f"{s.neurons} neurons"] * bool(s.neurons)
+    units = [f"{facts['heads']} heads in {facts['groups']} groups"] * bool(facts["heads"]) + [f"{s.neurons} neurons"] * bool(s.neurons)
     lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks"
              + f" of {' and '.join(units)}" * bool(units) + _some(s),
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
              f"{facts['block_fraction']:.4f}"]
     lines += ["heads that can be removed from every block (--heads-removed), and the fractions in reach "
               "(--removed-fraction):"] * bool(facts["cuts"])
+    if facts["stored_as"] != facts["family"]:
+        lines.append(f"  {facts['family']} has no field for the head width; without heads the network is stored as the "
+                     f"equal {facts['stored_as']}")
     for cut in facts["cuts"]:
         reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")

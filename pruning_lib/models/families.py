@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from pruning_lib.models import described_networks, structure, verification
+from pruning_lib.models import described_networks, equivalents, structure, verification
 from pruning_lib.models.classifier_logits import logits, logits_known
 from pruning_lib.models.image_families import (
     IMAGE_FAMILIES,
@@ -123,7 +123,19 @@ def removable(model: nn.Module) -> dict[str, str]:
     if family.found and not family.verified:
         with suppress(Exception):  # of a type whose toy network cannot be built, shapes alone tell
             refused = {**family_of(toy(cast(Any, model).config.model_type)).refused, **refused}
+    if equivalents.entry(model):
+        problem = _not_equivalent(model)
+        refused = {**refused, "heads": problem, "neurons": problem and refused.get("neurons", "")}
     return {unit: refused.get(unit, "") for unit in ("heads", "neurons", "experts", "blocks")}
+
+
+def _not_equivalent(model: nn.Module) -> str:
+    """Return why a network cannot be written as one of a type that states its head width; empty where it can."""
+    try:
+        equivalents.with_head_width(model)
+    except ValueError as error:
+        return str(error)
+    return ""
 
 
 def copy_of(model: nn.Module) -> nn.Module:
