@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pruning_lib.models import checkpoints, equivalents, expert_surgery, families, surgery, verification
+from pruning_lib.models import checkpoints, equivalents, expert_surgery, families, possible_cuts, surgery, verification
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.expert_plan import ExpertPlan
+from pruning_lib.models.growth import input_axis
 from pruning_lib.models.hooks import skip_block
 from pruning_lib.models.language_families import NO_EXPERTS
 from pruning_lib.models.plan import Plan
-from pruning_lib.models.structure import input_axis
 from pruning_lib.models.toy_models import toy
 
 ROUNDING = 1e-6  # as a share of the largest logit: some experts are multiplied in an order that memory decides
@@ -62,7 +62,7 @@ def examine(name: str) -> dict[str, Any]:
         return {"type": name, **dict.fromkeys(UNITS, reason), "cut": {}, "reload": {}}
     row: dict[str, Any] = {"type": name, "cut": {}, "reload": {},
                            **{unit: family.refused.get(unit, "") for unit in UNITS}}
-    row |= families.removable(model)
+    row |= possible_cuts.removable(model)
     trials = {"heads": _cut_units, "neurons": _cut_units, "experts": _cut_experts, "blocks": _cut_blocks}
     for unit, cut in trials.items():
         if not row[unit]:

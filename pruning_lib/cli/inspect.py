@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from pruning_lib.cli import output
-from pruning_lib.models import deployment, expert_surgery, families, image_networks, loading, opening
+from pruning_lib.models import deployment, expert_surgery, families, image_networks, loading, opening, possible_cuts
 from pruning_lib.pruning import consensus
 from pruning_lib.pruning.selection import lossless_cuts
 
@@ -34,7 +34,8 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         raise ValueError(f"{arguments.model!r} has no config of a causal language model; "
                          f"give another model ({error})") from error
     s, facts = families.sizes(model), lossless_cuts(model)
-    units = [f"{facts['heads']} heads in {facts['groups']} groups"] * bool(facts["heads"]) + [f"{s.neurons} neurons"] * bool(s.neurons)
+    units = [f"{facts['heads']} heads in {facts['groups']} groups"] * bool(facts["heads"])
+    units += [f"{facts['neurons']} neurons"] * bool(facts["neurons"])
     lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks"
              + f" of {' and '.join(units)}" * bool(units) + _some(s),
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
@@ -50,7 +51,11 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     facts["served"] = deployment.head_width_note(facts["family"])
     lines += [facts["served"]] if facts["served"] else []
     lines += [f"{unit} cannot be removed: {reason}" for unit, reason in facts["refused"].items()
-              if reason not in ("", families.NO_EXPERTS)]
+              if reason not in ("", families.NO_EXPERTS) and not reason.startswith(possible_cuts.SOME_BLOCKS)]
+    fixed = families.fixed_blocks(model)
+    if fixed and len(fixed) < s.blocks:
+        lines.append(f"blocks that have to stay: {', '.join(map(str, sorted(fixed)))} ({next(iter(fixed.values()))})")
+    facts["fixed_blocks"] = sorted(fixed)
     if not facts["refused"]["experts"]:
         e = expert_surgery.sizes(model)
         lines.append(f"{len(e.blocks)} blocks have {e.experts} experts of {e.neurons} neurons; both can be removed "

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from pruning_lib.models import offload, portable
-from pruning_lib.models.structure import text_config
+from pruning_lib.models.growth import text_config
 
 Affine = tuple[Tensor, Tensor | None]  # weight (out, in) and bias (out,) of a linear layer; weight and bias of a norm
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
@@ -51,7 +51,7 @@ class Parts:
 
 @dataclass(frozen=True)
 class Equivalent:
-    """How networks of one type are written as another.
+    """Holds the conversion of networks of one type to another.
 
     Attributes
     ----------
@@ -148,7 +148,7 @@ def _rotary(config: Any, partial: float) -> dict[str, Any]:
 
 
 def _gpt_neox(model: Any) -> nn.Module:
-    """GPT-NeoX and Pythia: every head has its query, key and value rows together."""
+    """Convert a GPT-NeoX, in which every head has its query, key and value rows together."""
     config, base = model.config, model.base_model
     H = config.num_attention_heads
     D = config.hidden_size // H
@@ -167,7 +167,7 @@ def _gpt_neox(model: Any) -> nn.Module:
 
 
 def _gptj(model: Any) -> nn.Module:
-    """GPT-J: rotary pairs lie side by side."""
+    """Convert a GPT-J, whose rotary pairs lie side by side."""
     def split(attention: Any, D: int) -> list[Affine]:
         return [_affine(layer) for layer in (attention.q_proj, attention.k_proj, attention.v_proj)]
 
@@ -175,7 +175,7 @@ def _gptj(model: Any) -> nn.Module:
 
 
 def _codegen(model: Any) -> nn.Module:
-    """CodeGen: as GPT-J, queries, values and keys fused in four pieces."""
+    """Convert a CodeGen, whose queries, values and keys are fused in four pieces."""
     def split(attention: Any, D: int) -> list[Affine]:
         rows = torch.arange(len(attention.qkv_proj.weight)).view(4, 3, -1)
         return [_rows(_affine(attention.qkv_proj), rows[:, i]) for i in (0, 2, 1)]
@@ -199,11 +199,11 @@ def _rotating_pairs(model: Any, split: Callable[[Any, int], list[Affine]]) -> nn
 
 
 def _falcon(model: Any) -> nn.Module:
-    """Falcon: the rows of each group's queries, then its key, then its value."""
+    """Convert a Falcon, in which each group has the rows of its queries, then its key, then its value."""
     config, base = model.config, model.base_model
     if config.alibi or (config.new_decoder_architecture and not config.parallel_attn):
-        raise ValueError("this Falcon has positions as a bias of the attention scores (alibi), or blocks in sequence of "
-                         "the new kind; no other type that states a head width has them")
+        raise ValueError("this Falcon has positions as a bias of the attention scores (alibi), or blocks in sequence "
+                         "of the new kind; no other type that states a head width has them")
     H = config.num_attention_heads
     D = config.hidden_size // H
     G = config.num_kv_heads if config.new_decoder_architecture else 1 if config.multi_query else H
@@ -227,7 +227,7 @@ def _falcon_norms(layer: Any) -> tuple[Affine, Affine | None]:
 
 
 def _helium(model: Any) -> nn.Module:
-    """Helium: a Mistral whose rotary pairs lie side by side; its output projection does not follow the heads."""
+    """Convert a Helium, a Mistral whose rotary pairs lie side by side."""
     config = model.config
     if config.attention_bias or config.mlp_bias:
         raise ValueError("this Helium has biases in its attention or its MLP, Mistral has no place for them")
@@ -236,7 +236,8 @@ def _helium(model: Any) -> nn.Module:
     for name in [name for name in weights if name.endswith(("q_proj.weight", "k_proj.weight"))]:
         weights[name] = _halves((weights[name], None), D, D)[0]
     same = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-            "num_key_value_heads", "max_position_embeddings", "hidden_act", "rms_norm_eps", "tie_word_embeddings", *TOKENS)
+            "num_key_value_heads", "max_position_embeddings", "hidden_act", "rms_norm_eps", "tie_word_embeddings",
+            *TOKENS)
     rotary = _rotary(config, 1.0)
     fields = {name: getattr(config, name) for name in same}
     return _built("mistral", model, {**fields, "head_dim": D, "sliding_window": None, "rope_parameters": rotary,

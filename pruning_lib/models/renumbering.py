@@ -3,7 +3,7 @@
 A config may list something for every block (``layer_types``), name blocks by number (``mlp_only_layers``) or count the
 blocks in front (``first_k_dense_replace``).  Which of these a field does is tried: transformers has to build every
 remaining block at its new place as it built it at the old one.
-Order of this file: fields · candidates · comparison · modules.
+Order of this file: blocks · fields · candidates · comparison · modules.
 """
 
 from __future__ import annotations
@@ -15,16 +15,37 @@ from typing import Any, cast
 
 from torch import nn
 
-from pruning_lib.models import families, structure
-from pruning_lib.models.structure import NUMBERS, Unplaced, settings
+from pruning_lib.models import growth
+from pruning_lib.models.growth import NUMBERS, Unplaced, kind, settings
 
 COUNTS_BLOCKS = re.compile("dense|layer|block|start|end")  # names of fields that may count the blocks in front
 PERIOD = re.compile("interval|period|step|every")  # or that certainly do not
 Values = dict[str, Any]  # config field -> value
 
 
-def new_fields(model: nn.Module, stays: Sequence[bool]) -> Values:
+def fixed(model: nn.Module, path: str) -> dict[int, str]:
+    """Return the numbers of the blocks that cannot be removed alone, with the reason; ``path`` is that of the blocks.
+
+    Blocks of one kind are alike, so of a model with one kind one block is tried.
+    """
+    blocks = cast(nn.ModuleList, model.get_submodule(path))
+    kinds = {(kind(block), tuple((name, tuple(t.shape)) for name, t in block.state_dict().items())) for block in blocks}
+    tried, found = range(len(blocks)) if len(kinds) > 1 else range(1), {}
+    for i in tried if len(blocks) > 1 else ():
+        try:
+            new_fields(model, path, [j != i for j in range(len(blocks))])
+        except ValueError as error:
+            found[i] = str(error)
+    return found if len(kinds) > 1 else dict.fromkeys(range(len(blocks)), found[0]) if found else {}
+
+
+def new_fields(model: nn.Module, path: str, stays: Sequence[bool], *, known: bool = False) -> Values:
     """Return the config fields that describe ``model`` without the blocks for which ``stays`` is False.
+
+    Parameters
+    ----------
+    path : of the list of blocks
+    known : the family has a record; its blocks differ in lists of the config at most
 
     Raises
     ------
@@ -32,12 +53,12 @@ def new_fields(model: nn.Module, stays: Sequence[bool]) -> Values:
         when no config describes that network, with the first difference of the one that transformers would build.
     """
     candidates, problem = _candidates(model, stays), ""
-    if not families.family_of(model).found:  # its blocks differ in lists of the config at most
+    if known:
         return next(candidates)
-    before = _built(model, {})
+    before = _built(model, path, {})
     for values in candidates:
         try:
-            difference = _difference(before, _built(model, values), stays)
+            difference = _difference(before, _built(model, path, values), stays)
         except Unplaced as error:
             difference = str(error)
         if not difference:
@@ -53,10 +74,10 @@ def new_fields(model: nn.Module, stays: Sequence[bool]) -> Values:
 
 def _candidates(model: nn.Module, stays: Sequence[bool]) -> Iterator[Values]:
     """Yield the fields that may describe the network, the likeliest first."""
-    config = families.text_config(model)
+    config = growth.text_config(cast(Any, model).config)
     known = {name: value for name, value in vars(config).items() if not name.startswith("_")}
     lists = {name: value for name, value in known.items() if isinstance(value, list) and value}
-    counts: Values = {name: sum(stays) for name in families.block_count_fields(model, len(stays))}
+    counts: Values = {name: sum(stays) for name in _block_count_fields(config, len(stays))}
     per_block: Values = {name: [v for v, kept in zip(value, stays, strict=True) if kept]
                          for name, value in lists.items() if "layer" in name and len(value) == len(stays)}
     new = [n - 1 for n in accumulate(map(int, stays))]
@@ -72,6 +93,12 @@ def _candidates(model: nn.Module, stays: Sequence[bool]) -> Iterator[Values]:
         yield counts | more | in_front
 
 
+def _block_count_fields(config: Any, count: int) -> list[str]:
+    """Return the config fields that state the number of blocks: of an encoder-decoder those of the decoder."""
+    known = [name for name in ("decoder_layers", "num_decoder_layers") if hasattr(config, name)]
+    return known or [name for name in ("num_hidden_layers",) if getattr(config, name, None) == count]
+
+
 def _names_blocks(value: list, blocks: int) -> bool:
     """Return whether a list can hold numbers of blocks."""
     return all(type(v) is int and v in range(blocks) for v in value) and value == sorted(set(value))
@@ -80,10 +107,9 @@ def _names_blocks(value: list, blocks: int) -> bool:
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
-def _built(model: nn.Module, values: Values) -> list[nn.Module]:
+def _built(model: nn.Module, path: str, values: Values) -> list[nn.Module]:
     """Return the blocks that transformers builds, without weights."""
-    path = families.family_of(model).blocks
-    return list(cast(nn.ModuleList, structure.rebuilt(model, values).get_submodule(path)))
+    return list(cast(nn.ModuleList, growth.rebuilt(model, values).get_submodule(path)))
 
 
 def _difference(before: list[nn.Module], after: list[nn.Module], stays: Sequence[bool]) -> str:
@@ -115,16 +141,16 @@ def _facts(before: nn.Module, after: nn.Module) -> Iterator[tuple[str, Any, Any]
 # --- modules ----------------------------------------------------------------------------------------------------------
 
 
-def renumber(model: nn.Module, stays: Sequence[bool], values: Values) -> None:
+def renumber(model: nn.Module, path: str, stays: Sequence[bool], values: Values) -> None:
     """Write new fields into the config, and new numbers into the modules of a model whose blocks are gone already.
 
     ``layer_idx`` is the place of an attention module in the key/value cache.
     """
-    config = families.text_config(model)
+    config = growth.text_config(cast(Any, model).config)
     for name, value in values.items():
         setattr(config, name, value)
     kept = [i for i, stay in enumerate(stays) if stay]
-    for new, (old, block) in enumerate(zip(kept, families.blocks(model), strict=True)):
+    for new, (old, block) in enumerate(zip(kept, cast(nn.ModuleList, model.get_submodule(path)), strict=True)):
         for module in block.modules():
             for key, value in settings(module).items():
                 if key == "layer_idx" or type(value) is int and value == old and "idx" in key:

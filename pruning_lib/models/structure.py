@@ -4,50 +4,27 @@ One size in the config is raised, the network is built once more without weights
 follows are those that heads, groups, neurons or experts pass through.  A plain reload therefore accepts the
 result.  Shapes leave the order of rows in a fused matrix open: ``layouts`` lists the possible orders, and
 ``verification`` tries them.
-Order of this file: find · blocks · growth · neurons · experts · heads.
+Order of this file: find · layouts · neurons · experts · heads.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pruning_lib.models.growth import Growth, Unplaced, block_list, grown, input_axis, stated, stated_width, text_config
 from pruning_lib.models.language_families import NO_EXPERTS, Experts, LanguageFamily, Part
-from pruning_lib.models.parameter_counts import parameter_count
 
-Values = Mapping[str, Any]  # config field -> size, or a list of sizes with one entry per block
 NEURON_FIELDS = re.compile("intermediate|ffn|inner|^dff$|dim_ff$")
 HEAD_FIELDS = ("decoder_attention_heads", "num_attention_heads")
 GROUP_FIELDS = ("num_key_value_heads", "num_kv_heads")
 EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-OTHER_TOWERS = re.compile("vision|visual|image|audio|speech")  # names of modules that read something else than text
-NUMBERS = re.compile("idx|index|layer_id|layer_num|block_id|num.*layers")  # attributes: number of a block, or of all
 RAISE = 8  # by how many neurons a field is raised to see which shapes follow
-
-
-@dataclass(frozen=True)
-class Growth:
-    """Growth of one axis of one tensor of a block, in entries per step of a size in the config."""
-
-    parameter: str
-    axis: int
-    entries: int
-    dimensions: int
-
-    def part(self, unit: str) -> Part:
-        """Return the part of a block that this axis is, for one unit."""
-        return Part(self.parameter, self.axis, unit, self.entries)
-
-
-class Unplaced(ValueError):
-    """Says which part of a network could not be placed, and why."""
 
 
 def find(model: nn.Module) -> LanguageFamily:
@@ -110,100 +87,6 @@ def _shared(part: Part, parts: tuple[Part, ...]) -> bool:
     return any(other.unit == "heads" and (other.parameter, other.axis) == where for other in parts)
 
 
-def text_config(config: Any) -> Any:
-    """Return the config of the decoder, which a multimodal config holds beside others."""
-    text = config.get_text_config(decoder=True)  # of an encoder-decoder a copy, in which nothing can be set
-    return text if any(value is text for value in vars(config).values()) else config
-
-
-def block_list(model: nn.Module) -> str:
-    """Return the path of the decoder blocks: of all lists of modules in the decoder, the one with most parameters.
-
-    Raises
-    ------
-    Unplaced
-        for a network without a config of transformers, or without such a list.
-    """
-    if not hasattr(getattr(model, "config", None), "get_text_config"):
-        raise Unplaced(f"{type(model).__name__} is no model of transformers")
-    decoder = _decoder(model)
-    if not any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
-        decoder = model  # some call their output layer the decoder
-    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
-    lists = {name: parameter_count(module) for name, module in decoder.named_modules()
-             if isinstance(module, nn.ModuleList) and len(module)}
-    outer = {name: n for name, n in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
-    if not outer:
-        raise Unplaced(f"{type(model).__name__} has no list of blocks")
-    text = {name: n for name, n in outer.items() if not OTHER_TOWERS.search(name)}
-    outer = text or outer
-    return ".".join(filter(None, [prefix, max(outer, key=lambda name: outer[name])]))
-
-
-def _decoder(model: Any) -> Any:
-    """Return the text decoder of a model; the model itself where it names none."""
-    try:
-        return model.get_decoder() or model
-    except (AttributeError, NotImplementedError):
-        return model
-
-
-def rebuilt(model: nn.Module, values: Values) -> nn.Module:
-    """Return the network, without weights, that transformers builds from the model's config with other sizes.
-
-    Raises
-    ------
-    Unplaced
-        when the config class or the network refuses these sizes.
-    """
-    config: Any = copy.deepcopy(model.config)
-    try:
-        for name, value in values.items():
-            _set(text_config(config), name, value)
-        config = type(config).from_dict(config.to_dict())  # validated, as when a checkpoint is loaded
-        config._attn_implementation = getattr(model.config, "_attn_implementation", None)
-        with torch.device("meta"):
-            return type(model)(config)
-    except Exception as error:  # transformers raises many kinds
-        wanted = ", ".join(f"{name} = {value}" for name, value in values.items())
-        raise Unplaced(f"transformers builds no such network with {wanted} ({str(error).strip()[:200]})") from error
-
-
-def _set(config: Any, name: str, value: Any) -> None:
-    """Set a config field; the head width is left alone where it is computed from others."""
-    try:
-        setattr(config, name, value)
-    except AttributeError:
-        if name != "head_dim":
-            raise
-
-
-def grown(model: nn.Module, path: str, small: Values, large: Values, steps: int) -> list[tuple[Growth, ...]]:
-    """Return, for every block, the axes that follow when a size grows by ``steps`` from ``small`` to ``large``.
-
-    Raises
-    ------
-    Unplaced
-        when transformers refuses one of the sizes, or something outside the blocks follows.
-    """
-    before, after = (rebuilt(model, values).state_dict() for values in (small, large))
-    found: list[list[Growth]] = [[] for _ in cast(nn.ModuleList, model.get_submodule(path))]
-    for name, tensor in before.items():
-        match = re.fullmatch(rf"{re.escape(path)}\.(\d+)\.(.+)", name)
-        for axis, steps_of in enumerate(_steps(name, tensor, after)):
-            if steps_of and match is None:
-                raise Unplaced(f"{name}, which is in no block, has a size that follows {', '.join(large)}")
-            if steps_of and match:
-                found[int(match[1])].append(Growth(match[2], axis, steps_of // steps, tensor.ndim))
-    return [tuple(rows) for rows in found]
-
-
-def _steps(name: str, tensor: Tensor, after: Mapping[str, Tensor]) -> list[int]:
-    if name not in after or after[name].ndim != tensor.ndim:
-        raise Unplaced(f"{name} is there only with some sizes")
-    return [long - short for short, long in zip(tensor.shape, after[name].shape, strict=True)]
-
-
 def _neuron_growths(model: nn.Module, path: str) -> dict[str, list[tuple[Growth, ...]]]:
     """Return the axes that follow each config field whose name speaks of the inside of an MLP."""
     text, found = text_config(model.config), {}
@@ -248,26 +131,6 @@ def _output_projections(model: nn.Module, path: str, block: int, rows: tuple[Gro
     module = cast(nn.ModuleList, model.get_submodule(path))[block]
     return [row for row in rows if row.parameter.endswith(".weight") and row.dimensions == 2
             and row.axis == input_axis(module.get_submodule(row.parameter.removesuffix(".weight")))]
-
-
-def settings(module: nn.Module) -> dict[str, Any]:
-    """Return the numbers, texts and flags that a module keeps for itself."""
-    return {key: value for key, value in vars(module).items()
-            if not key.startswith("_") and (value is None or type(value) in (int, float, str, bool))}
-
-
-def kind(block: nn.Module) -> tuple:
-    """Return everything two blocks of the same kind have in common: classes and settings, but numbers of blocks."""
-    return tuple((name, type(module).__name__, tuple((key, value) for key, value in settings(module).items()
-                                                     if not NUMBERS.search(key)))
-                 for name, module in block.named_modules())
-
-
-def input_axis(layer: nn.Module) -> int:
-    """Return the axis of a linear layer's weight along which its inputs lie; -1 for another kind of layer."""
-    if type(layer).__name__ == "Conv1D":  # GPT-2 stores (in, out)
-        return 0
-    return 1 if hasattr(layer, "in_features") else -1
 
 
 def _experts(model: nn.Module, path: str) -> Experts:
@@ -327,20 +190,6 @@ def _same_size(text: Any, name: str) -> tuple[str, ...]:
     return (name, *(other for other, value in longer.items() if isinstance(value, list) or value == count))
 
 
-def stated(text: Any, names: Iterable[str], count: int) -> dict[str, Any]:
-    """Return the fields with a new count: a list gets it for every block."""
-    values = {name: getattr(text, name, None) for name in names}
-    return {name: [count] * len(value) if isinstance(value, list) else count for name, value in values.items()}
-
-
-def stated_width(text: Any, otherwise: int) -> dict[str, int]:
-    """Return the config field with the width of a head; none where the config has a width for every block."""
-    try:
-        return {"head_dim": getattr(text, "head_dim", None) or otherwise}
-    except Exception:  # transformers has a class of its own for a field that blocks state differently
-        return {}
-
-
 def _head_growths(model: nn.Module, path: str, fields: Mapping[str, tuple[str, ...]], H: int, G: int
                   ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
     """Return the axes that follow the heads alone, and those of the groups alone; none where both grow together."""
@@ -372,7 +221,8 @@ def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]]
                        "/ heads")
     kinds = {(queries[i], groups[i]) for i in having}
     names = {row.parameter for row in queries[having[0]]}
-    others = [block for i, block in enumerate(blocks) if i not in having and names <= dict(block.named_parameters()).keys()]
+    others = [block for i, block in enumerate(blocks)
+              if i not in having and names <= dict(block.named_parameters()).keys()]
     if len(kinds) > 1 or others or any(rows for i, rows in enumerate(groups) if i not in having):
         raise Unplaced(f"its blocks have {max(2, len(kinds))} kinds of attention, which differ in the parameters that "
                        f"follow the number of heads")

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning_lib.models.growth import text_config
 from pruning_lib.models.language_families import FAMILIES
 from pruning_lib.models.parameter_counts import parameter_count
-from pruning_lib.models.structure import text_config
 
 # field -> size; the first group is set wherever the config class has the field, the second where it has a value
 COMMON = {
@@ -61,12 +61,12 @@ LATENT = {"num_key_value_heads": 4, "qk_head_dim": 16}  # with latent attention 
 QWEN4 = {"layer_types": ["linear_attention", "full_attention"], "hc_lowrank": 8, "ngram_vocab_size_base": 97,
          "split_ngram_parts": 1, "heads_per_ngram": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1,
          "indexer_head_dim": 8, "indexer_budget": 64, "indexer_compress_ratio": 4}
+GEMMA3N = {"num_kv_shared_layers": 0, "intermediate_size": [24, 24], "activation_sparsity_pattern": [0.5, 0.0]}
 EXTRA: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "gemma3n": {"num_kv_shared_layers": 0, "intermediate_size": [24, 24], "activation_sparsity_pattern": [0.5, 0.0]},
-    "gemma3n_text": {"intermediate_size": [24, 24], "activation_sparsity_pattern": [0.5, 0.0], "num_kv_shared_layers": 0}, "gemma4_text": {"num_kv_shared_layers": 0},
+    "gemma3n": GEMMA3N, "gemma3n_text": GEMMA3N, "gemma4_text": {"num_kv_shared_layers": 0},
     "xlm": {"n_words": 64, "max_position_embeddings": 128},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
               "moe_intermediate_size": 20},

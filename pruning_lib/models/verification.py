@@ -16,18 +16,10 @@ from torch import Tensor, nn
 
 from pruning_lib.models import offload
 from pruning_lib.models.cutting import cut_block, refresh, state, zero
+from pruning_lib.models.growth import Unplaced, input_axis, kind, rebuilt, stated, stated_width, text_config
 from pruning_lib.models.language_families import LanguageFamily
 from pruning_lib.models.parts import block_counts, block_parts, has, places
-from pruning_lib.models.structure import (
-    Unplaced,
-    input_axis,
-    kind,
-    layouts,
-    rebuilt,
-    stated,
-    stated_width,
-    text_config,
-)
+from pruning_lib.models.structure import layouts
 
 EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
 ROUGH = 0.25  # the same in 16 bits, as a share of the change that masking makes
@@ -101,7 +93,7 @@ def manner(removed: Mapping[str, Tensor]) -> str:
 
 
 def trials(model: nn.Module, family: LanguageFamily, unit: str) -> list[dict[str, Tensor]]:
-    """Return what to remove to try one unit: half of the neurons; a group with its queries; one query of every group."""
+    """Return what to remove to try one unit: half of the neurons, whole groups, or one query of every group."""
     counts = model_counts(model, family)
     if unit == "neurons":
         order = torch.randperm(counts["neurons"], generator=torch.Generator().manual_seed(0))

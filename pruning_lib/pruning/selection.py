@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pruning_lib._files import replacing
-from pruning_lib.models import equivalents, families
+from pruning_lib.models import equivalents, families, possible_cuts
 from pruning_lib.models.families import Sizes
 from pruning_lib.models.plan import GROUPED, Plan
 
@@ -121,7 +121,7 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     heads = _head_count(heads_removed, scope)
     _refuse_scope(model, s, scope, heads)
     if heads != 0 and scope != "neurons":
-        families.refuse_cut(model, grouped_query)
+        possible_cuts.refuse_cut(model, grouped_query)
     if grouped_query == "equal_queries" and scope != "neurons" and s.heads == s.groups:
         raise ValueError("this model has one query head per key/value head; use grouped_query='whole_groups'")
     _check_importance(importance, s)
@@ -270,7 +270,7 @@ def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[float, float]]
 
 def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
-    refused = families.removable(model)
+    refused = possible_cuts.removable(model)
     stored = equivalents.with_head_width(model) if not refused["heads"] else model
     s = families.sizes(stored)
     per_group, cuts = s.heads // max(s.groups, 1), []
@@ -281,7 +281,7 @@ def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     for cut, heads, parameters in units:
         reason = refused["heads"]
         try:
-            families.refuse_cut(stored, cut) if heads else None
+            possible_cuts.refuse_cut(stored, cut) if heads else None
             families.refuse_head_count(stored, s.heads - heads)
         except ValueError as error:
             reason = reason or str(error)
