@@ -52,7 +52,8 @@ def examine(name: str) -> dict[str, Any]:
     -------
     dict with ``type``, one entry per unit of ``UNITS`` ("" where it can be removed, else the reason), and for those
     that can ``cut``, the largest difference of a logit between masking and removing, and ``reload``, between the cut
-    model and its checkpoint loaded by plain transformers
+    model and its checkpoint loaded by plain transformers; ``stored_as`` where a model that loses heads becomes one of
+    another type
     """
     try:
         model = toy(name)
@@ -63,6 +64,8 @@ def examine(name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"type": name, "cut": {}, "reload": {},
                            **{unit: family.refused.get(unit, "") for unit in UNITS}}
     row |= possible_cuts.removable(model)
+    if equivalents.entry(model) and not row["heads"]:
+        row["stored_as"] = equivalents.with_head_width(model).config.model_type
     trials = {"heads": _cut_units, "neurons": _cut_units, "experts": _cut_experts, "blocks": _cut_blocks}
     for unit, cut in trials.items():
         if not row[unit]:
@@ -206,7 +209,9 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         f"inside the experts of {can['experts']}.",
         f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}). In "
         f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the others transformers computes the head width "
-        "as width / heads: with fewer heads each head would be wider, so no config describes the cut network.",
+        "as width / heads: with fewer heads each head would be wider, so no config describes the cut network. Those marked "
+        "“as” have the same limit, and are stored as the equal network of the type named there, whose config states the "
+        "head width; `prune` does so where heads are to go.",
         f"- Any block can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), only some blocks "
         f"from {sum(row['blocks'].startswith(SOME) for row in rows)}, whole experts from {can['experts']}.", "",
         "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks "
@@ -233,7 +238,7 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
 def _cell(row: dict[str, Any], unit: str) -> str | None:
     """Return the cell of one unit; None where it needs a reason."""
     if not row[unit]:
-        return "✓"
+        return f"✓ as {row['stored_as']}" if unit == "heads" and row.get("stored_as") else "✓"
     if unit == "experts" and row[unit] == NO_EXPERTS:
         return "–"
     return "inside experts" if unit == "neurons" and "see 'experts'" in row[unit] and not row["experts"] else None

@@ -86,7 +86,12 @@ def _candidates(model: nn.Module, stays: Sequence[bool]) -> Iterator[Values]:
     in_front: Values = {name: sum(stays[:value]) if "end" not in name else sum(stays[:value + 1]) - 1
                         for name, value in known.items() if type(value) is int and 0 < value <= len(stays)
                         and name not in counts and COUNTS_BLOCKS.search(name) and not PERIOD.search(name)}
-    for more in (per_block, per_block | named):
+    all_lists: Values = {name: [v for v, kept in zip(value, stays, strict=True) if kept]
+                         for name, value in lists.items() if len(value) == len(stays)}
+    own = {int(i): fields for i, fields in (config.to_dict().get("per_layer_config") or {}).items()}
+    if own:  # after the number of blocks, which it is checked against
+        per_block = all_lists = all_lists | {"per_layer_config": {new[i]: own[i] for i in own if stays[i]}}
+    for more in (per_block, per_block | named, all_lists):
         yield counts | more
         for name, value in in_front.items():
             yield counts | more | {name: value}
@@ -107,13 +112,22 @@ def _names_blocks(value: list, blocks: int) -> bool:
 # --- comparison -------------------------------------------------------------------------------------------------------
 
 
-def _built(model: nn.Module, path: str, values: Values) -> list[nn.Module]:
-    """Return the blocks that transformers builds, without weights."""
-    return list(cast(nn.ModuleList, growth.rebuilt(model, values).get_submodule(path)))
+Built = tuple[list[nn.Module], dict[str, tuple[int, ...]]]
 
 
-def _difference(before: list[nn.Module], after: list[nn.Module], stays: Sequence[bool]) -> str:
+def _built(model: nn.Module, path: str, values: Values) -> Built:
+    """Return the blocks that transformers builds, without weights, and the shapes of the tensors outside of them."""
+    network = growth.rebuilt(model, values)
+    outside = {name: tuple(t.shape) for name, t in network.state_dict().items() if not name.startswith(f"{path}.")}
+    return list(cast(nn.ModuleList, network.get_submodule(path))), outside
+
+
+def _difference(dense: Built, cut: Built, stays: Sequence[bool]) -> str:
     """Return how a remaining block is built in another way at its new place; empty if none is."""
+    (before, outside), (after, others) = dense, cut
+    if outside != others:
+        name = next(name for name in {**outside, **others} if outside.get(name) != others.get(name))
+        return f"the size of {name} follows the number of blocks"
     kept = [i for i, stay in enumerate(stays) if stay]
     if len(kept) != len(after):
         return f"transformers builds {len(after)} blocks of it, not {len(kept)}"

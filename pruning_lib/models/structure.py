@@ -91,7 +91,7 @@ def _neuron_growths(model: nn.Module, path: str) -> dict[str, list[tuple[Growth,
     """Return the axes that follow each config field whose name speaks of the inside of an MLP."""
     text, found = text_config(model.config), {}
     for name, value in text.to_dict().items():
-        per_block = isinstance(value, list) and len(set(value)) == 1
+        per_block = isinstance(value, list) and bool(value) and all(v == value[0] and type(v) is int for v in value)
         if NEURON_FIELDS.search(name) and (value is None or type(value) is int or per_block):
             base = (value[0] if per_block else value) or 4 * text.hidden_size
             try:
@@ -170,9 +170,15 @@ def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tupl
         raise Unplaced("no field of its config states a number of attention heads")
     pairs = next((name for name in GROUP_FIELDS if type(known.get(name)) is int), None)
     H = getattr(text, count)
-    fields = {"heads": _same_size(text, count), "groups": _same_size(text, pairs) if pairs else ()}
-    queries, groups = _head_growths(model, path, fields, H, known[pairs] if pairs else H)
-    _refuse_heads(model, path, queries, groups)
+    alone = {"heads": (count,), "groups": (pairs,) if pairs else ()}
+    fields = {unit: _same_size(text, names[0]) if names else () for unit, names in alone.items()}
+    try:
+        queries, groups = _placed_heads(model, path, fields, H, known[pairs] if pairs else H)
+    except Unplaced:
+        if fields == alone:
+            raise
+        fields = alone  # fields for other blocks stay as they are, and so do the heads of those blocks
+        queries, groups = _placed_heads(model, path, fields, H, known[pairs] if pairs else H)
     first = next(i for i, rows in enumerate(queries) if rows)
     parts = [row.part("heads") for row in queries[first]] + [row.part("groups") for row in groups[first]]
     [out] = _output_projections(model, path, first, queries[first])
@@ -184,10 +190,17 @@ def _same_size(text: Any, name: str) -> tuple[str, ...]:
     known = text.to_dict()
     count = known[name] if name in known else getattr(text, name)
     longer = {other: value for other, value in known.items() if name in other and other != name}
-    mixed = [other for other, value in longer.items() if isinstance(value, list) and set(value) - {count}]
+    mixed = [other for other, value in longer.items() if isinstance(value, list) and any(v != count for v in value)]
     if mixed:
         raise Unplaced(f"its blocks have different numbers of heads ({mixed[0]})")
     return (name, *(other for other, value in longer.items() if isinstance(value, list) or value == count))
+
+
+def _placed_heads(model: nn.Module, path: str, fields: Mapping[str, tuple[str, ...]], H: int, G: int
+                  ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
+    queries, groups = _head_growths(model, path, fields, H, G)
+    _refuse_heads(model, path, queries, groups)
+    return queries, groups
 
 
 def _head_growths(model: nn.Module, path: str, fields: Mapping[str, tuple[str, ...]], H: int, G: int
@@ -220,7 +233,7 @@ def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]]
         raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width "
                        "/ heads")
     kinds = {(queries[i], groups[i]) for i in having}
-    names = {row.parameter for row in queries[having[0]]}
+    names = {row.parameter for row in (*queries[having[0]], *groups[having[0]])}
     others = [block for i, block in enumerate(blocks)
               if i not in having and names <= dict(block.named_parameters()).keys()]
     if len(kinds) > 1 or others or any(rows for i, rows in enumerate(groups) if i not in having):
