@@ -209,9 +209,9 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         f"inside the experts of {can['experts']}.",
         f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}). In "
         f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the others transformers computes the head width "
-        "as width / heads: with fewer heads each head would be wider, so no config describes the cut network. Those marked "
-        "“as” have the same limit, and are stored as the equal network of the type named there, whose config states the "
-        "head width; `prune` does so where heads are to go.",
+        "as width / heads: with fewer heads each head would be wider, so no config describes the cut network. Those "
+        "marked “as” have the same limit, and are stored as the equal network of the type named there, whose config "
+        "states the head width; `prune` does so where heads are to go.",
         f"- Any block can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), only some blocks "
         f"from {sum(row['blocks'].startswith(SOME) for row in rows)}, whole experts from {can['experts']}.", "",
         "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks "

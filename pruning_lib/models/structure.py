@@ -170,7 +170,7 @@ def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tupl
         raise Unplaced("no field of its config states a number of attention heads")
     pairs = next((name for name in GROUP_FIELDS if type(known.get(name)) is int), None)
     H = getattr(text, count)
-    alone = {"heads": (count,), "groups": (pairs,) if pairs else ()}
+    alone: dict[str, tuple[str, ...]] = {"heads": (count,), "groups": (pairs,) if pairs else ()}
     fields = {unit: _same_size(text, names[0]) if names else () for unit, names in alone.items()}
     try:
         queries, groups = _placed_heads(model, path, fields, H, known[pairs] if pairs else H)
