@@ -83,6 +83,13 @@ def run(bare, folder, *command, path="", code=0):
     return done.stdout + done.stderr
 
 
+def walk(bare, folder, commands):
+    """Run commands of the program one after the other in one process, whose imports take longer than most of them."""
+    code = ("import json, sys\nfrom pruning_lib.cli import main\nfor words in json.loads(sys.argv[1]):\n"
+            "    assert main.main(words) == 0, words\n")
+    run(bare, folder, "python", "-c", code, json.dumps([[str(word) for word in words] for words in commands]))
+
+
 @pytest.fixture(scope="module")
 def model(tiny, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("user") / "model"
@@ -114,22 +121,24 @@ def test_the_readme_holds_in_an_environment_that_has_the_core_only(bare, model, 
     commands = [line.split()[1:] for line in README.splitlines() if line.startswith("    .venv/bin/pruning-lib")]
     walked = [line for line in commands if line[0] in ("inspect", "prune", "compare", "evaluate")]
     assert {line[0] for line in walked} >= {"inspect", "prune", "compare"}
-    for line in walked:
-        run(bare, tmp_path, "pruning-lib", *(str(model) if word == "path/to/folder" else word for word in line))
+    first, *others = [[str(model) if word == "path/to/folder" else word for word in line] for line in walked]
+    run(bare, tmp_path, "pruning-lib", *first)
+    walk(bare, tmp_path, others)
     assert "pruning" in run(bare, tmp_path, "python", "-m", "pruning_lib", "--help")
-    shown = run(bare, tmp_path, "python", "-c", "import pruning_lib as pl; help(pl)")
+    asked = ("import pruning_lib as pl; help(pl); print('PLOTS')\n"
+             "try: pl.plots.style()\nexcept ImportError as error: print(error)")
+    shown, drawn = run(bare, tmp_path, "python", "-c", asked).split("PLOTS")
     assert "Prune a language model" in shown and "perplexity(" in shown and "not installed" not in shown
-    wanted = "import pruning_lib as pl\ntry: pl.plots.style()\nexcept ImportError as error: print(error)"
-    assert "pruning-lib[report]" in run(bare, tmp_path, "python", "-c", wanted)
+    assert "pruning-lib[report]" in drawn
 
 
 def test_reconstruction_is_part_of_the_core_and_the_card_says_no_commit_of_another_repository(bare, model, tmp_path):
     arguments = ["--model", model, "--removed-fraction", "0.1", "--calibration", "mini_prompts", "--prompts", "4",
                  "--text", "none", "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text"]
     run(bare, tmp_path, "pruning-lib", "prune", *arguments, "--out", "a", path=os.environ["PATH"])
-    run(bare, tmp_path, "pruning-lib", "prune", *arguments, "--out", "b")  # no git at all
-    run(bare, tmp_path, "pruning-lib", "prune", "--model", model, "--method", "none", "--criterion", "cka", "--text",
-        "none", "--blocks-removed", "1", "--calibration", "mini_prompts", "--prompts", "4", "--out", "c")
+    blocks = ["prune", "--model", model, "--method", "none", "--criterion", "cka", "--text", "none",
+              "--blocks-removed", "1", "--calibration", "mini_prompts", "--prompts", "4", "--out", "c"]
+    walk(bare, tmp_path, [["prune", *arguments, "--out", "b"], blocks])  # no git at all
     for name in "ab":
         assert json.loads((tmp_path / name / "pruning.json").read_text())["made_with"]["commit"] == "unknown"
         card = (tmp_path / name / "README.md").read_text()

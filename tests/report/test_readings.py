@@ -5,7 +5,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
+from nbformat import v4
 from test_notebooks import READINGS, ROOT
 
 from pruning_lib.models import loading
@@ -22,19 +25,29 @@ SMALL = {  # run -> parameters of a run that takes seconds
 SAVES = {"amp_prune", "recipe", "language_blocks"}
 
 
+@pytest.fixture(scope="module")
+def kernel():
+    """Return a kernel with nothing set by the runner; its imports, which take longest, are shared by all notebooks."""
+    manager = AsyncKernelManager(kernel_name="python3")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("PRUNING_RESULTS", "PRUNING_RECORDS", "PRUNING_RUN", "PRUNING_PARAMETERS", "PRUNING_DATA"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
+
+
 @pytest.fixture
-def execute(monkeypatch):
-    """Return a function that runs a notebook from a folder as Jupyter does, with nothing set by the runner."""
-    for variable in ("PRUNING_RESULTS", "PRUNING_RECORDS", "PRUNING_RUN", "PRUNING_PARAMETERS"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def execute(kernel):
+    """Return a function that runs a notebook from a folder as Jupyter does; it begins without any name."""
 
     def run(folder, name, **given):
         notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
         for cell in notebook.cells if given else ():
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{key} = {value!r}" for key, value in given.items())
-        NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+        notebook.cells.insert(0, v4.new_code_cell(f"%reset -f\n%cd -q {folder}"))
+        NotebookClient(notebook, km=kernel, timeout=240).execute()
 
     return run
 
