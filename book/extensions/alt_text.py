@@ -18,6 +18,15 @@ def first_sentence(text):
     return (sentence.group() if sentence else text)[:LONGEST]
 
 
+def caption_of(image):
+    """Return the caption, without its number, of the figure that an image or the output around it belongs to."""
+    while image.parent and not isinstance(image, nodes.figure):
+        image = image.parent
+    caption = image.next_node(nodes.caption) if isinstance(image, nodes.figure) else None
+    numbers = [node for node in caption.findall(nodes.inline) if "caption-number" in node["classes"]] if caption else []
+    return caption.astext().removeprefix("".join(node.astext() for node in numbers)) if caption else ""
+
+
 def describe(app, doctree, docname):
     heading = prose = ""
     used = {}
@@ -27,8 +36,7 @@ def describe(app, doctree, docname):
         elif isinstance(node, nodes.paragraph) and not _in_output(node):
             prose = first_sentence(node.astext())
         elif isinstance(node, nodes.image) and not node.get("alt"):
-            caption = node.parent.next_node(nodes.caption) if isinstance(node.parent, nodes.figure) else None
-            said = first_sentence(caption.astext()) if caption else prose
+            said = first_sentence(caption_of(node)) or prose
             text = f"Figure, {heading}: {said}" if said else f"Figure: {heading}"
             used[text] = used.get(text, 0) + 1
             node["alt"] = text if used[text] == 1 else f"{text} ({used[text]})"
