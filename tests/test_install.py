@@ -123,6 +123,23 @@ def test_the_readme_holds_in_an_environment_that_has_the_core_only(bare, model, 
     assert "pruning-lib[report]" in run(bare, tmp_path, "python", "-c", wanted)
 
 
+def test_the_defaults_need_the_core_only(bare, model, tmp_path):
+    """Neither prompts nor test text are named: those of the package stand in, and command and function agree."""
+    said = run(bare, tmp_path, "pruning-lib", "prune", "--model", model, "--removed-fraction", "0.2", "--out", "a")
+    assert "--calibration mini_prompts, which is part of this package" in said and "--text mini_text" in said
+    facts = json.loads((tmp_path / "a" / "pruning.json").read_text())
+    assert facts["arguments"]["calibration"] == "mini_prompts" and "perplexity" in facts["measured"]["pruned"]
+    program = (f"import pruning_lib as pl\nmodel, tokenizer = pl.load_model({str(model)!r})\n"
+               "pl.save(pl.prune(model, tokenizer, removed_fraction=0.2).model, tokenizer, 'b')")
+    assert "calibrating on 'mini_prompts'" in run(bare, tmp_path, "python", "-c", program)
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert "mini_text" in run(bare, tmp_path, "pruning-lib", "evaluate", "a")
+    assert "parameters 0.8" in run(bare, tmp_path, "pruning-lib", "compare", "a", model)
+    for given in ("--calibration", "alpaca"), ("--text", "wikitext2"):  # a name that is given is never replaced
+        assert "pruning-lib[eval]" in run(bare, tmp_path, "pruning-lib", "prune", "--model", model, *given,
+                                          "--removed-fraction", "0.2", "--out", "c", code=1)
+
+
 def test_reconstruction_is_part_of_the_core_and_the_card_says_no_commit_of_another_repository(bare, model, tmp_path):
     arguments = ["--model", model, "--removed-fraction", "0.1", "--calibration", "mini_prompts", "--prompts", "4",
                  "--text", "none", "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text"]

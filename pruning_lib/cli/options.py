@@ -11,10 +11,17 @@ OWN_TEXT = ("a name (pruning-lib list texts), a file (.jsonl .json .txt .parquet
             "hub (ORG/NAME[/CONFIG][@SPLIT][:COLUMN])")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """State the default of every option that has one; where it depends on something, the help says on what."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def command(commands: Any, name: str, act: str, about: str) -> argparse.ArgumentParser:
     """Add a command; ``act`` is the module of this folder and the function in it that executes the command."""
     parser = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".",
-                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                 formatter_class=Help)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes; results and errors only")
     parser.set_defaults(act=act)
@@ -78,8 +85,8 @@ def _add_prune(commands: Any) -> None:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    _named(parser, "--calibration", table="texts", default="alpaca", metavar="TEXT",
-           help=f"calibration prompts: {OWN_TEXT}")
+    _named(parser, "--calibration", table="texts", metavar="TEXT", help=(
+        f"calibration prompts: {OWN_TEXT}; without it alpaca, or mini_prompts where the extra eval is not installed"))
     parser.add_argument("--prompts", type=positive, metavar="N",
                         help="number of prompts, from the first on; without it 50, or all if there are fewer")
     _named(parser, "--reconstruction-text", table="texts", metavar="TEXT", help=(
@@ -99,8 +106,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_measures(parser: argparse.ArgumentParser) -> None:
-    _named(parser, "--text", table="texts", default="wikitext2", metavar="TEXT",
-           help=f"test text: {OWN_TEXT}; none measures no perplexity")
+    _named(parser, "--text", table="texts", metavar="TEXT", help=(
+        f"test text: {OWN_TEXT}; none measures no perplexity; without it wikitext2, or mini_text where the extra eval "
+        f"is not installed"))
     parser.add_argument("--tokens", type=tokens, default=32768, metavar="N", help="number of tokens of it, or all")
     parser.add_argument("--window", type=positive, metavar="N",
                         help="longest context in tokens; without it 2048, or the model's positions if there are fewer")

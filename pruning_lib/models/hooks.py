@@ -56,7 +56,17 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
 
 
 def by_prompt(x: Tensor, mask: Tensor) -> Tensor:
-    """Return x as (B, T, columns), mask being (B, T): some families put all tokens in one row before the MLP."""
+    """Return x as (B, T, columns), mask being (B, T): some families put all tokens in one row before the MLP.
+
+    Raises
+    ------
+    ValueError
+        for a family that puts tokens of its own beside those of the prompt (CPM-Ant).
+    """
+    if x.ndim == 3 and x.shape[:2] != mask.shape:
+        raise ValueError(f"this family adds tokens of its own to a prompt ({x.shape[1]} instead of {mask.shape[1]}), so "
+                         f"activations cannot be assigned to the tokens of a prompt; use method='magnitude' with "
+                         f"reconstruction='none', which looks at weights alone")
     return x if x.ndim == 3 else x.view(*mask.shape, -1)
 
 

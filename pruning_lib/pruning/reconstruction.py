@@ -192,7 +192,7 @@ class _OutputProjection:
 
 
 def _output_projections(model: nn.Module) -> list[_OutputProjection]:
-    """Return those of ``families.output_projections`` in forward order: of each block, the heads', then the neurons'."""
+    """Return ``families.output_projections`` in forward order: in each block, that of the heads first."""
     s, names = families.sizes(model), {layer: name for name, layer in model.named_modules()}
     blocks = [info.name for info in families.residual_blocks(model)]
     units = [(i, 0) for i in s.head_blocks] + [(i, 1) for i in s.neuron_blocks]

@@ -11,7 +11,7 @@ from pruning_lib.models import checkpoints, families, surgery
 from pruning_lib.models.hooks import inputs_to
 from pruning_lib.models.plan import GROUPED
 from pruning_lib.models.toy_models import toy
-from pruning_lib.pruning import least_squares, reconstruction
+from pruning_lib.pruning import amp, importance, least_squares, reconstruction
 
 
 @pytest.fixture
@@ -115,6 +115,17 @@ def test_families_found_from_their_shapes_are_solved_as_well(name, batches, mode
         torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-6, atol=1e-7)
         if wanted.bias is not None:
             torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-6, atol=1e-7)
+
+
+def test_a_family_that_adds_tokens_of_its_own_is_refused_with_the_way_out(batches):
+    model = toy("cpmant", vocab_size=128)
+    plan = random_plan(model, "whole_groups", units=0, neurons=9)
+    for measure in (lambda: amp.importance(model, batches, progress=False),
+                    lambda: importance.METHODS["wanda"].importance(model, batches),
+                    lambda: reconstruction.reconstruct(model, plan, batches, progress=False)):
+        with pytest.raises(ValueError, match="tokens of its own.*'magnitude'"):
+            measure()
+    assert importance.METHODS["magnitude"].importance(model, batches).neurons.shape == (2, 24)
 
 
 @pytest.mark.parametrize("name", ["falcon", "gpt_neox", "olmo2"])
