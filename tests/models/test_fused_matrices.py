@@ -8,7 +8,6 @@ from pruning_lib import data
 from pruning_lib.models import checkpoints, surgery
 from pruning_lib.pruning import amp, selection
 
-
 FUSED = {"self_attn.qkv_proj": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
          "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj")}  # fused matrix: its parts
 
@@ -20,7 +19,8 @@ def as_phi3(llama):
         for fused, parts in FUSED.items():
             weights[f"model.layers.{i}.{fused}.weight"] = torch.cat(
                 [weights.pop(f"model.layers.{i}.{part}.weight") for part in parts])
-    config = Phi3Config(**{**llama.config.to_dict(), "model_type": "phi3", "architectures": None, "sliding_window": None})
+    other = {"model_type": "phi3", "architectures": None, "sliding_window": None}
+    config = Phi3Config(**{**llama.config.to_dict(), **other})
     model = AutoModelForCausalLM.from_config(config, dtype=llama.dtype).eval()
     model.load_state_dict(weights)
     return model
