@@ -64,8 +64,8 @@ def by_prompt(x: Tensor, mask: Tensor) -> Tensor:
         for a family that puts tokens of its own beside those of the prompt (CPM-Ant).
     """
     if x.ndim == 3 and x.shape[:2] != mask.shape:
-        raise ValueError(f"this family adds tokens of its own to a prompt ({x.shape[1]} instead of {mask.shape[1]}); its "
-                         f"activations cannot be assigned to the tokens of a prompt; use method='magnitude' with "
+        raise ValueError(f"this family adds tokens of its own to a prompt ({x.shape[1]} instead of {mask.shape[1]}), "
+                         f"so activations cannot be assigned to the tokens of a prompt; use method='magnitude' with "
                          f"reconstruction='none', which looks at weights alone")
     return x if x.ndim == 3 else x.view(*mask.shape, -1)
 
