@@ -54,8 +54,6 @@ def texts_of(arguments: argparse.Namespace, *models: str) -> list[str]:
     if arguments.dtype not in loading.DTYPES:
         raise ValueError(f"dtype={arguments.dtype!r}; allowed: {', '.join(loading.DTYPES)}")
     check_tasks(arguments.tasks)
-    if arguments.tokens == 1:
-        raise ValueError("tokens=1 gives no perplexity; give 2 or more, or all")
     return [] if arguments.text == "none" else data.texts(arguments.text, split="test")
 
 

@@ -73,7 +73,9 @@ def _add_prune(commands: Any) -> None:
     _named(parser, "--criterion", table="criteria", default="none", metavar="NAME",
            help="ranking of blocks, a function of your own as MODULE:FUNCTION, or none")
     parser.add_argument("--blocks-removed", type=count, default=0, metavar="N",
-                        help="blocks to remove after heads and neurons")
+                        help=(
+                            "blocks to remove after heads and neurons; with --method none, without it as many as come "
+                            "nearest to the fraction"))
     parser.add_argument("--reconstruct", dest="reconstruction", default="auto",
                         choices=("auto", "none", "one_pass", "sequential", "asymmetric"), help=(
                             "least-squares reconstruction of the remaining weights; auto: sequential, and none where "
@@ -136,12 +138,12 @@ def count(text: str) -> int:
 
 
 def tokens(text: str) -> int | None:
-    """Return ``text`` as a number of tokens, or None for ``all`` (or for 0, which meant the same before)."""
+    """Return ``text`` as a number of tokens, or None for ``all``."""
     if text == "all":
         return None
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0; give 2 or more, or all")
-    return int(text) or None
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; give 2 or more, or all")
+    return int(text)
 
 
 def positive(text: str) -> int:

@@ -61,12 +61,14 @@ def by_prompt(x: Tensor, mask: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        for a family that puts tokens of its own beside those of the prompt (CPM-Ant).
+        for a family that puts tokens of its own beside those of the prompt (CPM-Ant, ProphetNet), or in another order
+        (XLNet).
     """
     if x.ndim == 3 and x.shape[:2] != mask.shape:
-        raise ValueError(f"this family adds tokens of its own to a prompt ({x.shape[1]} instead of {mask.shape[1]}), "
-                         f"so activations cannot be assigned to the tokens of a prompt; use method='magnitude' with "
-                         f"reconstruction='none', which looks at weights alone")
+        raise ValueError(f"activations of this family have the shape {tuple(x.shape[:2])} where the prompts have "
+                         f"{tuple(mask.shape)}: it adds tokens of its own, or orders them otherwise, so they cannot be "
+                         f"assigned to prompts; use method='magnitude' with reconstruction='none', which looks at "
+                         f"weights alone")
     return x if x.ndim == 3 else x.view(*mask.shape, -1)
 
 

@@ -117,8 +117,9 @@ def test_families_found_from_their_shapes_are_solved_as_well(name, batches, mode
             torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-6, atol=1e-7)
 
 
-def test_a_family_that_adds_tokens_of_its_own_is_refused_with_the_way_out(batches):
-    model = toy("cpmant", vocab_size=128)
+@pytest.mark.parametrize("name", ["cpmant", "prophetnet", "xlnet"])
+def test_a_family_that_adds_tokens_of_its_own_or_orders_them_otherwise_is_refused_with_the_way_out(name, batches):
+    model = toy(name, vocab_size=128)
     plan = random_plan(model, "whole_groups", units=0, neurons=9)
     for measure in (lambda: amp.importance(model, batches, progress=False),
                     lambda: importance.METHODS["wanda"].importance(model, batches),

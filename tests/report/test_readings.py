@@ -16,7 +16,8 @@ SMALL = {  # run -> parameters of a run that takes seconds
     "by_hand": {}, "metrics_forgive": {"per_class": 12},
     "block_costs": {"repetitions": 2, "batch_images": 2},
     "inference_speed": {"repetitions": 6, "batches": "1", "prompt_tokens": "8", "new_tokens": 2},
-    "amp_prune": {**OF_A_MODEL, "methods": "amp"}, "recipe": {**OF_A_MODEL, "reconstruction": "none"},
+    "amp_prune": {**OF_A_MODEL, "methods": "amp"},
+    "recipe": {**OF_A_MODEL, "reconstruction": "none", "window": 400},  # the text is one window
     "calibration_draws": {**OF_A_MODEL, "methods": "amp random", "draws": 2, "random_draws": 2},
     "language_blocks": {**LITTLE, "metrics": "cka", "calibration": "mini_calibration_text"},
     "zero_shot": {"calibration": "mini_prompts", "prompts": 4, "removed_fraction": 0.1},
