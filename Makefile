@@ -19,7 +19,7 @@ export PRUNING_CACHE ?= $(CURDIR)/data/cache
 .DELETE_ON_ERROR:
 
 test: $(READY)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 reproduce: $(READY)
 	rm -rf build/reproduce

@@ -3,6 +3,7 @@
 Everything runs on one thread and offline; only tests marked ``model`` need the default model (``PRUNING_CACHE``).
 """
 
+import gc
 import os
 import subprocess
 
@@ -15,11 +16,29 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, LlamaConfig, PreTrainedTokenizerFast
 from transformers.utils.logging import disable_progress_bar
 
-from pruning_lib.models import families, image_networks, loading
+from pruning_lib.models import families, image_networks, loading, surgery
+from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.pruning import selection
 
 torch.set_num_threads(1)
 disable_progress_bar()
+
+# files whose tests take longest, begun first so that no worker is left with one alone at the end
+LONGEST = ("test_reader", "test_dask_cluster", "test_install", "test_local", "test_readings", "test_bad_input",
+           "test_quality", "test_your_model", "test_reconstruction", "test_prune", "test_described_networks",
+           "test_offload")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish():
+    gc.freeze()  # else every full collection goes through all modules and all tests
+
+
+def pytest_unconfigure():
+    gc.unfreeze()
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +130,13 @@ def tokenizer():
 def smollm():
     """Return the default model and its tokenizer, for tests marked ``model``; tests must not change it."""
     return loading.load_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def short_smollm(smollm):
+    """Return the first ten blocks of the default model and its tokenizer, for tests that need trained weights only."""
+    model, tokenizer = smollm
+    return surgery.remove(model, BlockPlan.of(model, [f"model.layers.{i}" for i in range(10, 30)])), tokenizer
 
 
 @pytest.fixture

@@ -83,6 +83,13 @@ def run(bare, folder, *command, path="", code=0):
     return done.stdout + done.stderr
 
 
+def walk(bare, folder, commands):
+    """Run commands of the program one after the other in one process, whose imports take longer than most of them."""
+    code = ("import json, sys\nfrom pruning_lib.cli import main\nfor words in json.loads(sys.argv[1]):\n"
+            "    assert main.main(words) == 0, words\n")
+    run(bare, folder, "python", "-c", code, json.dumps([[str(word) for word in words] for words in commands]))
+
+
 @pytest.fixture(scope="module")
 def model(tiny, tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("user") / "model"
@@ -114,39 +121,45 @@ def test_the_readme_holds_in_an_environment_that_has_the_core_only(bare, model, 
     commands = [line.split()[1:] for line in README.splitlines() if line.startswith("    .venv/bin/pruning-lib")]
     walked = [line for line in commands if line[0] in ("inspect", "prune", "compare", "evaluate")]
     assert {line[0] for line in walked} >= {"inspect", "prune", "compare"}
-    for line in walked:
-        run(bare, tmp_path, "pruning-lib", *(str(model) if word == "path/to/folder" else word for word in line))
+    first, *others = [[str(model) if word == "path/to/folder" else word for word in line] for line in walked]
+    run(bare, tmp_path, "pruning-lib", *first)
+    walk(bare, tmp_path, others)
     assert "pruning" in run(bare, tmp_path, "python", "-m", "pruning_lib", "--help")
-    shown = run(bare, tmp_path, "python", "-c", "import pruning_lib as pl; help(pl)")
+    asked = ("import pruning_lib as pl; help(pl); print('PLOTS')\n"
+             "try: pl.plots.style()\nexcept ImportError as error: print(error)")
+    shown, drawn = run(bare, tmp_path, "python", "-c", asked).split("PLOTS")
     assert "Prune a language model" in shown and "perplexity(" in shown and "not installed" not in shown
-    wanted = "import pruning_lib as pl\ntry: pl.plots.style()\nexcept ImportError as error: print(error)"
-    assert "pruning-lib[report]" in run(bare, tmp_path, "python", "-c", wanted)
+    assert "pruning-lib[report]" in drawn
 
 
 def test_the_defaults_need_the_core_only(bare, model, tmp_path):
     """Neither prompts nor test text are named: those of the package stand in, and command and function agree."""
-    said = run(bare, tmp_path, "pruning-lib", "prune", "--model", model, "--removed-fraction", "0.2", "--out", "a")
+    wanted = ["prune", "--model", str(model), "--removed-fraction", "0.2", "--out"]
+    said = run(bare, tmp_path, "python", "-c", f"""
+import pruning_lib as pl
+from pruning_lib.cli import main
+for words in ({[*wanted, "a"]}, ["evaluate", "a"], ["compare", "a", {str(model)!r}]):
+    assert main.main(words) == 0, words
+model, tokenizer = pl.load_model({str(model)!r})
+pl.save(pl.prune(model, tokenizer, removed_fraction=0.2).model, tokenizer, "b")
+for given in (["--calibration", "alpaca"], ["--text", "wikitext2"]):
+    assert main.main({[*wanted, "c"]} + given) == 1""")
     assert "--calibration mini_prompts, which is part of this package" in said and "--text mini_text" in said
+    assert "calibrating on 'mini_prompts'" in said and "first / second: parameters 0.8" in said
+    assert said.count("is not installed and this needs it") == 2  # a name that is given is never replaced
     facts = json.loads((tmp_path / "a" / "pruning.json").read_text())
-    assert facts["arguments"]["calibration"] == "mini_prompts" and "perplexity" in facts["measured"]["pruned"]
-    program = (f"import pruning_lib as pl\nmodel, tokenizer = pl.load_model({str(model)!r})\n"
-               "pl.save(pl.prune(model, tokenizer, removed_fraction=0.2).model, tokenizer, 'b')")
-    assert "calibrating on 'mini_prompts'" in run(bare, tmp_path, "python", "-c", program)
+    assert facts["arguments"]["calibration"] == "mini_prompts" and facts["measured"]["pruned"]["text"] == "mini_text"
     assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
-    assert "mini_text" in run(bare, tmp_path, "pruning-lib", "evaluate", "a")
-    assert "parameters 0.8" in run(bare, tmp_path, "pruning-lib", "compare", "a", model)
-    for given in ("--calibration", "alpaca"), ("--text", "wikitext2"):  # a name that is given is never replaced
-        assert "pruning-lib[eval]" in run(bare, tmp_path, "pruning-lib", "prune", "--model", model, *given,
-                                          "--removed-fraction", "0.2", "--out", "c", code=1)
+    assert not (tmp_path / "c").exists()
 
 
 def test_reconstruction_is_part_of_the_core_and_the_card_says_no_commit_of_another_repository(bare, model, tmp_path):
     arguments = ["--model", model, "--removed-fraction", "0.1", "--calibration", "mini_prompts", "--prompts", "4",
                  "--text", "none", "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text"]
     run(bare, tmp_path, "pruning-lib", "prune", *arguments, "--out", "a", path=os.environ["PATH"])
-    run(bare, tmp_path, "pruning-lib", "prune", *arguments, "--out", "b")  # no git at all
-    run(bare, tmp_path, "pruning-lib", "prune", "--model", model, "--method", "none", "--criterion", "cka", "--text",
-        "none", "--blocks-removed", "1", "--calibration", "mini_prompts", "--prompts", "4", "--out", "c")
+    blocks = ["prune", "--model", model, "--method", "none", "--criterion", "cka", "--text", "none",
+              "--blocks-removed", "1", "--calibration", "mini_prompts", "--prompts", "4", "--out", "c"]
+    walk(bare, tmp_path, [["prune", *arguments, "--out", "b"], blocks])  # no git at all
     for name in "ab":
         assert json.loads((tmp_path / name / "pruning.json").read_text())["made_with"]["commit"] == "unknown"
         card = (tmp_path / name / "README.md").read_text()

@@ -194,34 +194,48 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
                 reasons[_reason(row, unit)].append(row["type"])
     lines = [
         "# Model types", "",
-        f"The table lists all {len(rows)} causal model types of transformers {version} and says what can be removed "
-        "from each of them. `pruning-lib inspect MODEL` gives the same answer for one model.", "",
-        f"- Neurons can be removed from {either} types ({either / len(rows):.0%}): from the MLP of {can['neurons']}, "
+        "Can this library prune your model, and which parts of it? `pruning-lib inspect MODEL` answers for one model. "
+        f"This page answers for all {len(rows)} causal model types of transformers {version}.", "",
+        "## The answer", "",
+        f"- **Neurons** can be removed from {either} types ({_share(either, rows)}): from the MLP of {can['neurons']}, "
         f"inside the experts of {can['experts']}.",
-        f"- Heads can be removed from {can['heads']} types ({can['heads'] / len(rows):.0%}). In "
-        f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the others transformers computes the head width "
-        "as width / heads: with fewer heads each head would be wider, so no config describes the cut network.",
-        f"- Any block can be removed from {can['blocks']} types ({can['blocks'] / len(rows):.0%}), only some blocks "
-        f"from {sum(row['blocks'].startswith(SOME) for row in rows)}, whole experts from {can['experts']}.", "",
-        "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where blocks "
-        "with attention alternate with others, heads are removed from those that have some. Every block was removed "
-        "alone. The masked network and "
-        f"the cut network differ in their logits by at most {worst:.1g} of the largest logit. Plain "
-        "`AutoModelForCausalLM.from_pretrained` then loads the checkpoint of the cut network; its logits are equal bit "
-        f"for bit in {exact} types, and to {rounded:.1g} of the largest logit in all. A number leads to the reason "
-        "below the table. *Inside experts* means that all neurons of a size belong to experts; – that a type has none. "
-        "Types without a record of their own are found from the shapes of the network (see {doc}`adding`); a setting "
-        "of a particular model can still forbid what its type allows, and is then refused with the reason.", "",
+        f"- **Heads** can be removed from {can['heads']} types ({_share(can['heads'], rows)}). In "
+        f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the other types, transformers computes the head width "
+        "as width / heads. With fewer heads each head would be wider, so no config describes the cut network.",
+        f"- **Blocks**: any block can be removed from {can['blocks']} types ({_share(can['blocks'], rows)}), only some "
+        f"blocks from {sum(row['blocks'].startswith(SOME) for row in rows)}. **Experts** can be removed from "
+        f"{can['experts']} types.", "",
+        "Find your type in the table: it is `model_type` in the file `config.json` of the model.", "",
+        "## The table", "",
+        "✓: can be removed. –: the type has no such part. *Inside experts*: all neurons belong to experts. A number: "
+        "cannot be removed; the list of reasons below has the number.", "",
         "| type | heads | neurons | experts | blocks |", "| --- | --- | --- | --- | --- |"]
     reasons = {reason: types for reason, types in reasons.items() if types}
     numbers = {reason: str(i) for i, reason in enumerate(reasons, 1)}
     for row in rows:
         cells = [_cell(row, unit) or numbers[_reason(row, unit)] for unit in UNITS]
         lines.append(f"| {row['type']} | {' | '.join(cells)} |")
-    lines += ["", "## Reasons", ""]
+    lines += ["", "## Reasons", "", "```{admonition} All reasons, by number", ":class: dropdown"]
     lines += [f"{numbers[reason]}. {reason} ({len(types)} {'type' if len(types) == 1 else 'types'}: {', '.join(types)})"
               for reason, types in reasons.items()]
+    lines += ["```", "", "## Limits", "",
+              "A setting of a particular model can forbid what its type allows. The library then refuses the cut "
+              "before it starts, and states the reason. Quality was not measured here: that a part *can* be removed "
+              "does not mean that it should be.", "",
+              "```{admonition} How we measured", ":class: dropdown",
+              "Every ✓ was measured on a toy network of two or three blocks with random weights in float32. Where "
+              "blocks with attention alternate with others, heads are removed from those that have some. Every block "
+              "was removed alone. The masked network and the cut network differ in their logits by at most "
+              f"{worst:.1g} of the largest logit. Plain `AutoModelForCausalLM.from_pretrained` then loads the "
+              f"checkpoint of the cut network. Its logits are equal bit for bit in {exact} types, and to "
+              f"{rounded:.1g} of the "
+              "largest logit in all. The parts of types without an entry of their own are found from the shapes of the "
+              "network (see {doc}`adding`).", "```"]
     return "\n".join(lines) + "\n"
+
+
+def _share(count: int, rows: list[dict[str, Any]]) -> str:
+    return f"{100 * count / len(rows):.0f} %"
 
 
 def _cell(row: dict[str, Any], unit: str) -> str | None:

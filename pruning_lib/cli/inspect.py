@@ -9,8 +9,7 @@ from typing import Any
 import torch
 
 from pruning_lib.cli import output
-from pruning_lib.models import deployment, expert_surgery, families, image_networks, loading, opening
-from pruning_lib.pruning import consensus
+from pruning_lib.models import deployment, expert_surgery, families, image_networks, loading, opening, skeletons
 from pruning_lib.pruning.selection import lossless_cuts
 
 
@@ -21,18 +20,10 @@ def show(arguments: argparse.Namespace) -> int:
 
 def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Return the possible cuts of a model; a language model is read from its config alone."""
-    from transformers import AutoModelForCausalLM
-
     source = loading.find(arguments.model)
     if Path(source).is_dir() and image_networks.is_image_network(Path(source)):
         return _inspect_image_network(arguments.model, image_networks.read(Path(source)))
-    try:
-        config = opening.config_of(source)
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(config)
-    except Exception as error:  # transformers raises many kinds
-        raise ValueError(f"{arguments.model!r} has no config of a causal language model; "
-                         f"give another model ({error})") from error
+    model = skeletons.skeleton(Path(source)) or _without_weights(source, arguments.model)
     s, facts = families.sizes(model), lossless_cuts(model)
     units = [f"{s.heads} heads in {s.groups} groups"] * bool(s.heads) + [f"{s.neurons} neurons"] * bool(s.neurons)
     lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks"
@@ -55,6 +46,18 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     return {"model": arguments.model, **facts}, "\n".join(lines)
 
 
+def _without_weights(source: str, name: str) -> Any:
+    """Return the network that transformers builds from a config, on the meta device."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        config = opening.config_of(source)
+        with torch.device("meta"):
+            return AutoModelForCausalLM.from_config(config)
+    except Exception as error:  # transformers raises many kinds
+        raise ValueError(f"{name!r} has no config of a causal language model; give another model ({error})") from error
+
+
 def _some(s: families.Sizes) -> str:
     """Return a note on the blocks that have heads and neurons, where some have none."""
     some = [f"{len(having)} of the {s.blocks} blocks have {unit}" for unit, having in (
@@ -64,6 +67,8 @@ def _some(s: families.Sizes) -> str:
 
 def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str]:
     """Return the removable blocks of an image network: blocks that keep the shape, if one per stage remains."""
+    from pruning_lib.pruning import consensus  # brings scipy.stats, which takes as long as torch
+
     infos = families.residual_blocks(network)
     stages = {info.stage: [other for other in infos if other.stage == info.stage] for info in infos}
     facts = {"model": name, "network": image_networks.kind(network), "parameters": families.parameter_count(network),

@@ -11,12 +11,14 @@ import numpy as np
 from torch import Tensor
 
 from pruning_lib._extras import extra
+from pruning_lib.report.number_style import log_ticks, percent, space_all, spaced
+from pruning_lib.report.series import few_series
 
 with extra("report"):
     import matplotlib as mpl
     import pandas as pd
     from matplotlib.axes import Axes
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
 
 class _Looks(dict):
@@ -58,23 +60,17 @@ LINE = {"gaussian_1": "--", "gaussian_2": ":", "linear_shape_1": "--"}  # of cri
 @contextmanager
 def style() -> Iterator[None]:
     """Set the fonts and sizes of the book, legible at phone width; use as ``with plots.style():``."""
+    import matplotlib.pyplot as plt
     with mpl.rc_context({
         "figure.figsize": (6.0, 3.8), "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 12,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,
         "legend.frameon": False, "figure.constrained_layout.use": True, "figure.facecolor": "white",
     }):
         yield
+        for number in plt.get_fignums():
+            space_all(plt.figure(number))
         interactive = mpl.is_interactive()
     mpl.interactive(interactive)  # the first figure of a notebook enables interactive mode; keep it
-
-
-def log_ticks(ax: Axes, which: str = "x", *, leading: Sequence[float] = (1, 3)) -> None:
-    """Make axis ``"x"`` or ``"y"`` logarithmic, with plain numbers at ``leading`` times the powers of ten."""
-    ax.set(**{f"{which}scale": "log"})
-    axis = getattr(ax, f"{which}axis")
-    axis.set_major_locator(LogLocator(subs=leading))
-    axis.set_major_formatter("{x:,g}")
-    axis.set_minor_formatter(NullFormatter())
 
 
 def importance_map(scores: Tensor, ax: Axes, *, parts: str) -> Axes:
@@ -111,7 +107,10 @@ def quality_against_size(table: pd.DataFrame, ax: Axes, *, quality: str, low: st
             ax.errorbar(rows.removed_fraction, rows[quality], yerr=error, color=COLOUR[method], fmt="none", capsize=3)
     ax.plot(dense.removed_fraction, dense[quality], MARKER["dense"], color=COLOUR["dense"], ms=12, label="dense",
             linestyle="none")
-    ax.set(xlabel="parameters removed (fraction)", ylabel=quality.replace("_", " "))
+    ax.set(xlabel="parameters removed", ylabel=quality.replace("_", " "))
+    percent(ax, "x")
+    if quality == "accuracy":
+        percent(ax, "y")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)  # above the axes, to leave the lines visible
     return ax
 
@@ -139,10 +138,10 @@ def draws(table: pd.DataFrame, ax: Axes, *, quality: str, label: str = "") -> Ax
         ax.plot(values, [place] * len(values), MARKER[method], color=COLOUR[method], alpha=0.6, linestyle="none")
         ax.plot(values.mean(), place, "|", color=COLOUR[method], ms=18, mew=2)
     ax.set_yticks(list(places.values()), [method.replace("_", " ") for method in places])
+    ax.margins(x=0.08, y=0.1)
     log_ticks(ax, leading=(1, 2, 3, 5))
     ax.set(xlabel=label or quality.replace("_", " "))
     ax.grid(axis="y", visible=False)
-    ax.margins(x=0.08, y=0.1)
     return ax
 
 
@@ -157,7 +156,7 @@ def forest(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
         rows = table[table.kind == kind]
         error = [rows[quality] - rows.low, rows.high - rows[quality]]
         ax.errorbar(rows[quality], rows.label.map(places), xerr=error, fmt=marker, color=colour, capsize=4, label=kind)
-    ax.set_yticks(list(places.values()), list(places))
+    ax.set_yticks(list(places.values()), list(map(spaced, places)))
     ax.set(xlabel=quality.replace("_", " "))
     ax.grid(axis="y", visible=False)
     ax.margins(y=0.1)
@@ -172,7 +171,8 @@ def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
     error = [rows.accuracy - rows.low, rows.high - rows.accuracy]
     ax.errorbar(rows.accuracy, rows.task, xerr=error, fmt=MARKER[method], color=COLOUR[method], capsize=4, label=method)
     ax.plot(rows.chance, rows.task, "|", color="#777777", ms=18, mew=2, label="chance")
-    ax.set(xlabel="accuracy (fraction)", xlim=(0, 1))
+    ax.set(xlabel="accuracy", xlim=(0, 1))
+    percent(ax, "x")
     ax.grid(axis="y", visible=False)
     ax.margins(y=0.12)
     ax.legend(loc="lower right")
@@ -182,8 +182,10 @@ def accuracies(table: pd.DataFrame, ax: Axes, *, method: str) -> Axes:
 def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axes:
     """Draw ``quality`` against blocks removed, one line per criterion: mean over seeds, and seeds as a band.
 
-    ``table`` has columns ``criterion``, ``removed`` and ``quality``.
+    ``table`` has columns ``criterion``, ``removed`` and ``quality``.  Of more than six criteria, those of Consensus'
+    single metrics become one line with a band over all of them, and so do the other rankings if it has to be.
     """
+    table = few_series(table)
     for criterion in CRITERION.ordered(table.criterion):
         colour, marker = CRITERION[criterion]
         seeds = table[table.criterion == criterion].groupby("removed")[quality]
@@ -193,7 +195,9 @@ def criteria_against_size(table: pd.DataFrame, ax: Axes, *, quality: str) -> Axe
         ax.fill_between(mean.index, seeds.min(), seeds.max(), color=colour, alpha=0.15, linewidth=0)
     ax.set(xlabel="blocks removed", ylabel=quality.replace("_", " "))
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+    if "fraction" in quality or "accuracy" in quality:
+        percent(ax, "y")
+    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
 
@@ -257,7 +261,8 @@ def rounds(table: pd.DataFrame, ax: Axes) -> Axes:
         ax.plot(table.removed_blocks, table[column], line, color=colour, label=label)
     ax.fill_between(table.removed_blocks, table.accuracy_low, table.accuracy_high, color="#0072B2", alpha=0.2,
                     linewidth=0)
-    ax.set(xlabel="blocks removed", ylabel="accuracy (fraction)")
+    ax.set(xlabel="blocks removed", ylabel="accuracy")
+    percent(ax, "y")
     ax.legend(loc="lower left")
     return ax
 
@@ -282,7 +287,9 @@ def time_against_macs(table: pd.DataFrame, ax: Axes) -> Axes:
     error = [(table.latency_s - table.latency_low_s) / whole, (table.latency_high_s - table.latency_s) / whole]
     ax.plot([0, 1], [0, 1], "--", color="#777777", label="time falls with the multiply-adds")
     ax.errorbar(macs, table.latency_s / whole, yerr=error, fmt="o-", color="#0072B2", ms=5, capsize=3, label="measured")
-    ax.set(xlabel="multiply-adds left (fraction)", ylabel="time left (fraction)", xlim=(0, 1.05), ylim=(0, None))
+    ax.set(xlabel="multiply-adds left", ylabel="time left", xlim=(0, 1.05), ylim=(0, None))
+    percent(ax, "x")
+    percent(ax, "y")
     ax.legend(loc="upper left")
     return ax
 
@@ -300,7 +307,8 @@ def budgets(table: pd.DataFrame, ax: Axes) -> Axes:
         line = lines[list(table[table.criterion == rows.criterion.iloc[0]].label.unique()).index(label) % len(lines)]
         ax.plot(rows.budget, rows.accuracy_fraction, line, marker=marker, color=colour, label=label)
         ax.fill_between(rows.budget, rows.accuracy_low, rows.accuracy_high, color=colour, alpha=0.15, linewidth=0)
-    ax.set(xlabel="budget", ylabel="accuracy (fraction)", ylim=(-0.02, 1.02))
+    ax.set(xlabel="budget", ylabel="accuracy", ylim=(-0.02, 1.02))
+    percent(ax, "y")
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
     return ax
 
@@ -313,9 +321,11 @@ def points(table: pd.DataFrame, ax: Axes, *, quality: str, unit: str = "fraction
     rows, middle = table.iloc[::-1], f"{quality}_{unit}"
     ends = middle if f"{middle}_low" in rows else quality
     error = [rows[middle] - rows[f"{ends}_low"], rows[f"{ends}_high"] - rows[middle]]
-    ax.errorbar(rows[middle].to_numpy(float), rows.label, xerr=np.array(error, float), fmt="o", color="#0072B2",
-                capsize=4)
+    ax.errorbar(rows[middle].to_numpy(float), rows.label.map(spaced), xerr=np.array(error, float), fmt="o",
+                color="#0072B2", capsize=4)
     ax.set(xlabel=quality if unit == "fraction" else f"{quality} ({unit})")
+    if unit == "fraction":
+        percent(ax, "x")
     ax.margins(x=0.1, y=0.25)
     ax.set_xlim(left=min(0, ax.get_xlim()[0]))
     ax.grid(axis="y", visible=False)
@@ -330,9 +340,9 @@ def gains(table: pd.DataFrame, ax: Axes, *, task: str) -> Axes:
     rows, gain = table.iloc[::-1], f"{task}_gain"
     error = [rows[gain] - rows[f"{gain}_low"], rows[f"{gain}_high"] - rows[gain]]
     ax.axvline(1, color="#777777", linewidth=1)
-    ax.errorbar(rows[gain], rows.label, xerr=np.array(error, float), fmt="o", color="#0072B2", capsize=4,
+    ax.errorbar(rows[gain], rows.label.map(spaced), xerr=np.array(error, float), fmt="o", color="#0072B2", capsize=4,
                 label="measured")
-    ax.plot(rows[f"{task}_ideal"], rows.label, "|", color="#D55E00", ms=14, mew=3, label="ideal")
+    ax.plot(rows[f"{task}_ideal"], rows.label.map(spaced), "|", color="#D55E00", ms=14, mew=3, label="ideal")
     ax.grid(axis="y", visible=False)
     ax.margins(x=0.1, y=0.1)
     ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)

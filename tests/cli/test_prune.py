@@ -170,14 +170,20 @@ def test_measuring_can_be_left_out(prune, tmp_path, monkeypatch):
 
 
 def test_quiet_shows_results_and_no_progress(dense, tmp_path):
-    """In a process of its own, without the variable that silences the bars of tests."""
+    """In a process of its own, without the variable that silences the bars of tests; both runs share its imports."""
     given = ["prune", "--model", dense, "--out", tmp_path / "small", "--removed-fraction", "0.2", *QUICK]
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_DISABLE"}
-    quiet, loud = (subprocess.run([sys.executable, "-m", "pruning_lib", *map(str, given), *more], capture_output=True,
-                                  text=True, env=environment) for more in (["-q"], ["--out", str(tmp_path / "b")]))
-    assert quiet.returncode == loud.returncode == 0 and "saved in" in quiet.stdout
-    assert "%|" in loud.stderr and "measuring" in loud.stderr
-    assert "%|" not in quiet.stderr and "it/s" not in quiet.stderr and "measuring" not in quiet.stderr
+    code = ("import os, sys\nfrom pruning_lib.cli import main\n"
+            "for name, more in (('quiet', ['-q']), ('loud', ['--out', 'b'])):\n"
+            "    for number in (1, 2):\n"
+            "        os.dup2(os.open(f'{name}{number}', os.O_CREAT | os.O_WRONLY), number)\n"
+            "    assert main.main([*sys.argv[1:], *more]) == 0\n"
+            "    sys.stdout.flush()\n")
+    done = subprocess.run([sys.executable, "-c", code, *map(str, given)], cwd=tmp_path, env=environment)
+    said, quiet, loud = ((tmp_path / name).read_text() for name in ("quiet1", "quiet2", "loud2"))
+    assert done.returncode == 0 and "saved in" in said
+    assert "%|" in loud and "measuring" in loud
+    assert "%|" not in quiet and "it/s" not in quiet and "measuring" not in quiet
 
 
 # --- refused before work ----------------------------------------------------------------------------------------------

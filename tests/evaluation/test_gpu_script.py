@@ -1,7 +1,6 @@
 """The script for a GPU: it cuts LLaMA-2-7B's shape as the published code does, and goes on where it stopped."""
 
 import json
-import subprocess
 import sys
 from pathlib import Path
 
@@ -27,12 +26,12 @@ def test_the_cuts_of_the_published_code_have_its_sizes(cut, heads, neurons):
     assert plan.kept == {"heads": heads, "groups": heads, "neurons": neurons}
 
 
-def test_a_second_call_measures_nothing(tmp_path):
+def test_a_second_call_measures_nothing(tmp_path, monkeypatch, capsys):
     path = tmp_path / "gpu.json"
-    command = [sys.executable, str(SCRIPT), "--toy", "--out", str(path)]
-    first = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    rows = json.loads(path.read_text())
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), "--toy", "--out", str(path)])
+    bench_gpu.main()
+    first, rows = capsys.readouterr().out, json.loads(path.read_text())
     assert "2 rows" in first and first.count("writing") == len(rows) == 2
     assert all(0 < row["removed_fraction"] < 1 and row["decode_bound"] > 1 for row in rows.values())
-    second = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    assert "writing" not in second and json.loads(path.read_text()) == rows
+    bench_gpu.main()
+    assert "writing" not in capsys.readouterr().out and json.loads(path.read_text()) == rows

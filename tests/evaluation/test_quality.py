@@ -286,10 +286,10 @@ def test_tasks_are_named_one_by_one_or_by_their_file(tiny, tokenizer, tmp_path):
 
 @pytest.mark.model
 def test_the_default_model_is_clearly_better_than_chance(smollm):
-    values, items = quality.zero_shot(*smollm, "mini", limits=dict.fromkeys(quality.TASKS["mini"], 20))
+    values, items = quality.zero_shot(*smollm, "mini", limits=dict.fromkeys(quality.TASKS["mini"], 12))
     chance = np.mean([1 / 2, 1 / 4, 1 / 2, 1 / 4, 1 / 4])
     right = np.concatenate([quality.unpack(packed) for packed in items.values()])
-    assert len(right) == 100 and values["mini_mean_fraction"] == pytest.approx(right.mean())
+    assert len(right) == 60 and values["mini_mean_fraction"] == pytest.approx(right.mean())
     assert quality.interval(right)[0] > chance + 0.1
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 import torchvision
 from conftest import hooks_of
+from own_network import Own
 from safetensors.torch import save_file
 from torch import nn
 from torchvision.models.convnext import CNBlockConfig, ConvNeXt
@@ -24,37 +25,6 @@ from pruning_lib.models.hooks import inputs_to, resume_after, skip_block
 from pruning_lib.models.image_networks import describe
 from pruning_lib.models.loading import load_model
 from pruning_lib.training.sgd import recalibrate_batchnorm
-
-
-class Sum(nn.Module):
-    """x + f(x): a block of one's own."""
-
-    def __init__(self, width, after=None):
-        super().__init__()
-        self.f = nn.Sequential(nn.BatchNorm2d(width), nn.ReLU(inplace=True), nn.Conv2d(width, width, 3, padding=1))
-        self.after = after or nn.Identity()
-
-    def forward(self, x):
-        return self.after(x + self.f(x))
-
-
-class Own(nn.Module):
-    """Blocks reached by attribute and by list, a plain convolution that is none, and a sequence that holds two."""
-
-    def __init__(self, width=8, classes=3):
-        super().__init__()
-        self.stem = nn.Conv2d(3, width, 3)
-        self.first = Sum(width)
-        self.plain = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.ReLU())
-        self.several = nn.ModuleList([Sum(width), Sum(width)])
-        self.pair = nn.Sequential(Sum(width), Sum(width))
-        self.head = nn.Linear(width, classes)
-
-    def forward(self, x):
-        x = self.plain(self.first(self.stem(x)))
-        for block in self.several:
-            x = block(x)
-        return self.head(self.pair(x).mean((2, 3)))
 
 
 def small_swin():
@@ -187,7 +157,7 @@ def test_networks_of_torchvision_are_saved_and_read_without_being_described(key,
     assert families.residual_blocks(again) == families.residual_blocks(pruned)
 
 
-OWN = "test_described_networks:Own"
+OWN = "own_network:Own"
 
 
 def test_a_network_of_ones_own_is_read_in_a_fresh_process_if_its_builder_is_allowed(tmp_path):
@@ -227,7 +197,7 @@ def test_a_vit_with_branches_removed_is_read_again(tmp_path):
 
 
 def test_a_network_that_nothing_describes_is_refused_with_the_way_out(tmp_path):
-    with pytest.raises(ValueError, match=r"describe\(network, 'timm:NAME' or .*import:test_described_networks:Own"):
+    with pytest.raises(ValueError, match=r"describe\(network, 'timm:NAME' or .*import:own_network:Own"):
         checkpoints.save(build("own"), None, tmp_path / "own")
     assert not list(tmp_path.iterdir())
 

@@ -52,7 +52,7 @@ def test_a_toy_llama_and_its_phi3_lose_the_same(tiny, tmp_path, cut, heads_remov
 
 
 @pytest.mark.model
-def test_the_default_model_and_its_phi3_lose_the_same(smollm, tmp_path):
-    llama, tokenizer = smollm
+def test_trained_blocks_and_their_phi3_lose_the_same(short_smollm, tmp_path):
+    llama, tokenizer = short_smollm
     batches = data.batches(data.texts("mini_prompts", 4), tokenizer)
     assert_agree(llama, batches, heads_removed=3, cut="whole_groups", folder=tmp_path / "stored")

@@ -87,8 +87,7 @@ def slow(model, plan, batches, *, ridge, mode):
     return work
 
 
-@pytest.mark.parametrize("cut", GROUPED)
-@pytest.mark.parametrize("ridge", [0.0, 0.03])
+@pytest.mark.parametrize(("cut", "ridge"), zip(GROUPED, (0.0, 0.03), strict=True))
 @pytest.mark.parametrize("mode", reconstruction.MODES)
 def test_equals_least_squares_on_the_stacked_activations(family, tiny, batches, cut, ridge, mode):
     model = tiny(family, heads=6, groups=3, dtype=torch.float64)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from pruning_lib.pruning.block_ranking import CRITERIA
 from pruning_lib.pruning.importance import METHODS
-from pruning_lib.report import plots
+from pruning_lib.report import plots, series
 
 SIZES = pd.DataFrame(
     [("dense", 0.0, 10.0), ("amp", 0.1, 12.0), ("amp", 0.2, 20.0), ("random", 0.1, 30.0), ("random", 0.1, 50.0),
@@ -94,7 +94,7 @@ def test_a_line_per_method_starts_at_the_dense_model_and_runs_through_the_means(
     plots.quality_against_size(SIZES, ax, quality="perplexity")
     assert {label: points for label, (points, _) in lines(ax).items()} == {
         "amp": [[0, 10], [0.1, 12], [0.2, 20]], "random": [[0, 10], [0.1, 40], [0.2, 100]], "dense": [[0, 10]]}
-    assert (ax.get_xlabel(), ax.get_ylabel()) == ("parameters removed (fraction)", "perplexity")
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("parameters removed", "perplexity")
     assert {text.get_text() for text in ax.get_legend().get_texts()} == {"dense", "amp", "random"}
 
 
@@ -145,7 +145,7 @@ def test_accuracies_show_each_task_with_its_interval_and_chance(ax):
     assert list(zip(points.get_xdata(), points.get_ydata(), strict=True)) == [(0.4, "arc_easy"), (0.7, "piqa")]
     chance = next(line for line in ax.get_lines() if line.get_label() == "chance")
     assert list(zip(chance.get_xdata(), chance.get_ydata(), strict=True)) == [(0.25, "arc_easy"), (0.5, "piqa")]
-    assert ax.get_xlabel() == "accuracy (fraction)" and ax.get_xlim() == (0, 1)
+    assert ax.get_xlabel() == "accuracy" and ax.get_xlim() == (0, 1)
 
 
 def test_every_criterion_has_a_look_of_its_own():
@@ -272,3 +272,31 @@ def test_a_forest_has_a_place_per_label_and_a_look_per_kind(ax):
     assert [text.get_text() for text in ax.get_yticklabels()] == ["amp", "wanda"]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["cut", "tuned"]
     assert len({line.get_color() for line in ax.get_lines() if line.get_marker() in "os"}) == 2
+
+
+def test_many_criteria_become_at_most_six_lines_and_few_stay_apart(ax):
+    names = list(plots.CRITERION)
+    rows = pd.DataFrame([(name, removed, 0.9 - removed * (0.1 + 0.01 * place)) for place, name in enumerate(names)
+                         for removed in (0, 1)], columns=["criterion", "removed", "cut_fraction"])
+    drawn = lines(plots.criteria_against_size(rows, ax, quality="cut_fraction"))
+    assert set(drawn) == {"none", "consensus", "random", "front to back", "one metric alone (8)", "other rankings (2)"}
+    metrics = rows[rows.criterion.isin(series.GROUPS["one metric alone"]) & (rows.removed == 1)].cut_fraction
+    assert drawn["one metric alone (8)"][0][1][1] == pytest.approx(metrics.mean())
+    few = rows[rows.criterion.isin(names[:6])]
+    assert series.few_series(few) is few
+
+
+def test_numbers_on_a_figure_have_a_space_before_the_sign_and_do_not_touch():
+    import matplotlib.pyplot as plt
+    with plots.style():
+        fig, (first, second) = plt.subplots(2, figsize=(6, 4))
+        amp = pd.DataFrame({"method": ["amp", "random"], "ppl": [20.0, 5e6]})
+        plots.draws(amp, first, quality="ppl", label="20% gone")
+        plots.points(POINTS.assign(label=["10%", "a"]), second, quality="reliance")
+    fig.canvas.draw()
+    assert first.get_xlabel() == "20\u00a0% gone" and "10\u00a0%" in [t.get_text() for t in second.get_yticklabels()]
+    boxes = [t.get_window_extent() for t in first.get_xticklabels() if t.get_text() and first.get_xlim()[0]
+             <= t.get_position()[0] <= first.get_xlim()[1]]
+    assert len(boxes) > 1 and all(left.x1 < right.x0 for left, right in zip(boxes, boxes[1:], strict=False))
+    assert all(t.get_text().endswith("\u00a0%") for t in second.get_xticklabels())
+    plt.close(fig)

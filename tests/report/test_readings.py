@@ -5,7 +5,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from jupyter_client import AsyncKernelManager
+from jupyter_core.utils import run_sync
 from nbclient import NotebookClient
+from nbformat import v4
 from test_notebooks import MAKES_A_MODEL, READINGS, ROOT
 
 from pruning_lib.models import families, loading
@@ -28,19 +31,30 @@ SMALL = {  # run -> parameters of a run that takes seconds
 WHOLE = {"consensus_scores"}  # its network is scored, not cut
 
 
+@pytest.fixture(scope="module")
+def kernel(tmp_path_factory):
+    """Return a kernel with nothing set by the runner; its imports, which take longest, are shared by all notebooks."""
+    manager = AsyncKernelManager(kernel_name="python3")
+    with pytest.MonkeyPatch.context() as patch:
+        for variable in ("PRUNING_RESULTS", "PRUNING_RECORDS", "PRUNING_RUN", "PRUNING_PARAMETERS", "PRUNING_DATA"):
+            patch.delenv(variable, raising=False)
+        patch.setenv("PYTHONPATH", str(ROOT))
+        patch.setenv("PRUNING_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield manager
+    run_sync(manager.shutdown_kernel)(now=True)
+
+
 @pytest.fixture
-def execute(monkeypatch):
-    """Return a function that runs a notebook from a folder as Jupyter does, with nothing set by the runner."""
-    for variable in ("PRUNING_RESULTS", "PRUNING_RECORDS", "PRUNING_RUN", "PRUNING_PARAMETERS"):
-        monkeypatch.delenv(variable, raising=False)
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+def execute(kernel):
+    """Return a function that runs a notebook from a folder as Jupyter does; it begins without any name."""
 
     def run(folder, name, **given):
         notebook = nbformat.read(folder / f"{name}.ipynb", as_version=4)
         for cell in notebook.cells if given else ():
             if "parameters" in cell.metadata.get("tags", []):
                 cell.source += "".join(f"\n{key} = {value!r}" for key, value in given.items())
-        NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(folder)}}).execute()
+        notebook.cells.insert(0, v4.new_code_cell(f"%reset -f\n%cd -q {folder}"))
+        NotebookClient(notebook, km=kernel, timeout=240).execute()
 
     return run
 
@@ -53,8 +67,7 @@ def test_a_reading_runs_from_its_own_folder(name, execute):
 
 
 @pytest.mark.parametrize("name", SMALL)
-def test_a_run_runs_from_its_own_folder_and_its_model_can_be_loaded(name, execute, dense, tmp_path, monkeypatch):
-    monkeypatch.setenv("PRUNING_CACHE", str(tmp_path / "cache"))
+def test_a_run_runs_from_its_own_folder_and_its_model_can_be_loaded(name, execute, dense, tmp_path):
     folder = shutil.copytree(ROOT / "notebooks", tmp_path / "notebooks", ignore=shutil.ignore_patterns("results"))
     (tmp_path / "data").symlink_to(ROOT / "data")
     given = {**SMALL[name], **({"model": "../dense"} if "prompts" in SMALL[name] else {}),

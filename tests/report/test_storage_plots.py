@@ -17,6 +17,7 @@ def test_every_file_is_a_point_and_the_front_joins_what_nothing_beats():
               if not np.isnan(xy).any()]
     assert sorted(points) == sorted(FILES[["megabytes", "perplexity"]].itertuples(index=False, name=None))
     assert ax.lines[0].get_xydata().tolist() == [[90, 40], [105, 22], [270, 20]]  # the pruned float16 file is beaten
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["whole model", "20% removed", "F16", "Q4_K_M"]
+    texts = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert texts == ["whole model", "20\u00a0% removed", "F16", "Q4_K_M"]
     assert ax.get_xlabel() == "size, MB" and ax.get_xscale() == ax.get_yscale() == "log"
     plt.close(fig)
