@@ -25,13 +25,13 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from pruning_lib.models import expert_surgery, families, surgery, verification
+from pruning_lib.models import checkpoints, equivalents, expert_surgery, families, possible_cuts, surgery, verification
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.expert_plan import ExpertPlan
+from pruning_lib.models.growth import input_axis
 from pruning_lib.models.hooks import skip_block
 from pruning_lib.models.language_families import NO_EXPERTS
 from pruning_lib.models.plan import Plan
-from pruning_lib.models.structure import input_axis
 from pruning_lib.models.toy_models import toy
 
 ROUNDING = 1e-6  # as a share of the largest logit: some experts are multiplied in an order that memory decides
@@ -52,7 +52,8 @@ def examine(name: str) -> dict[str, Any]:
     -------
     dict with ``type``, one entry per unit of ``UNITS`` ("" where it can be removed, else the reason), and for those
     that can ``cut``, the largest difference of a logit between masking and removing, and ``reload``, between the cut
-    model and its checkpoint loaded by plain transformers
+    model and its checkpoint loaded by plain transformers; ``stored_as`` where a model that loses heads becomes one of
+    another type
     """
     try:
         model = toy(name)
@@ -62,6 +63,9 @@ def examine(name: str) -> dict[str, Any]:
         return {"type": name, **dict.fromkeys(UNITS, reason), "cut": {}, "reload": {}}
     row: dict[str, Any] = {"type": name, "cut": {}, "reload": {},
                            **{unit: family.refused.get(unit, "") for unit in UNITS}}
+    row |= possible_cuts.removable(model)
+    if equivalents.entry(model) and not row["heads"]:
+        row["stored_as"] = equivalents.with_head_width(model).config.model_type
     trials = {"heads": _cut_units, "neurons": _cut_units, "experts": _cut_experts, "blocks": _cut_blocks}
     for unit, cut in trials.items():
         if not row[unit]:
@@ -97,10 +101,14 @@ def _difference(one: Tensor, other: Tensor) -> float:
 
 def _cut_units(model: nn.Module, unit: str) -> Iterator[tuple[float, nn.Module]]:
     """Remove heads or neurons from every block that has them; the masked model has their columns at zero."""
-    family, s = families.family_of(model), families.sizes(model)
-    plan = _plan(model, unit)
-    masked = copy.deepcopy(model)
-    path = family.heads_out if unit == "heads" else family.neurons_out
+    masked, as_other = copy.deepcopy(model), equivalents.entry(model)
+    if as_other and (unit == "heads" or not families.sizes(model).neurons):
+        model = equivalents.with_head_width(model)
+        path = as_other.heads_out if unit == "heads" else as_other.neurons_out
+    else:
+        family = families.family_of(model)
+        path = family.heads_out if unit == "heads" else family.neurons_out
+    s, plan = families.sizes(model), _plan(model, unit)
     blocks = families.blocks(masked)
     for i, number in enumerate(s.head_blocks if unit == "heads" else s.neuron_blocks):
         if unit == "heads":
@@ -122,7 +130,8 @@ def _plan(model: nn.Module, unit: str) -> Plan:
         return Plan("whole_groups", torch.zeros(La, 0, dtype=torch.long), columns, s)
     none = torch.zeros(Lm, 0, dtype=torch.long)
     if family.found:
-        trial = verification.trials(model, family, "heads")[0]
+        trial = next(trial for trial in verification.trials(model, family, "heads")
+                     if verification.manner(trial) not in family.refused)
         kept = (s.groups - len(trial["groups"]) if "groups" in trial else
                 s.heads // s.groups - len(trial["heads"]) // s.groups)
     else:
@@ -171,8 +180,8 @@ def _cut_blocks(model: nn.Module, unit: str) -> Iterator[tuple[float, nn.Module]
 
 
 def _reload(model: Any) -> float:
-    with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as parent:
+        folder = checkpoints.save(model, None, Path(parent) / "model", verify=False)
         try:
             loaded = AutoModelForCausalLM.from_pretrained(folder)
         except ValueError:  # text towers that only their own class loads
@@ -201,7 +210,9 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         f"inside the experts of {can['experts']}.",
         f"- **Heads** can be removed from {can['heads']} types ({_share(can['heads'], rows)}). In "
         f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the other types, transformers computes the head width "
-        "as width / heads. With fewer heads each head would be wider, so no config describes the cut network.",
+        "as width / heads. With fewer heads each head would be wider, so no config describes the cut network. Types "
+        "marked *as* have this limit too. A model of theirs that loses heads is stored as the type named there, which "
+        "computes the same and states the head width.",
         f"- **Blocks**: any block can be removed from {can['blocks']} types ({_share(can['blocks'], rows)}), only some "
         f"blocks from {sum(row['blocks'].startswith(SOME) for row in rows)}. **Experts** can be removed from "
         f"{can['experts']} types.", "",
@@ -241,7 +252,7 @@ def _share(count: int, rows: list[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any], unit: str) -> str | None:
     """Return the cell of one unit; None where it needs a reason."""
     if not row[unit]:
-        return "✓"
+        return f"✓ as {row['stored_as']}" if unit == "heads" and row.get("stored_as") else "✓"
     if unit == "experts" and row[unit] == NO_EXPERTS:
         return "–"
     return "inside experts" if unit == "neurons" and "see 'experts'" in row[unit] and not row["experts"] else None

@@ -9,7 +9,16 @@ from typing import Any
 import torch
 
 from pruning_lib.cli import output
-from pruning_lib.models import deployment, expert_surgery, families, image_networks, loading, opening, skeletons
+from pruning_lib.models import (
+    deployment,
+    expert_surgery,
+    families,
+    image_networks,
+    loading,
+    opening,
+    possible_cuts,
+    skeletons,
+)
 from pruning_lib.pruning.selection import lossless_cuts
 
 
@@ -25,20 +34,28 @@ def inspect_model(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
         return _inspect_image_network(arguments.model, image_networks.read(Path(source)))
     model = skeletons.skeleton(Path(source)) or _without_weights(source, arguments.model)
     s, facts = families.sizes(model), lossless_cuts(model)
-    units = [f"{s.heads} heads in {s.groups} groups"] * bool(s.heads) + [f"{s.neurons} neurons"] * bool(s.neurons)
+    units = [f"{facts['heads']} heads in {facts['groups']} groups"] * bool(facts["heads"])
+    units += [f"{facts['neurons']} neurons"] * bool(facts["neurons"])
     lines = [f"{arguments.model}: {facts['family']}, {s.parameters:,} parameters, {s.blocks} blocks"
              + f" of {' and '.join(units)}" * bool(units) + _some(s),
              f"all neurons but one: {facts['neurons_fraction']:.3f} of all parameters; one block: "
              f"{facts['block_fraction']:.4f}"]
     lines += ["heads that can be removed from every block (--heads-removed), and the fractions in reach "
               "(--removed-fraction):"] * bool(facts["cuts"])
+    if facts["stored_as"] != facts["family"]:
+        lines.append(f"  {facts['family']} has no field for the head width; without heads the network is stored as the "
+                     f"equal {facts['stored_as']}")
     for cut in facts["cuts"]:
         reach = cut["refused"] or f"{cut['least_fraction']:.4f} to {cut['most_fraction']:.4f}"
         lines.append(f"  {cut['heads_removed']:3d}  {cut['grouped_query']:13s}  {reach}")
     facts["served"] = deployment.head_width_note(facts["family"])
     lines += [facts["served"]] if facts["served"] else []
     lines += [f"{unit} cannot be removed: {reason}" for unit, reason in facts["refused"].items()
-              if reason not in ("", families.NO_EXPERTS)]
+              if reason not in ("", families.NO_EXPERTS) and not reason.startswith(possible_cuts.SOME_BLOCKS)]
+    fixed = families.fixed_blocks(model)
+    if fixed and len(fixed) < s.blocks:
+        lines.append(f"blocks that have to stay: {', '.join(map(str, sorted(fixed)))} ({next(iter(fixed.values()))})")
+    facts["fixed_blocks"] = sorted(fixed)
     if not facts["refused"]["experts"]:
         e = expert_surgery.sizes(model)
         lines.append(f"{len(e.blocks)} blocks have {e.experts} experts of {e.neurons} neurons; both can be removed "

@@ -32,6 +32,14 @@ against all other scores that were run, at all fractions that were run.
 
 *The default* that the library recommends is the score with the lowest mean log perplexity at 20 %, if it is better than
 AMP there by this rule and not worse at any other fraction; else AMP.
+
+*Larger models* (written before a model of 1.5 billion parameters was cut).  *Question.* Does a larger model lose less?
+Units are models.  The measure is the nats per character that a cut adds to the dense model's, against the share of the
+blocks' parameters that it removes; embeddings are not cut, so shares of all parameters do not compare.  Between the
+shares at which both of two models were cut, the line through a model's cuts gives its loss.  The larger one *loses
+less* if its line, with the highest draw at every cut, lies below the other's with the lowest draw there;  *loses more*
+the other way round; else the two are *not told apart*.  Models differ in family and training too, so the answer is
+about these models.
 """
 
 from __future__ import annotations
@@ -129,3 +137,24 @@ def verdict(judged: Sequence[str]) -> str:
     if worse > better:
         return "partly contradicted" if better else "contradicted"
     return "no difference"
+
+
+def larger_loses(larger: Sequence[tuple[float, float, float]], smaller: Sequence[tuple[float, float, float]]) -> str:
+    """Return the verdict on the loss of the larger of two models: "less", "more", or "not told apart".
+
+    Parameters
+    ----------
+    larger, smaller : one triple per cut: the share of the blocks' parameters removed, and the nats per character that
+        its draws add to the dense model's, the lowest and the highest
+
+    Notes
+    -----
+    Lines through cuts are straight, so two of them need to be compared at their corners only.
+    """
+    ours, theirs = (np.array(sorted(cuts)).reshape(-1, 3).T for cuts in (larger, smaller))
+    shares = np.unique(np.concatenate([ours[0], theirs[0]]))
+    both = shares[(shares >= max(ours[0][0], theirs[0][0])) & (shares <= min(ours[0][-1], theirs[0][-1]))]
+    lows, highs = ([np.interp(both, of[0], of[row]) for of in (ours, theirs)] for row in (1, 2))
+    if len(both) and (highs[0] < lows[1]).all():
+        return "less"
+    return "more" if len(both) and (lows[0] > highs[1]).all() else "not told apart"

@@ -1,23 +1,39 @@
 """Reliance of a network on a spurious cue, an injected mark that correlates with the class.  Our own protocol.
 
-During tuning, every training image carries a cue that encodes its class correctly with a given probability.  The
+During training, every image carries a cue that encodes its class correctly with a given probability.  The
 network is then tested on images without a cue, with the cue of their class (bias-aligned) and with the cue
 of another class (bias-conflicting).  A network that classifies by the object has the same accuracy on
 all three; a network that relies on the cue follows it.
-Order of this file: cues · injection · reliance.
+
+*Rule* of the verdict "no shortcut learning", written before networks were trained with a cue from the start:
+
+1. Units are training seeds.  Each has a dense network and the pruned ones, trained on the same marked images equally
+   long, and there are at least three.
+2. *Positive control*: the dense network of every seed relies on the cue by at least ``BITES``; else the control does
+   not bite, and the verdict is *not run*.
+3. *Measure*: reliance of the pruned minus that of the dense network of the same seed, its mean over seeds and a 95 % t
+   interval.  A difference matters from ``SMALLEST`` on.
+4. *Reproduced* if the pruned networks' mean reliance is below ``SMALLEST``: they do not follow a cue that the dense
+   ones follow.  Else *partly* if they rely less, *contradicted* if they rely more, by at least ``SMALLEST`` and with an
+   interval on that side of 0.  Else *contradicted*: they follow the cue as the dense ones do.
+5. The difference in accuracy without a cue stands beside it; above ``UNEQUAL`` the networks are not equally good.
+
+Order of this file: cues · injection · reliance · verdict.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+from scipy import stats
 from torch import Tensor
 
 from pruning_lib._registry import Table
 from pruning_lib.data import labelled_images
 
+BITES, SMALLEST, UNEQUAL = 0.20, 0.05, 0.02  # reliance of a control that bites, and differences that matter
 CUES: Table = Table("cue")
 TESTS = ("absent", "bias_aligned", "bias_conflicting")
 
@@ -109,3 +125,38 @@ def _mean(values: np.ndarray, name: str) -> dict[str, float]:
         raise ValueError(f"{len(values)} images; give at least 2")
     mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
     return {f"{name}_fraction": mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+
+
+def over_seeds(pruned: Sequence[float], dense: Sequence[float]) -> dict[str, float]:
+    """Return the mean difference of a quantity over seeds, pruned minus dense, with its 95 % t interval.
+
+    Parameters
+    ----------
+    pruned, dense : one value per seed, in the same order
+
+    Raises
+    ------
+    ValueError
+        for fewer than two seeds, or not one value each.
+    """
+    values = np.subtract(pruned, dense)
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} seeds; give at least 2")
+    mean = float(values.mean())
+    half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5)
+    return {"mean_fraction": mean, "low": mean - half, "high": mean + half}
+
+
+def verdict(pruned: Sequence[float], dense: Sequence[float]) -> str:
+    """Return the verdict on "no shortcut learning" by the rule above.
+
+    Parameters
+    ----------
+    pruned, dense : reliance of the network of each seed
+    """
+    if len(dense) < 3 or min(dense) < BITES:
+        return "not run"
+    if np.mean(pruned) < SMALLEST:
+        return "reproduced"
+    found = over_seeds(pruned, dense)
+    return "partly" if found["mean_fraction"] <= -SMALLEST and found["high"] < 0 else "contradicted"

@@ -57,7 +57,8 @@ def write(notebook: str, *, values: Mapping[str, Any], rows: Sequence[Mapping[st
     run = os.environ.get("PRUNING_RUN") or notebook
     given = json.loads(os.environ.get("PRUNING_PARAMETERS") or "{}") if parameters is None else dict(parameters)
     record = {"run": run, "notebook": notebook, "parameters": given, "values": _plain(values),
-              "rows": [_plain(row) for row in rows], "items": dict(items or {}), "made_with": made_with(data or {})}
+              "rows": [_plain(row) for row in rows], "items": dict(items or {}),
+              "made_with": {**made_with(data or {}), **local_weights(given)}}
     path = folder() / f"{_checked(run)}.json"
     record["checksum"] = checksum(record)
     with replacing(path) as beside:
@@ -250,6 +251,18 @@ def made_with(data: Mapping[str, str]) -> dict[str, Any]:
     return {"commit": commit() or "unknown", **versions(), "python":
             platform.python_version(), "device": device, "threads": torch.get_num_threads(),
             "minutes": round((time.monotonic() - _started) / 60, 2), "data": dict(data)}
+
+
+def local_weights(parameters: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    """Return digests of the weights of models that were taken from ``PRUNING_MODELS``, by their names; {} for none.
+
+    A folder there stands for the model of that name and may hold other weights, such as dequantised ones.
+    """
+    place = Path(os.environ.get("PRUNING_MODELS") or os.devnull)
+    names = {text for text in parameters.values() if isinstance(text, str) and text}
+    found = {name: sorted((place / name).glob("*.safetensors")) for name in sorted(names)}
+    digests = {name: digest(digest(path).encode() for path in paths) for name, paths in found.items() if paths}
+    return {"local_weights": digests} if digests else {}
 
 
 def finite(value: Any) -> Any:

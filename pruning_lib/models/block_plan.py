@@ -38,10 +38,11 @@ class BlockPlan:
             raise ValueError(f"no block is called {', '.join(map(repr, unknown))}; blocks: {', '.join(names)}")
         if len(set(self.removed)) < len(self.removed):
             raise ValueError(f"a block is named twice in {', '.join(self.removed)}; name each block once")
-        fixed = [block.name for block in self.blocks if block.name in self.removed and not block.removable]
+        fixed = [block for block in self.blocks if block.name in self.removed and not block.removable]
         if fixed:
+            reason = next((block.reason for block in fixed if block.reason), "the shape changes there")
             removable = [block.name for block in self.blocks if block.removable]
-            raise ValueError(f"{', '.join(fixed)} cannot be removed, the shape changes there; "
+            raise ValueError(f"{', '.join(block.name for block in fixed)} cannot be removed, {reason}; "
                              f"removable: {', '.join(removable) or 'none'}")
         if not self.kept:
             raise ValueError(f"the plan removes all {len(names)} blocks; keep at least one")

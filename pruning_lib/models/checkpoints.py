@@ -163,7 +163,7 @@ def _storable(model: Any) -> Any:
 def _tied_as_the_weights(model: Any) -> Any:
     """Return the config, corrected if it calls the two embedding matrices one while they differ, or two while one."""
     first, last = (part and part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings()))
-    flag = bool(model.config.tie_word_embeddings)
+    flag = bool(getattr(model.config, "tie_word_embeddings", False))
     if first is None or last is None or first.is_meta:
         return model.config
     tied = first is last or first.data_ptr() == last.data_ptr() or (flag and torch.equal(first, last))

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from pruning_lib.models import offload
+from pruning_lib.models.growth import Unplaced
 from pruning_lib.models.language_families import Part
 from pruning_lib.models.parts import keep
-from pruning_lib.models.structure import Unplaced
 
 SIZE_NAMES = {("weight", 0): "out_features", ("weight", 1): "in_features"}
 

@@ -16,12 +16,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models import families, offload, structure, verification
+from pruning_lib.models import families, growth, offload, structure, verification
 from pruning_lib.models.cutting import cut_block, refresh, replace_tensor, slice_tensor, state, zero
 from pruning_lib.models.expert_plan import ExpertPlan, ExpertSizes
 from pruning_lib.models.families import Experts, Part
+from pruning_lib.models.growth import Unplaced
 from pruning_lib.models.parts import tensor
-from pruning_lib.models.structure import Unplaced
 
 CHOSEN = re.compile("experts_per_tok|moe_topk|moe_k$|top_k_experts|experts_per_token")  # experts a token goes to
 
@@ -72,7 +72,7 @@ def plain_parts(parts: tuple[Part, ...]) -> tuple[Part, ...]:
 def plain_output(block: nn.Module, parts: tuple[Part, ...]) -> str:
     """Return the path of the output projection of an ordinary MLP."""
     paths = [part.parameter.removesuffix(".weight") for part in parts if part.parameter.endswith(".weight")
-             and structure.input_axis(block.get_submodule(part.parameter.removesuffix(".weight"))) == part.axis]
+             and growth.input_axis(block.get_submodule(part.parameter.removesuffix(".weight"))) == part.axis]
     if len(paths) != 1:
         raise Unplaced(f"an MLP beside the experts has {len(paths)} output projections")
     return paths[0]
@@ -82,7 +82,7 @@ def _plain_count(block: nn.Module, parts: tuple[Part, ...]) -> int:
     if not parts:
         return 0
     path = plain_output(block, parts)
-    return tensor(block, f"{path}.weight").shape[structure.input_axis(block.get_submodule(path))]
+    return tensor(block, f"{path}.weight").shape[growth.input_axis(block.get_submodule(path))]
 
 
 def remove(model: nn.Module, plan: ExpertPlan, *, inplace: bool = False) -> nn.Module:
@@ -103,7 +103,7 @@ def remove(model: nn.Module, plan: ExpertPlan, *, inplace: bool = False) -> nn.M
         raise ValueError("weights of this model wait on disk or in host memory; load it on one device to cut experts")
     experts = tried(model, experts_too=bool(plan.experts.shape[1]))
     refuse_counts(model, plan.kept["experts"], plan.kept["neurons"])
-    reference = structure.rebuilt(model, _values(experts, plan.kept))
+    reference = growth.rebuilt(model, _values(experts, plan.kept))
     pruned = model if inplace else families.copy_of(model)
     for i, block in enumerate(families.blocks(pruned)):
         place = experts.blocks.index(i) if i in experts.blocks else None
@@ -227,7 +227,7 @@ def _try(model: nn.Module, experts: Experts, number: int, *, whole: bool) -> Non
     mask_neurons(masked, experts, number, neurons if has else None, plain)
     _cut(cut, experts, number, (removed, neurons) if has else None, plain)
     values = _values(experts, {"experts": s.experts - len(removed), "neurons": s.neurons - m})
-    reference = structure.rebuilt(model, values)
+    reference = growth.rebuilt(model, values)
     refresh(cut, cast(nn.ModuleList, reference.get_submodule(families.family_of(model).blocks))[number])
     for config in {id(c): c for mod in cut.modules() if (c := getattr(mod, "config", None)) is not None}.values():
         state(config, {name: value for name, value in values.items() if hasattr(config, name)})
@@ -245,7 +245,7 @@ def mask_neurons(block: nn.Module, experts: Experts, number: int, neurons: Tenso
     parts = experts.plain[number]
     if parts and len(plain):
         layer = block.get_submodule(plain_output(block, parts))
-        zero(cast(Tensor, layer.weight).data, plain, structure.input_axis(layer))
+        zero(cast(Tensor, layer.weight).data, plain, growth.input_axis(layer))
 
 
 @contextmanager

@@ -10,14 +10,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from pruning_lib.models import described_networks, structure, verification
+from pruning_lib.models import described_networks, growth, renumbering, structure, verification
 from pruning_lib.models.classifier_logits import logits, logits_known
 from pruning_lib.models.image_families import (
     IMAGE_FAMILIES,
@@ -43,14 +42,13 @@ from pruning_lib.models.parts import (
     tensor,
 )
 from pruning_lib.models.residual_blocks import BlockInfo, Unit
-from pruning_lib.models.toy_models import toy
 
 __all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", "LanguageFamily", "NO_EXPERTS", "Part",
-           "Projections", "Rows", "Sizes", "Unit", "block_count_fields", "block_counts", "block_parts", "blocks",
+           "Projections", "Rows", "Sizes", "Unit", "block_counts", "block_parts", "blocks",
            "classifier", "copy_of", "family_of", "has", "head_width", "image_blocks", "image_family",
            "is_image_network", "keep_blocks", "keeps_shape", "linear", "logits", "logits_known", "matrix",
            "named_paths", "output_projections", "parameter_count", "places", "projections", "refuse_head_count",
-           "refuse_wrapped", "removable", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny",
+           "refuse_wrapped", "residual_blocks", "sizes", "stream_factor", "tensor", "text_config", "tiny",
            "unit"]
 
 
@@ -73,6 +71,7 @@ class Sizes:
 
 
 _FOUND: WeakKeyDictionary[nn.Module, LanguageFamily] = WeakKeyDictionary()
+_FIXED: WeakKeyDictionary[nn.Module, tuple[int, dict[int, str]]] = WeakKeyDictionary()  # number of blocks, fixed ones
 
 
 def family_of(model: nn.Module) -> LanguageFamily:
@@ -111,19 +110,6 @@ def refuse_wrapped(model: nn.Module) -> None:
     if getattr(model, "peft_config", None) or getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError("adapters are loaded into the layers of this model, its weights are not where its type has "
                          "them; merge them first (peft: PeftModel.from_pretrained(base, adapter).merge_and_unload())")
-
-
-def removable(model: nn.Module) -> dict[str, str]:
-    """Return, for heads, neurons, experts and blocks, why they cannot be removed; empty where they can.
-
-    A model without weights cannot be tried: a toy network of its type is.
-    """
-    family = family_of(model)
-    refused = dict(family.refused)
-    if family.found and not family.verified:
-        with suppress(Exception):  # of a type whose toy network cannot be built, shapes alone tell
-            refused = {**family_of(toy(cast(Any, model).config.model_type)).refused, **refused}
-    return {unit: refused.get(unit, "") for unit in ("heads", "neurons", "experts", "blocks")}
 
 
 def copy_of(model: nn.Module) -> nn.Module:
@@ -174,8 +160,8 @@ def unit(model: nn.Module, name: str) -> Unit:
 def residual_blocks(model: nn.Module) -> list[BlockInfo]:
     """Return the residual blocks of a network in forward order.
 
-    The decoder blocks of a language model form one stage and are all removable.  In an image network of no family the
-    blocks are found by running it, see ``residual_blocks.find``.
+    The decoder blocks of a language model form one stage; one is removable if a config describes the rest.  In an image
+    network of no family the blocks are found by running it, see ``residual_blocks.find``.
 
     Raises
     ------
@@ -186,7 +172,19 @@ def residual_blocks(model: nn.Module) -> list[BlockInfo]:
         return image_blocks(model)
     if is_image_network(model):
         return list(described_networks.description(model).layout.blocks)
-    return [BlockInfo(f"{family_of(model).blocks}.{i}", 0, True) for i in range(len(blocks(model)))]
+    fixed = fixed_blocks(model)
+    return [BlockInfo(f"{family_of(model).blocks}.{i}", 0, i not in fixed, fixed.get(i, ""))
+            for i in range(len(blocks(model)))]
+
+
+def fixed_blocks(model: nn.Module) -> dict[int, str]:
+    """Return the numbers of the decoder blocks that cannot be removed alone, with the reason."""
+    family, count = family_of(model), len(blocks(model))
+    if not family.found:
+        return {}
+    if _FIXED.get(model, (0, {}))[0] != count:
+        _FIXED[model] = count, renumbering.fixed(model, family.blocks)
+    return _FIXED[model][1]
 
 
 def classifier(model: nn.Module) -> nn.Module:
@@ -253,14 +251,7 @@ def sizes(model: nn.Module) -> Sizes:
 
 def text_config(model: nn.Module) -> Any:
     """Return the config of a language model's decoder."""
-    return structure.text_config(cast(Any, model).config)
-
-
-def block_count_fields(model: nn.Module, count: int) -> list[str]:
-    """Return the config fields that state the number of blocks: of an encoder-decoder those of the decoder."""
-    config = text_config(model)
-    known = [name for name in ("decoder_layers", "num_decoder_layers") if hasattr(config, name)]
-    return known or [name for name in ("num_hidden_layers",) if getattr(config, name, None) == count]
+    return growth.text_config(cast(Any, model).config)
 
 
 def head_width(model: nn.Module) -> int:
@@ -310,8 +301,8 @@ def _refuse_unstorable(model: nn.Module, family: LanguageFamily, counts: dict[st
         whole = count % (H // G) == 0 and count // (H // G) <= G
         left = {**counts, "heads": count, "groups": count // (H // G) if whole else G}
         try:
-            structure.rebuilt(model, verification.values_of(model, family, left))
-        except structure.Unplaced:
+            growth.rebuilt(model, verification.values_of(model, family, left))
+        except growth.Unplaced:
             return False
         return True
 

@@ -13,8 +13,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from pruning_lib.models.growth import input_axis
 from pruning_lib.models.language_families import LanguageFamily, Part
-from pruning_lib.models.structure import input_axis
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,12 @@ NEW_CLASSES = {"TokenizersBackend": "PreTrainedTokenizerFast"}  # name in transf
 
 
 def write_both_forms(path: Path) -> None:
-    """State dtype and rotary positions in the config at ``path`` under the names of every supported version."""
-    fields = json.loads(path.read_text())
+    """State dtype and rotary positions in the config at ``path`` under the names of every supported version.
+
+    A type that takes the other form for something else keeps its own alone.
+    """
+    before, wanted = path.read_text(), _rotary_read(path)
+    fields = json.loads(before)
     dtype = fields.get("dtype") or fields.get("torch_dtype")
     if dtype:
         fields["dtype"] = fields["torch_dtype"] = dtype
@@ -32,6 +36,20 @@ def write_both_forms(path: Path) -> None:
     if fields.get("model_type") == "olmo" and fields.get("rope_scaling"):  # transformers 4 takes the oldest form only
         fields["rope_scaling"] = {{"rope_type": "type"}.get(k, k): v for k, v in fields["rope_scaling"].items()}
     path.write_text(json.dumps(fields, indent=2) + "\n")
+    if _rotary_read(path) != wanted:
+        path.write_text(before)
+
+
+def _rotary_read(path: Path) -> Any:
+    """Return the rotary positions that transformers reads from the config at ``path``."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path.parent)
+    except Exception:  # transformers raises many kinds
+        return None
+    config = config.get_text_config(decoder=True)
+    return {name: getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling")}
 
 
 def completed(config: Any) -> Any:

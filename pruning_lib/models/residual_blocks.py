@@ -30,6 +30,7 @@ class BlockInfo:
     name: str  # its path, e.g. "layer1.3"
     stage: int  # counted from 0; a block that changes the shape begins a stage
     removable: bool  # the shape is the same without it
+    reason: str = ""  # why it has to stay, where the shape is not the reason
 
 
 @dataclass(frozen=True)

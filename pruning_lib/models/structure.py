@@ -4,48 +4,27 @@ One size in the config is raised, the network is built once more without weights
 follows are those that heads, groups, neurons or experts pass through.  A plain reload therefore accepts the
 result.  Shapes leave the order of rows in a fused matrix open: ``layouts`` lists the possible orders, and
 ``verification`` tries them.
-Order of this file: find · blocks · growth · neurons · experts · heads.
+Order of this file: find · layouts · neurons · experts · heads.
 """
 
 from __future__ import annotations
 
-import copy
 import itertools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from pruning_lib.models.growth import Growth, Unplaced, block_list, grown, input_axis, stated, stated_width, text_config
 from pruning_lib.models.language_families import NO_EXPERTS, Experts, LanguageFamily, Part
-from pruning_lib.models.parameter_counts import parameter_count
 
-Values = Mapping[str, int]  # config field -> size
 NEURON_FIELDS = re.compile("intermediate|ffn|inner|^dff$|dim_ff$")
 HEAD_FIELDS = ("decoder_attention_heads", "num_attention_heads")
 GROUP_FIELDS = ("num_key_value_heads", "num_kv_heads")
 EXPERT_FIELDS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 RAISE = 8  # by how many neurons a field is raised to see which shapes follow
-
-
-@dataclass(frozen=True)
-class Growth:
-    """Growth of one axis of one tensor of a block, in entries per step of a size in the config."""
-
-    parameter: str
-    axis: int
-    entries: int
-    dimensions: int
-
-    def part(self, unit: str) -> Part:
-        """Return the part of a block that this axis is, for one unit."""
-        return Part(self.parameter, self.axis, unit, self.entries)
-
-
-class Unplaced(ValueError):
-    """Says which part of a network could not be placed, and why."""
 
 
 def find(model: nn.Module) -> LanguageFamily:
@@ -108,106 +87,15 @@ def _shared(part: Part, parts: tuple[Part, ...]) -> bool:
     return any(other.unit == "heads" and (other.parameter, other.axis) == where for other in parts)
 
 
-def text_config(config: Any) -> Any:
-    """Return the config of the decoder, which a multimodal config holds beside others."""
-    text = config.get_text_config(decoder=True)  # of an encoder-decoder a copy, in which nothing can be set
-    return text if any(value is text for value in vars(config).values()) else config
-
-
-def block_list(model: nn.Module) -> str:
-    """Return the path of the decoder blocks: of all lists of modules in the decoder, the one with most parameters.
-
-    Raises
-    ------
-    Unplaced
-        for a network without a config of transformers, or without such a list.
-    """
-    if not hasattr(getattr(model, "config", None), "get_text_config"):
-        raise Unplaced(f"{type(model).__name__} is no model of transformers")
-    decoder = _decoder(model)
-    if not any(isinstance(module, nn.ModuleList) for module in decoder.modules()):
-        decoder = model  # some call their output layer the decoder
-    prefix = next((name for name, module in model.named_modules() if module is decoder), "")
-    lists = {name: parameter_count(module) for name, module in decoder.named_modules()
-             if isinstance(module, nn.ModuleList) and len(module)}
-    outer = {name: n for name, n in lists.items() if not any(name.startswith(f"{other}.") for other in lists)}
-    if not outer:
-        raise Unplaced(f"{type(model).__name__} has no list of blocks")
-    return ".".join(filter(None, [prefix, max(outer, key=lambda name: outer[name])]))
-
-
-def _decoder(model: Any) -> Any:
-    """Return the text decoder of a model; the model itself where it names none."""
-    try:
-        return model.get_decoder() or model
-    except (AttributeError, NotImplementedError):
-        return model
-
-
-def rebuilt(model: nn.Module, values: Values) -> nn.Module:
-    """Return the network, without weights, that transformers builds from the model's config with other sizes.
-
-    Raises
-    ------
-    Unplaced
-        when the config class or the network refuses these sizes.
-    """
-    config: Any = copy.deepcopy(model.config)
-    try:
-        for name, value in values.items():
-            _set(text_config(config), name, value)
-        config = type(config).from_dict(config.to_dict())  # validated, as when a checkpoint is loaded
-        config._attn_implementation = getattr(model.config, "_attn_implementation", None)
-        with torch.device("meta"):
-            return type(model)(config)
-    except Exception as error:  # transformers raises many kinds
-        wanted = ", ".join(f"{name} = {value}" for name, value in values.items())
-        raise Unplaced(f"transformers builds no such network with {wanted} ({str(error).strip()[:200]})") from error
-
-
-def _set(config: Any, name: str, value: int) -> None:
-    """Set a config field; the head width is left alone where it is computed from others."""
-    try:
-        setattr(config, name, value)
-    except AttributeError:
-        if name != "head_dim":
-            raise
-
-
-def grown(model: nn.Module, path: str, small: Values, large: Values, steps: int) -> list[tuple[Growth, ...]]:
-    """Return, for every block, the axes that follow when a size grows by ``steps`` from ``small`` to ``large``.
-
-    Raises
-    ------
-    Unplaced
-        when transformers refuses one of the sizes, or something outside the blocks follows.
-    """
-    before, after = (rebuilt(model, values).state_dict() for values in (small, large))
-    found: list[list[Growth]] = [[] for _ in cast(nn.ModuleList, model.get_submodule(path))]
-    for name, tensor in before.items():
-        match = re.fullmatch(rf"{re.escape(path)}\.(\d+)\.(.+)", name)
-        for axis, steps_of in enumerate(_steps(name, tensor, after)):
-            if steps_of and match is None:
-                raise Unplaced(f"{name}, which is in no block, has a size that follows {', '.join(large)}")
-            if steps_of and match:
-                found[int(match[1])].append(Growth(match[2], axis, steps_of // steps, tensor.ndim))
-    return [tuple(rows) for rows in found]
-
-
-def _steps(name: str, tensor: Tensor, after: Mapping[str, Tensor]) -> list[int]:
-    if name not in after or after[name].ndim != tensor.ndim:
-        raise Unplaced(f"{name} is there only with some sizes")
-    return [long - short for short, long in zip(tensor.shape, after[name].shape, strict=True)]
-
-
 def _neuron_growths(model: nn.Module, path: str) -> dict[str, list[tuple[Growth, ...]]]:
     """Return the axes that follow each config field whose name speaks of the inside of an MLP."""
     text, found = text_config(model.config), {}
     for name, value in text.to_dict().items():
-        if NEURON_FIELDS.search(name) and (value is None or type(value) is int):
-            base = value or 4 * text.hidden_size
+        per_block = isinstance(value, list) and bool(value) and all(v == value[0] and type(v) is int for v in value)
+        if NEURON_FIELDS.search(name) and (value is None or type(value) is int or per_block):
+            base = (value[0] if per_block else value) or 4 * text.hidden_size
             try:
-                growths = grown(model, path, {name: base}, {name: base + RAISE}, RAISE)
+                growths = grown(model, path, stated(text, [name], base), stated(text, [name], base + RAISE), RAISE)
             except Unplaced:
                 continue
             if any(growths):
@@ -243,13 +131,6 @@ def _output_projections(model: nn.Module, path: str, block: int, rows: tuple[Gro
     module = cast(nn.ModuleList, model.get_submodule(path))[block]
     return [row for row in rows if row.parameter.endswith(".weight") and row.dimensions == 2
             and row.axis == input_axis(module.get_submodule(row.parameter.removesuffix(".weight")))]
-
-
-def input_axis(layer: nn.Module) -> int:
-    """Return the axis of a linear layer's weight along which its inputs lie; -1 for another kind of layer."""
-    if type(layer).__name__ == "Conv1D":  # GPT-2 stores (in, out)
-        return 0
-    return 1 if hasattr(layer, "in_features") else -1
 
 
 def _experts(model: nn.Module, path: str) -> Experts:
@@ -289,27 +170,49 @@ def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tupl
         raise Unplaced("no field of its config states a number of attention heads")
     pairs = next((name for name in GROUP_FIELDS if type(known.get(name)) is int), None)
     H = getattr(text, count)
-    queries, groups = _head_growths(model, path, count, pairs, H, known[pairs] if pairs else H)
-    _refuse_heads(model, path, queries, groups)
+    alone: dict[str, tuple[str, ...]] = {"heads": (count,), "groups": (pairs,) if pairs else ()}
+    fields = {unit: _same_size(text, names[0]) if names else () for unit, names in alone.items()}
+    try:
+        queries, groups = _placed_heads(model, path, fields, H, known[pairs] if pairs else H)
+    except Unplaced:
+        if fields == alone:
+            raise
+        fields = alone  # fields for other blocks stay as they are, and so do the heads of those blocks
+        queries, groups = _placed_heads(model, path, fields, H, known[pairs] if pairs else H)
     first = next(i for i, rows in enumerate(queries) if rows)
     parts = [row.part("heads") for row in queries[first]] + [row.part("groups") for row in groups[first]]
     [out] = _output_projections(model, path, first, queries[first])
-    return parts, out.parameter.removesuffix(".weight"), {"heads": (count,), "groups": (pairs,) if pairs else ()}
+    return parts, out.parameter.removesuffix(".weight"), fields
 
 
-def _head_growths(model: nn.Module, path: str, count: str, pairs: str | None, H: int, G: int
+def _same_size(text: Any, name: str) -> tuple[str, ...]:
+    """Return a count and the fields named after it that state the same number, for other blocks or for every block."""
+    known = text.to_dict()
+    count = known[name] if name in known else getattr(text, name)
+    longer = {other: value for other, value in known.items() if name in other and other != name}
+    mixed = [other for other, value in longer.items() if isinstance(value, list) and any(v != count for v in value)]
+    if mixed:
+        raise Unplaced(f"its blocks have different numbers of heads ({mixed[0]})")
+    return (name, *(other for other, value in longer.items() if isinstance(value, list) or value == count))
+
+
+def _placed_heads(model: nn.Module, path: str, fields: Mapping[str, tuple[str, ...]], H: int, G: int
+                  ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
+    queries, groups = _head_growths(model, path, fields, H, G)
+    _refuse_heads(model, path, queries, groups)
+    return queries, groups
+
+
+def _head_growths(model: nn.Module, path: str, fields: Mapping[str, tuple[str, ...]], H: int, G: int
                   ) -> tuple[list[tuple[Growth, ...]], list[tuple[Growth, ...]]]:
     """Return the axes that follow the heads alone, and those of the groups alone; none where both grow together."""
     text = text_config(model.config)
-    try:
-        width = {"head_dim": getattr(text, "head_dim", None) or text.hidden_size // H}
-    except Exception as error:  # a config class that gives every block a head width of its own
-        raise Unplaced(f"its config states no single head width ({str(error).splitlines()[0][:120]})") from error
+    width = stated_width(text, text.hidden_size // H)
 
-    def sized(heads: int, groups: int) -> dict[str, int]:
-        return {**width, count: heads, **({pairs: groups} if pairs else {})}
+    def sized(heads: int, groups: int) -> dict[str, Any]:
+        return {**width, **stated(text, fields["heads"], heads), **stated(text, fields["groups"], groups)}
 
-    if pairs:
+    if fields["groups"]:
         try:
             queries = grown(model, path, sized(H, G), sized(2 * H, G), H)
             groups = grown(model, path, sized(2 * H, G), sized(2 * H, 2 * G), G)
@@ -325,11 +228,15 @@ def _head_growths(model: nn.Module, path: str, count: str, pairs: str | None, H:
 def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]], groups: list[tuple[Growth, ...]]
                   ) -> None:
     having = [i for i, rows in enumerate(queries) if rows]
+    blocks = cast(nn.ModuleList, model.get_submodule(path))
     if not having or any(row.entries < 0 for row in queries[having[0]]):
         raise Unplaced("no projection follows the number of heads alone: transformers computes the head width as width "
                        "/ heads")
     kinds = {(queries[i], groups[i]) for i in having}
-    if len(kinds) > 1 or any(rows for i, rows in enumerate(groups) if i not in having):
+    names = {row.parameter for row in (*queries[having[0]], *groups[having[0]])}
+    others = [block for i, block in enumerate(blocks)
+              if i not in having and names <= dict(block.named_parameters()).keys()]
+    if len(kinds) > 1 or others or any(rows for i, rows in enumerate(groups) if i not in having):
         raise Unplaced(f"its blocks have {max(2, len(kinds))} kinds of attention, which differ in the parameters that "
                        f"follow the number of heads")
     outputs = _output_projections(model, path, having[0], queries[having[0]])

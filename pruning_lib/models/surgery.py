@@ -19,9 +19,10 @@ from pruning_lib.models import (
     described_networks,
     expert_surgery,
     families,
+    growth,
     offload,
+    possible_cuts,
     renumbering,
-    structure,
     verification,
 )
 from pruning_lib.models.block_plan import BlockPlan
@@ -77,16 +78,17 @@ def _remove_blocks(model: nn.Module, plan: BlockPlan, inplace: bool) -> nn.Modul
         described_networks.remove(pruned, plan.removed)  # names stay as they are
         return pruned
     stays = [block.name not in plan.removed for block in plan.blocks]
-    values = {} if families.image_family(model) else renumbering.new_fields(model, stays)
+    family = None if families.image_family(model) else families.family_of(model)
+    values = renumbering.new_fields(model, family.blocks, stays, known=not family.found) if family else {}
     pruned = model if inplace else families.copy_of(model)
     for name in sorted(plan.removed, key=_place, reverse=True):  # from the back: the blocks in front keep their names
         path, number = _place(name)
         del cast(nn.ModuleList, pruned.get_submodule(path))[number]
-    if families.image_family(pruned):
+    if family is None:
         _state_blocks(pruned, plan)
     else:
         families.keep_blocks(pruned, stays)
-        renumbering.renumber(pruned, stays, values)
+        renumbering.renumber(pruned, family.blocks, stays, values)
     return pruned
 
 
@@ -110,6 +112,8 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
         raise ValueError("the plan was made for a model of other sizes (or this model is pruned already); "
                          "choose a new plan for this model")
     families.refuse_head_count(model, plan.kept["heads"])
+    if plan.removed_heads.numel():
+        possible_cuts.refuse_cut(model, plan.grouped_query)
     family = families.family_of(model)
     reference = _reference(model, family, plan)
     pruned = model if inplace else families.copy_of(model)
@@ -141,7 +145,7 @@ def _reference(model: nn.Module, family: LanguageFamily, plan: Plan) -> nn.Modul
     if not family.verified:
         raise ValueError("the weights of this model are not available, and its type has no record: the order of rows "
                          "in its matrices cannot be tried. Load it on one device (device='cpu'), or add a record")
-    return structure.rebuilt(model, verification.values_of(model, family, plan.kept))
+    return growth.rebuilt(model, verification.values_of(model, family, plan.kept))
 
 
 def _kept_units(plan: Plan, number: int) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import nn
 
+from pruning_lib.models.growth import text_config
 from pruning_lib.models.language_families import FAMILIES
 from pruning_lib.models.parameter_counts import parameter_count
-from pruning_lib.models.structure import text_config
 
 # field -> size; the first group is set wherever the config class has the field, the second where it has a value
 COMMON = {
@@ -38,13 +38,35 @@ OTHER = {
     "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "mamba_num_heads": 4, "mamba_head_dim": 16,
     "state_size": 8, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "linear_key_head_dim": 8,
     "linear_value_head_dim": 8, "global_head_dim": 8, "num_global_key_value_heads": 2, "lru_width": 32,
+    "swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 8,
     "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 64, "embedding_size": 32, "type_vocab_size": 2}
+# sub-config -> fields, of multimodal types whose parts depend on each other
+BESIDE: dict[str, dict[str, dict[str, Any]]] = {
+    "gemma3n": {"vision_config": {"architecture": "test_efficientnet"}, "audio_config": {"hidden_size": 32,
+                "conf_num_hidden_layers": 1, "conf_num_attention_heads": 4}},
+    "dots3_note": {"vision_config": {"adapter_in_dim": 32, "adapter_out_dim": 32, "num_local_experts": 2,
+                                     "moe_intermediate_size": 20},
+                   "audio_config": {"adapter_input_size": 32, "adapter_out_dim": 32, "downsample_hidden_size": 16}},
+    "phi4_multimodal": {
+        "vision_config": {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+                          "image_size": 28, "crop_size": 28, "image_token_id": 62},
+        "audio_config": {"hidden_size": 32, "intermediate_size": 24, "num_blocks": 1, "num_attention_heads": 4,
+                         "ext_pw_out_channel": 32, "depthwise_separable_out_channel": 32, "nemo_conv_channels": 16,
+                         "bias_max_distance": 16, "audio_token_id": 63}},
+}
+SMALL_BYTES = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4}
+BESIDE["blt"] = {"patcher_config": SMALL_BYTES, "global_config": {**SMALL_BYTES, "hidden_size": 64},
+                 **dict.fromkeys(("encoder_config", "decoder_config"), {**SMALL_BYTES, "hidden_size_global": 64})}
 LATENT = {"num_key_value_heads": 4, "qk_head_dim": 16}  # with latent attention every head has keys of its own
+QWEN4 = {"layer_types": ["linear_attention", "full_attention"], "hc_lowrank": 8, "ngram_vocab_size_base": 97,
+         "split_ngram_parts": 1, "heads_per_ngram": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1,
+         "indexer_head_dim": 8, "indexer_budget": 64, "indexer_compress_ratio": 4}
+GEMMA3N = {"num_kv_shared_layers": 0, "intermediate_size": [24, 24], "activation_sparsity_pattern": [0.5, 0.0]}
 EXTRA: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "gemma3n_text": {"num_kv_shared_layers": 0}, "gemma4_text": {"num_kv_shared_layers": 0},
+    "gemma3n": GEMMA3N, "gemma3n_text": GEMMA3N, "gemma4_text": {"num_kv_shared_layers": 0},
     "xlm": {"n_words": 64, "max_position_embeddings": 128},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
               "moe_intermediate_size": 20},
@@ -70,6 +92,10 @@ EXTRA: dict[str, dict[str, Any]] = {
     "olmo_hybrid": {"layer_types": ["full_attention", "linear_attention"]},
     "nemotron_h": {"layer_types": ["linear_attention", "full_attention", "mlp"], "n_groups": 2,
                    "mamba_head_dim": 16},
+    "youtu": {"pad_token_id": None},  # transformers sets the row of a padding token to zero when it loads this type
+    "blt": {"encoder_hash_byte_group_vocab": 64, "encoder_hash_byte_group_size": [3]},
+    "laguna": {"num_attention_heads_per_layer": [4, 4]},
+    "qwen4_exp_text": QWEN4, "qwen4_exp": QWEN4,
     "diffllama": {"num_attention_heads": 8, "num_key_value_heads": 4},
 }
 
@@ -92,14 +118,15 @@ def toy_config(name: str, **sizes: int) -> Any:
     text = text_config(default)
     extra = FAMILIES[name].tiny if name in FAMILIES else EXTRA.get(name, {})
     fields = {**_fields(text), **extra, **sizes}
+    beside = BESIDE.get(name, {})
     if text is default:
-        return AutoConfig.for_model(name, **fields)
+        return AutoConfig.for_model(name, **fields, **beside)
     parts = {}
     for key in default.sub_configs:
         part = getattr(default, key, None)
         if part is not None:
             small = fields if part is text else _fields(part)
-            parts[key] = {**small, "model_type": part.model_type}
+            parts[key] = {**small, **beside.get(key, {}), "model_type": part.model_type}
     return AutoConfig.for_model(name, **parts)
 
 

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from pruning_lib.models import offload
 from pruning_lib.models.cutting import cut_block, refresh, state, zero
+from pruning_lib.models.growth import Unplaced, input_axis, kind, rebuilt, stated, stated_width, text_config
 from pruning_lib.models.language_families import LanguageFamily
 from pruning_lib.models.parts import block_counts, block_parts, has, places
-from pruning_lib.models.structure import Unplaced, input_axis, layouts, rebuilt, text_config
+from pruning_lib.models.structure import layouts
 
 EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
 ROUGH = 0.25  # the same in 16 bits, as a share of the change that masking makes
@@ -59,23 +60,44 @@ def without(family: LanguageFamily, unit: str, reason: str) -> LanguageFamily:
 
 
 def _verified_unit(model: nn.Module, family: LanguageFamily, unit: str) -> LanguageFamily:
-    reason = ""
+    """Return the record in the first layout that passes all trials, or in one that passes some of those of heads."""
+    reason, partly = "", None
     for option in layouts(family.parts, unit):
         candidate = replace(family, parts=option)
-        try:
-            for removed in trials(model, candidate, unit):
-                _compare(model, candidate, removed)
+        failed = _failures(model, candidate, unit)
+        if not failed:
             return candidate
-        except Unplaced as error:
-            reason = reason or str(error)
-    return without(family, unit, reason)
+        reason = reason or next(iter(failed.values()))
+        if not partly and len(failed) < len(trials(model, candidate, unit)):
+            partly = replace(candidate, refused={**family.refused, **failed})
+    return partly or without(family, unit, reason)
+
+
+def _failures(model: nn.Module, family: LanguageFamily, unit: str) -> dict[str, str]:
+    """Return the reason of every trial that fails, by the manner in which it cuts."""
+    failed = {}
+    try:
+        for removed in trials(model, family, unit):
+            try:
+                _compare(model, family, removed)
+            except Unplaced as error:
+                failed[manner(removed)] = str(error)
+    except Unplaced as error:  # nothing to try
+        failed["heads"] = str(error)
+    return failed
+
+
+def manner(removed: Mapping[str, Tensor]) -> str:
+    """Return how a trial cuts: as ``plan.GROUPED`` names it, or "neurons"."""
+    return "neurons" if "neurons" in removed else "whole_groups" if "groups" in removed else "equal_queries"
 
 
 def trials(model: nn.Module, family: LanguageFamily, unit: str) -> list[dict[str, Tensor]]:
-    """Return what to remove to try one unit: some neurons; a group with its queries; one query of every group."""
+    """Return what to remove to try one unit: half of the neurons, whole groups, or one query of every group."""
     counts = model_counts(model, family)
     if unit == "neurons":
-        return [{"neurons": torch.tensor([1, counts["neurons"] // 2])}]
+        order = torch.randperm(counts["neurons"], generator=torch.Generator().manual_seed(0))
+        return [{"neurons": order[:counts["neurons"] // 2].sort().values}]  # many, so that most tokens need some
     H, G = counts["heads"], counts["groups"]
     along, found = torch.arange(H).view(G, -1), []
     if G > 1:
@@ -100,14 +122,12 @@ def _left(counts: Mapping[str, int], removed: Mapping[str, Tensor]) -> dict[str,
     return {unit: n - len(removed.get(unit, ())) for unit, n in counts.items()}
 
 
-def values_of(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int]) -> dict[str, int]:
+def values_of(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int]) -> dict[str, Any]:
     """Return the config fields that state these counts, the head width with the heads."""
-    values = {name: counts[unit] for unit, names in family.fields.items() for name in names}
-    if "heads" in family.fields:
-        text = text_config(cast(Any, model).config)
-        width = getattr(text, "head_dim", None) or columns(family)
-        values["head_dim"] = width
-    return values
+    text, values = text_config(cast(Any, model).config), dict[str, Any]()
+    for unit, names in family.fields.items():
+        values |= stated(text, names, counts[unit])
+    return values | (stated_width(text, columns(family)) if "heads" in family.fields else {})
 
 
 def columns(family: LanguageFamily) -> int:
@@ -122,21 +142,26 @@ def model_counts(model: nn.Module, family: LanguageFamily) -> dict[str, int]:
     return {unit: max(counts[unit] for counts in found) for unit in ("heads", "groups", "neurons")}
 
 
-def number_with(model: nn.Module, family: LanguageFamily, unit: str) -> int:
-    """Return the number of the first block that has heads, or neurons."""
+def one_of_each_kind(model: nn.Module, family: LanguageFamily, unit: str) -> list[int]:
+    """Return the numbers of the first block of every kind that has heads, or neurons."""
     blocks = cast(nn.ModuleList, model.get_submodule(family.blocks))
-    return next(i for i, block in enumerate(blocks) if has(block, family, unit))
+    kinds = {kind(block): i for i, block in reversed(list(enumerate(blocks))) if has(block, family, unit)}
+    return sorted(kinds.values())
 
 
 def block_with(model: nn.Module, family: LanguageFamily, unit: str) -> nn.Module:
     """Return the first block that has heads, or neurons."""
-    return cast(nn.ModuleList, model.get_submodule(family.blocks))[number_with(model, family, unit)]
+    return cast(nn.ModuleList, model.get_submodule(family.blocks))[one_of_each_kind(model, family, unit)[0]]
 
 
 def _compare(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Tensor]) -> None:
-    """Raise Unplaced unless the first such block gives the same without ``removed`` as with ``removed`` masked."""
-    unit = "heads" if "heads" in removed else "neurons"
-    number, block = number_with(model, family, unit), block_with(model, family, unit)
+    """Raise Unplaced unless a block of every kind gives the same without ``removed`` as with ``removed`` masked."""
+    for number in one_of_each_kind(model, family, "heads" if "heads" in removed else "neurons"):
+        _compare_block(model, family, removed, number)
+
+
+def _compare_block(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Tensor], number: int) -> None:
+    block = cast(nn.ModuleList, model.get_submodule(family.blocks))[number]
     parts = block_parts(block, family, columns(family))
     counts = model_counts(model, family)
     masked, cut = copy.deepcopy(block), copy.deepcopy(block)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from pruning_lib import data
 from pruning_lib.data.batching import right_padded
-from pruning_lib.models import checkpoints, expert_surgery, families, positions, surgery
+from pruning_lib.models import checkpoints, equivalents, expert_surgery, families, positions, surgery
 from pruning_lib.models.expert_plan import ExpertPlan
 from pruning_lib.models.plan import Plan
 from pruning_lib.pruning import consensus, importance
@@ -82,7 +82,9 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
         ``"module:function"``, as in ``importance.method_of``
     removed_fraction : of all parameters; may be left out with ``experts_removed``, and for depth alone with
         ``blocks_removed``
-    heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``
+    heads_removed, grouped_query, multiple_of, seed : as in ``selection.choose``.  Where transformers has no field for
+        the head width (GPT-NeoX, GPT-J, CodeGen, Falcon, Helium), a model that loses heads becomes an equal one of a
+        type that has it, see ``equivalents``
     experts_removed : experts to remove in every block that has experts, those with the least router weight x norm of
         their output; neurons inside the others make up the rest of ``removed_fraction``, if it is given.  A model whose
         neurons are all inside experts loses those without it too
@@ -123,6 +125,8 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     checkpoints.refuse_mixed(model)
     if calibration is None:
         calibration = default_calibration() if callable(batches) else ()
+    if width and (heads_removed != 0 or not families.sizes(model).neurons):
+        model = equivalents.with_head_width(model)
     if experts_removed or _inside_experts(model, width, depth, heads_removed):
         if callable(batches):
             batches = tokenized(model, batches, source_texts(calibration, prompts, PROMPTS, allow_test_text))

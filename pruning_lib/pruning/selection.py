@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pruning_lib._files import replacing
-from pruning_lib.models import families
+from pruning_lib.models import equivalents, families, possible_cuts
 from pruning_lib.models.families import Sizes
 from pruning_lib.models.plan import GROUPED, Plan
 
@@ -120,6 +120,8 @@ def choose(importance: Importance, model: nn.Module, *, removed_fraction: float,
     s = families.sizes(model)
     heads = _head_count(heads_removed, scope)
     _refuse_scope(model, s, scope, heads)
+    if heads != 0 and scope != "neurons":
+        possible_cuts.refuse_cut(model, grouped_query)
     if grouped_query == "equal_queries" and scope != "neurons" and s.heads == s.groups:
         raise ValueError("this model has one query head per key/value head; use grouped_query='whole_groups'")
     _check_importance(importance, s)
@@ -141,7 +143,9 @@ def _refuse_scope(model: nn.Module, s: Sizes, scope: str, heads_removed: int | s
     """Raise ValueError, with the reason, for heads or neurons that this type of model cannot lose."""
     refused = families.family_of(model).refused
     if not s.heads and scope != "neurons" and heads_removed != 0:
-        raise ValueError(f"heads of this model cannot be removed: {refused.get('heads')}. Use scope='neurons'"
+        way = " (or of equivalents.with_head_width(model), the same network as another type)" * bool(
+            equivalents.entry(model))
+        raise ValueError(f"heads of this model cannot be removed: {refused.get('heads')}. Use scope='neurons'{way}"
                          if s.neurons else f"neither heads nor neurons of this model can be removed: {refused}")
     if not s.neurons and scope != "heads":
         raise ValueError(f"neurons of this model cannot be removed: {refused.get('neurons')}. Use scope='heads'")
@@ -266,7 +270,9 @@ def _unreachable(s: Sizes, fraction: float, per_block: list[tuple[float, float]]
 
 def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     """Return the sizes of a language model, and every lossless cut of its heads with the fractions that it allows."""
-    s, refused = families.sizes(model), families.removable(model)
+    refused = possible_cuts.removable(model)
+    stored = equivalents.with_head_width(model) if not refused["heads"] else model
+    s = families.sizes(stored)
     per_group, cuts = s.heads // max(s.groups, 1), []
     all_neurons = len(s.neuron_blocks) * (s.neurons - 1) * s.neuron_parameters / s.parameters
     units = [("whole_groups", g * per_group, g * (per_group * s.head_parameters + s.group_parameters))
@@ -275,7 +281,8 @@ def lossless_cuts(model: nn.Module) -> dict[str, Any]:
     for cut, heads, parameters in units:
         reason = refused["heads"]
         try:
-            families.refuse_head_count(model, s.heads - heads)
+            possible_cuts.refuse_cut(stored, cut) if heads else None
+            families.refuse_head_count(stored, s.heads - heads)
         except ValueError as error:
             reason = reason or str(error)
         least = len(s.head_blocks) * parameters / s.parameters
@@ -283,7 +290,8 @@ def lossless_cuts(model: nn.Module) -> dict[str, Any]:
         cuts.append({"grouped_query": cut, "heads_removed": heads, "least_fraction": least, "most_fraction": most,
                      "refused": reason})
     block = families.parameter_count(families.blocks(model)[0])
-    return {"family": model.config.model_type, "parameters": s.parameters, "blocks": s.blocks,  # type: ignore[union-attr]
+    return {"family": model.config.model_type, "stored_as": stored.config.model_type,  # type: ignore[union-attr]
+            "parameters": s.parameters, "blocks": s.blocks,
             "heads": s.heads, "groups": s.groups, "head_width": s.head_width, "neurons": s.neurons, "width": s.width,
             "neurons_fraction": all_neurons, "head_blocks": len(s.head_blocks), "neuron_blocks": len(s.neuron_blocks),
             "block_fraction": block / s.parameters, "cuts": cuts, "refused": refused}

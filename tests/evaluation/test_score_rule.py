@@ -75,3 +75,19 @@ def test_draws_that_cannot_be_compared_are_refused():
     with pytest.raises(ValueError, match="3 draws against 2"):
         compare(draws(0.0, 0.1, 0.2), draws(0.0, 0.1))
     assert score_rule.SMALLEST > 1
+
+
+SMALL = [(0.1, 0.10, 0.12), (0.3, 0.50, 0.60)]
+
+
+@pytest.mark.parametrize("large, expected", [
+    ([(0.1, 0.05, 0.06), (0.3, 0.30, 0.40)], "less"),
+    ([(0.2, 0.20, 0.25), (0.4, 0.60, 0.62)], "less"),             # compared between 0.2 and 0.3 only
+    ([(0.2, 0.20, 0.31), (0.4, 0.90, 0.95)], "not told apart"),   # the small one's line has 0.30 at 0.2
+    ([(0.1, 0.20, 0.22), (0.3, 0.70, 0.90)], "more"),
+    ([(0.1, 0.05, 0.06), (0.3, 0.70, 0.90)], "not told apart"),   # the lines cross
+    ([(0.35, 0.05, 0.06), (0.4, 0.05, 0.06)], "not told apart")])  # no share at which both were cut
+def test_a_larger_model_loses_less_where_its_line_lies_below_with_all_draws(large, expected):
+    assert score_rule.larger_loses(large, SMALL) == expected
+    mirrored = {"less": "more", "more": "less"}.get(expected, expected)
+    assert score_rule.larger_loses(SMALL, large) == mirrored

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
 from pruning_lib.data import images
 from pruning_lib.evaluation import spurious_cues
@@ -102,3 +103,23 @@ def test_a_network_tuned_where_the_cue_is_right_follows_it_and_one_tuned_where_i
         right = {name: unpack(accuracy(network, pixels, test[1])[1]) for name, pixels in sets.items()}
         shown[agreement] = spurious_cues.reliance(right["bias_aligned"], right["bias_conflicting"])["reliance_fraction"]
     assert abs(shown[0.1]) < 0.04 and shown[1.0] > 0.1, shown
+
+
+@pytest.mark.parametrize("pruned, dense, expected", [
+    ([0.60, 0.62, 0.58], [0.61, 0.60, 0.60], "contradicted"),  # follows the cue as the dense ones do
+    ([0.40, 0.42, 0.38], [0.61, 0.60, 0.60], "partly"),        # relies less, surely
+    ([0.30, 0.70, 0.30], [0.61, 0.60, 0.60], "contradicted"),  # less on average, but not beyond the seeds
+    ([0.02, 0.00, 0.04], [0.61, 0.60, 0.60], "reproduced"),
+    ([0.02, 0.00, 0.04], [0.61, 0.60, 0.19], "not run"),       # one control does not bite
+    ([0.02, 0.00], [0.61, 0.60], "not run")])                  # two seeds
+def test_the_verdict_follows_the_rule(pruned, dense, expected):
+    assert spurious_cues.verdict(pruned, dense) == expected
+
+
+def test_the_interval_over_seeds_is_the_paired_t_interval():
+    pruned, dense = [0.5, 0.55, 0.4], [0.6, 0.58, 0.57]
+    found = spurious_cues.over_seeds(pruned, dense)
+    truth = stats.ttest_rel(pruned, dense).confidence_interval(0.95)
+    assert (found["low"], found["high"]) == pytest.approx((truth.low, truth.high))
+    with pytest.raises(ValueError, match="give at least 2"):
+        spurious_cues.over_seeds([0.5], [0.6])

@@ -44,6 +44,19 @@ def test_a_record_comes_back_as_it_was_written_with_what_it_was_made_with(record
     assert made_with["data"] == {"c4": "8fb20ef63ced4145"} and made_with["minutes"] >= 0 and made_with["commit"]
 
 
+def test_a_model_from_a_local_folder_is_told_by_the_digest_of_its_weights(records, tmp_path, monkeypatch):
+    monkeypatch.setenv("PRUNING_MODELS", str(tmp_path))
+    (tmp_path / "org" / "model").mkdir(parents=True)
+    found = []
+    for weights in (b"as published", b"dequantised"):
+        (tmp_path / "org" / "model" / "model.safetensors").write_bytes(weights)
+        write(parameters={"model": "org/model", "text": "mini_text", "removed_fraction": 0.2})
+        found.append(results.read("amp_prune")["made_with"]["local_weights"])
+    assert [set(named) for named in found] == [{"org/model"}] * 2 and found[0] != found[1]
+    write()
+    assert "local_weights" not in results.read("amp_prune")["made_with"]
+
+
 def test_the_runner_names_the_run_and_the_folder(tmp_path, monkeypatch):
     monkeypatch.setenv("PRUNING_RUN", "amp-20")
     assert write() == tmp_path / "records" / "amp-20.json"

@@ -7,11 +7,12 @@ import torch
 from conftest import build
 from transformers import AutoModelForCausalLM, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from pruning_lib.models import families, structure, surgery
+from pruning_lib.models import equivalents, families, possible_cuts, structure, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.hooks import skip_block
 from pruning_lib.models.plan import Plan
 from pruning_lib.models.toy_models import randomise, toy
+from pruning_lib.pruning import consensus
 from pruning_lib.pruning.importance import METHODS
 from pruning_lib.pruning.reconstruction import reconstruct
 from pruning_lib.pruning.selection import choose
@@ -102,7 +103,7 @@ def test_removing_equals_masking_and_reloads_plainly(name, cut, model_of, tmp_pa
 @pytest.mark.parametrize("name", BOTH)
 def test_heads_and_neurons_of_these_families_are_found(name, model_of):
     s = families.sizes(model_of(name))
-    assert (s.heads, s.head_width, s.neurons) == (4, 8, 24) and families.removable(model_of(name))["heads"] == ""
+    assert (s.heads, s.head_width, s.neurons) == (4, 8, 24) and possible_cuts.removable(model_of(name))["heads"] == ""
 
 
 @pytest.mark.parametrize("name", MIXED)
@@ -111,7 +112,7 @@ def test_of_mixed_architectures_the_blocks_with_attention_lose_heads(name):
     model = toy(name)
     batches = [{"input_ids": IDS + i, "attention_mask": torch.ones_like(IDS)} for i in range(2)]
     s = families.sizes(model)
-    assert s.head_blocks == MIXED[name] and families.removable(model)["heads"] == ""
+    assert s.head_blocks == MIXED[name] and possible_cuts.removable(model)["heads"] == ""
     for method in ("amp", "wanda", "magnitude", "peak_to_peak", "reconstruction_error"):
         found = METHODS[method].importance(model, batches)
         assert found.heads.shape == (len(MIXED[name]), 4) and found.neurons.shape == (len(s.neuron_blocks), s.neurons)
@@ -127,7 +128,8 @@ def test_of_mixed_architectures_the_blocks_with_attention_lose_heads(name):
 @pytest.mark.parametrize(("name", "reason"), NEURONS.items())
 def test_heads_are_refused_with_the_reason(name, reason, model_of, random_importance):
     model = model_of(name)
-    assert reason in families.removable(model)["heads"]
+    assert reason in families.family_of(model).refused["heads"]
+    assert (reason in possible_cuts.removable(model)["heads"]) == (equivalents.entry(model) is None)
     with pytest.raises(ValueError, match=f"heads of this model cannot be removed: .*{reason}.*scope='neurons'"):
         choose(random_importance(model), model, removed_fraction=0.1, heads_removed="same_share")
     assert choose(random_importance(model), model, removed_fraction=0.1, scope="neurons").neurons.shape[1] > 0
@@ -166,7 +168,7 @@ def test_the_text_tower_of_a_multimodal_wrapper_is_cut_and_reloads(tmp_path):
     vision = {"depth": 1, "hidden_size": 16, "intermediate_size": 8, "num_heads": 2, "out_hidden_size": 32}
     model = Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(text_config=text, vision_config=vision)).double().eval()
     randomise(model, 0)
-    assert "width / heads" in families.removable(model)["heads"]
+    assert "width / heads" in possible_cuts.removable(model)["heads"]
     plan = plan_of(model, "whole_groups")
     pruned = surgery.remove(model, plan)
     torch.testing.assert_close(logits(pruned), logits(masked(model, plan)), rtol=1e-9, atol=1e-9)
@@ -219,9 +221,44 @@ def test_without_weights_the_same_reason_is_given(model_of):
     """``inspect`` reads the config alone."""
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_of("olmo2").config)
-    assert families.removable(model) == families.removable(model_of("olmo2"))
+    assert possible_cuts.removable(model) == possible_cuts.removable(model_of("olmo2"))
 
 
 def test_a_toy_network_has_no_parameter_at_zero(tiny):
     for model in (toy("gpt2"), build(families.tiny("llama"))):
         assert all((p != 0).all() for p in model.parameters())
+
+
+def test_heads_that_only_one_manner_of_cutting_removes_exactly(model_of, random_importance, tmp_path):
+    model = model_of("doge")  # a value decides on what all heads attend to, so its group has to stay
+    scores = random_importance(model)
+    with pytest.raises(ValueError, match="grouped_query='whole_groups'.*use grouped_query='equal_queries'"):
+        choose(scores, model, removed_fraction=0.3, heads_removed=2)
+    with pytest.raises(ValueError, match="use grouped_query='equal_queries'"):
+        surgery.remove(model, plan_of(model, "whole_groups"))
+    plan = choose(scores, model, removed_fraction=0.3, heads_removed=2, grouped_query="equal_queries")
+    pruned = surgery.remove(model, plan)
+    torch.testing.assert_close(logits(pruned), logits(masked(model, plan)), rtol=1e-9, atol=1e-9)
+    assert_reloads(pruned, tmp_path)
+
+
+def test_a_count_that_the_config_lists_for_every_block_follows(random_importance, tmp_path):
+    model = toy("laguna")
+    plan = choose(random_importance(model), model, removed_fraction=0.15, scope="heads", heads_removed=2)
+    pruned = surgery.remove(model, plan)
+    assert pruned.config.num_attention_heads_per_layer == [2, 2]
+    assert_reloads(pruned, tmp_path)
+
+
+def test_a_cut_is_tried_in_a_block_of_every_kind(model_of):
+    model = model_of("gemma3n_text")  # its first block cuts off all but the largest neurons, its second does not
+    assert "removing does not equal masking" in families.family_of(model).refused["neurons"]
+
+
+def test_blocks_that_have_to_stay_are_named_before_a_ranking_and_by_inspect():
+    model = toy("diffllama")
+    first, last = families.residual_blocks(model)
+    assert not first.removable and "lambda_init" in first.reason and last.removable
+    assert possible_cuts.removable(model)["blocks"].startswith(possible_cuts.SOME_BLOCKS)
+    with pytest.raises(ValueError, match="2 rounds of 1 blocks; 1 blocks can be removed"):
+        consensus.prune(model, lambda _: pytest.fail("ranked"), rounds=2, min_blocks=1)

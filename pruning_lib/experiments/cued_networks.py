@@ -1,0 +1,103 @@
+"""Networks trained from the start on images with a spurious cue, then pruned on such images.
+
+A cue that is shown to a finished network is hardly learned.  Here it is there from the first step, as in data that a
+user has without knowing of it: training, ranking and tuning all see it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from pruning_lib._files import digest
+from pruning_lib.data import images
+from pruning_lib.evaluation import spurious_cues
+from pruning_lib.experiments import network_cache
+from pruning_lib.experiments.recorded_networks import RecordedNetwork
+from pruning_lib.models import image_networks
+from pruning_lib.pruning import block_ranking, consensus
+from pruning_lib.training import sgd
+
+START_LR, TUNE_LR = 0.1, 0.02  # learning rates at the beginning, as in the notebook consensus_prune
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Images with a cue, and how long networks learn from them.
+
+    Attributes
+    ----------
+    image_set : key of ``images.IMAGES``
+    cue : key of ``spurious_cues.CUES``
+    agreement : probability that the cue tells the class, 0 to 1
+    train_images : how many training images; None for all
+    epochs : passes over them before the first cut
+    rounds : blocks removed one by one
+    round_epochs, final_epochs : passes after each cut, and after the last one besides
+    per_class : calibration images of each class
+    dtype : of the multiplications of training
+    """
+
+    image_set: str
+    cue: str
+    agreement: float
+    train_images: int | None
+    epochs: float
+    rounds: int
+    round_epochs: float
+    final_epochs: float
+    per_class: int = 16
+    dtype: str = "float32"
+
+
+def train_and_prune(criteria: Sequence[str], schedule: Schedule, *, seed: int) -> list[RecordedNetwork]:
+    """Return one ResNet-20 per criterion, all from the same dense one; each is made once and cached.
+
+    Parameters
+    ----------
+    criteria : keys of ``block_ranking.CRITERIA``, or "none" for the dense network, trained as long as the others
+    seed : of the weights at the beginning, the cues, and the order of the images
+    """
+    train = _marked("train", schedule, seed, schedule.train_images)
+    scored = _marked("calibration", schedule, seed, None)
+    scored = tuple(part[images.balanced(scored[1], schedule.per_class, seed=seed)] for part in scored)
+    settings = {"with_cue": asdict(schedule), "seed": seed, "torch": torch.__version__,
+                "images": digest(train[0].numpy().tobytes() + scored[0].numpy().tobytes())}
+
+    def tuned(network: nn.Module, epochs: float, lr: float, number: int) -> tuple[nn.Module, dict[str, Any]]:
+        return sgd.train(network, *train, epochs=epochs, lr=lr, seed=1000 * seed + number, augment=False,
+                         dtype=schedule.dtype), {}
+
+    def pruned(criterion: str) -> tuple[nn.Module, dict[str, Any]]:
+        network = network_cache.find(start.key).network
+        for number in range(1, schedule.rounds + 1):
+            if criterion != "none":
+                network = consensus.step(network, lambda now: block_ranking.CRITERIA[criterion].order(
+                    now, sgd.pixels(scored[0]), scored[1], seed), min_blocks=1).model
+            tuned(network, schedule.round_epochs, TUNE_LR, number)
+        return tuned(network, schedule.final_epochs, TUNE_LR, schedule.rounds + 1)
+
+    start = network_cache.get_or_train(lambda: tuned(_fresh(schedule.image_set, seed), schedule.epochs, START_LR, 0),
+                                       **settings)
+    made = {name: network_cache.get_or_train(partial(pruned, name), **settings, criterion=name) for name in criteria}
+    return [RecordedNetwork(found.network, name, "final", schedule.rounds * (name != "none"), found.key)
+            for name, found in made.items()]
+
+
+def _fresh(image_set: str, seed: int) -> nn.Module:
+    """Return an untrained ResNet-20 for the images of a set."""
+    entry = images.IMAGES[image_set]
+    config = image_networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)}, entry.mean,
+                                        entry.std)
+    return image_networks.build(config, seed=seed)
+
+
+def _marked(part: str, schedule: Schedule, seed: int, number: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return images of one part of a set with the cue of their class, nearly always, and their classes."""
+    plain, classes = images.load(schedule.image_set, part, number)
+    return spurious_cues.inject_cue(plain, classes, cue=schedule.cue, agreement=schedule.agreement, seed=seed), classes
