@@ -32,7 +32,7 @@ from pruning_lib.pruning.selection import Importance, choose
 
 RECONSTRUCTIONS = ("auto", "none", *MODES)
 BEST = "sequential"  # the book's page methods_compared: perplexity 35 instead of 54 at 20 % removed
-CALIBRATION = "alpaca"  # read where a tokenizer is given and nothing else; see ``default_calibration``
+CALIBRATION = "alpaca"  # read where a tokenizer is given and nothing else
 LONG_TEXT = {"alpaca": "c4", "mini_prompts": "mini_calibration_text"}  # text for reconstruction beside these prompts
 PROMPTS, SAMPLES = 50, 100  # texts of each, where there are as many
 Texts = str | Path | Sequence[str]
@@ -99,8 +99,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     text : batches for the reconstruction, and for methods that need long text; by default ``batches``
     calibration, prompts : with a tokenizer, the calibration prompts (a name, a file, see ``data.texts``, or a list),
         and the number of them, from the first on; None takes 50 from a name or file, or all if there are fewer.
-        Without ``calibration``, ``"alpaca"``; or ``"mini_prompts"``, which is part of the package, and a warning where
-        the extra ``eval`` is not installed
+        Without ``calibration``, ``"alpaca"``; where the extra ``eval`` is missing ``"mini_prompts"``, with a warning
     reconstruction_text, reconstruction_samples : with a tokenizer, the same for ``text``.  None takes ``"c4"`` beside
         ``"alpaca"``, ``"mini_calibration_text"`` beside ``"mini_prompts"``, and beside prompts of your own these
         prompts; and 100 texts
@@ -181,8 +180,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
 
 def default_calibration() -> str:
     """Return the name of the default calibration prompts, with a warning where others stand in for them."""
-    found = data.default_name(CALIBRATION)
-    if found != CALIBRATION:
+    if (found := data.default_name(CALIBRATION)) != CALIBRATION:
         warnings.warn(f"calibrating on {found!r}, which is part of this package: {CALIBRATION!r} needs "
                       f'pip install "pruning-lib[eval]"; calibration= takes a file or a list of texts', stacklevel=3)
     return found
