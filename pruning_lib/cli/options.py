@@ -12,7 +12,7 @@ OWN_TEXT = ("a name (pruning-lib list texts), a file (.jsonl .json .txt .parquet
 
 
 class Help(argparse.ArgumentDefaultsHelpFormatter):
-    """State the default of every option that has one; where it depends on something, the help says on what."""
+    """State the default of every option that has a fixed one; the others describe theirs in words."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         return action.help if action.default in (None, False) else super()._get_help_string(action)
