@@ -6,7 +6,10 @@ published  the published procedure, reimplemented: one prompt at a time, a pass 
            logits computed, the whole tokens x heads x width tensor
 floor      one plain forward pass of the same batches without the language-model head, nothing scored
 
-Times are medians of interleaved repetitions; memory is the rise of the peak of a separate process.
+Times are medians of interleaved repetitions; memory is the rise of the peak of a separate process.  ``--memory``
+spreads the model as ``load_model(memory=...)`` does, for example ``'{"cpu": "150MB"}'`` with the rest on disk or
+``'{"0": "150MB", "cpu": "2GB"}'`` with a GPU.  Ours and the floor then read and transfer the same weights, which
+counts in both.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -66,8 +70,9 @@ def floor(model, batches):
 WAYS = {"published": published, "ours": ours, "floor": floor}
 
 
-def setting(dtype):
-    model, tokenizer = loading.load_model("smollm2-135m-instruct", dtype=dtype)
+def setting(dtype, memory=None):
+    model, tokenizer = loading.load_model("smollm2-135m-instruct", dtype=dtype, memory=memory,
+                                          device="auto" if memory else None)
     ids = [tokenizer(text)["input_ids"][:n] for text, n in zip(data.texts("mini_text"), LENGTHS, strict=False)]
     return model, data.batches([tokenizer.decode(i) for i in ids], tokenizer)
 
@@ -95,16 +100,34 @@ def peak_elsewhere(script, *arguments):
     return "?" if peak is None else f"{peak / 1e6:.0f}"
 
 
-def measured(dtype, repetitions):
-    model, batches = setting(dtype)
-    seconds = {way: [] for way in WAYS}
-    for way in WAYS.values():
+def waiting(memory, repetitions):
+    """Print the times of ours and the floor for a model whose weights wait on disk or in host memory."""
+    model, batches = setting("float32", memory)
+    places = Counter(str(place) for place in getattr(model, "hf_device_map", {}).values())
+    seconds = timed({name: WAYS[name] for name in ("ours", "floor")}, model, batches, repetitions)
+    mine, least = (statistics.median(found) for found in seconds.values())
+    print(f"parts of the model by place: {dict(places)}; ours {mine:.2f} s, floor {least:.2f} s, "
+          f"ratio {mine / least:.2f}")
+
+
+def timed(ways, model, batches, repetitions):
+    """Return the seconds of every repetition of every way, taken in turn after a first call."""
+    seconds = {name: [] for name in ways}
+    for way in ways.values():
         way(model, batches)  # warm-up
     for _ in range(repetitions):
-        for name, way in WAYS.items():
+        for name, way in ways.items():
             start = time.perf_counter()
             way(model, batches)
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()  # what is still being computed or transferred
             seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def measured(dtype, repetitions):
+    model, batches = setting(dtype)
+    seconds = timed(WAYS, model, batches, repetitions)
     for a, b in zip(published(model, batches), ours(model, batches), strict=True):
         torch.testing.assert_close(a, b, rtol={"float32": 1e-4, "bfloat16": 5e-2}[dtype], atol=0)
     tokens = sum(int(b["attention_mask"].sum()) for b in batches)
@@ -115,7 +138,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--peak", nargs=2, metavar=("WAY", "DTYPE"), help=argparse.SUPPRESS)
+    parser.add_argument("--memory", type=json.loads, help="device -> size, the rest of the model waits")
     arguments = parser.parse_args()
+    if arguments.memory:
+        places = {int(place) if place.isdigit() else place: size for place, size in arguments.memory.items()}
+        return waiting(places, arguments.repetitions)
     if arguments.peak:
         way, dtype = arguments.peak
         print(json.dumps(peak_bytes(WAYS[way], *setting(dtype))))
