@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from pruning_lib.models import expert_surgery, families, offload
 from pruning_lib.models.expert_plan import ExpertPlan
+from pruning_lib.models.families import Experts
 from pruning_lib.models.hooks import evaluating, inputs_to
 from pruning_lib.pruning.amp import _right_padded, neuron_scores
 
@@ -65,25 +66,38 @@ def expert_importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]],
     """
     s, placed = expert_surgery.sizes(model), expert_surgery.placed(model)
     blocks = families.blocks(model)
-    modules = [blocks[i].get_submodule(placed.down.rpartition(".")[0]) for i in s.blocks]
+    paths = [placed.down.rpartition(".")[0], *_beside(placed)]
+    modules = [blocks[i].get_submodule(path) for path in paths for i in s.blocks]
     experts = torch.zeros(len(s.blocks), s.experts, dtype=torch.float64)
     neurons = torch.zeros(len(s.blocks), s.experts, s.neurons, dtype=torch.float64)
     plain = [torch.zeros(n, dtype=torch.float64) for n in s.plain]
     outputs = {i: blocks[i].get_submodule(expert_surgery.plain_output(blocks[i], parts))
                for i, parts in enumerate(placed.plain) if parts}
     [down] = [part for part in placed.neurons if part.parameter == placed.down]
+    gating: dict[int, tuple[Tensor, Tensor]] = {}  # block with experts -> token and router weight of every pair
     weights: Tensor  # (B, T): 1 / length of the prompt, 0 where padded
 
     def see_experts(i: int, x: Tensor, index: Tensor, router: Tensor) -> None:
         kept = weights.flatten().to(x.device) > 0
         each = weights.flatten().to(x.device)[kept].repeat_interleave(index.shape[-1])  # (pairs,)
-        pairs = x[kept].repeat_interleave(index.shape[-1], 0), index[kept].reshape(-1, 1), router[kept].reshape(-1, 1)
-        norms = modules[i](*pairs).abs().sum(-1, dtype=torch.float32)
-        experts[i].index_add_(0, pairs[1].flatten().cpu(), (each * norms).double().cpu())
-        once = *pairs[:2], torch.ones_like(pairs[2], dtype=x.dtype)
-        for start, fired in _activations(modules[i], placed.down, down.axis, once, pairs[1].flatten()):
+        tokens, number = x[kept].repeat_interleave(index.shape[-1], 0), index[kept].reshape(-1, 1)
+        norms = modules[i](tokens, *_alone(modules[i], tokens, number, router[kept].reshape(-1, 1)))
+        norms = norms.abs().sum(-1, dtype=torch.float32)
+        experts[i].index_add_(0, number.flatten().cpu(), (each * norms).double().cpu())
+        once = tokens, *_alone(modules[i], tokens, number, torch.ones_like(number, dtype=x.dtype))
+        for start, fired in _activations(modules[i], placed.down, down.axis, once, number.flatten()):
             found = (each[:, None] * fired.abs()).double().cpu()
-            neurons[i, :, start:start + found.shape[1]].index_add_(0, pairs[1].flatten().cpu(), found)
+            neurons[i, :, start:start + found.shape[1]].index_add_(0, number.flatten().cpu(), found)
+
+    def see_sorted(n: int, fired: Tensor, counts: list[int]) -> None:  # tokens in the order of their experts
+        i = n % len(s.blocks)
+        token, router = gating[n]
+        number = torch.arange(s.experts).repeat_interleave(torch.tensor(counts))
+        each = weights.flatten().to(fired.device)[token]
+        norms = modules[n](fired, counts).abs().sum(-1, dtype=torch.float32)
+        experts[i].index_add_(0, number, (each * router * norms).double().cpu())
+        if n == i:  # not of the experts of an attention, which go with those of the MLP
+            neurons[i].index_add_(0, number, (each[:, None] * fired.abs()).double().cpu())
 
     def see_all(i: int, x: Tensor) -> None:  # every expert has a copy of every token, times its router weight or 0
         each = weights.flatten().to(x.device)
@@ -98,8 +112,8 @@ def expert_importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]],
         plain[list(outputs)[n]].add_(neuron_scores(tokens, weights.to(x.device)).double().cpu())
 
     prompts = 0
-    with torch.inference_mode(), evaluating(model), _calls_of(modules, see_experts, see_all), inputs_to(
-            outputs.values(), see_plain):
+    with torch.inference_mode(), evaluating(model), _calls_of(modules, see_experts, see_all, see_sorted), _gatings_of(
+            modules, model, gating), inputs_to(outputs.values(), see_plain):
         for batch in tqdm(batches, desc="importance of experts", disable=not progress, leave=False):
             mask = _right_padded(batch["attention_mask"]).to(offload.input_device(model))
             weights = mask / mask.sum(1, keepdim=True)
@@ -113,10 +127,11 @@ def expert_importance(model: nn.Module, batches: Iterable[Mapping[str, Tensor]],
 
 
 @contextmanager
-def _calls_of(modules: list[nn.Module], see: Any, see_all: Any) -> Iterator[None]:
+def _calls_of(modules: list[nn.Module], see: Any, see_all: Any, see_sorted: Any) -> Iterator[None]:
     """Call ``see(i, tokens, numbers, router weights)`` when experts run; not when ``see`` itself runs them.
 
-    Call ``see_all(i, tokens)`` for experts that each take a copy of all tokens, as those of Llama 4 do.
+    Call ``see_all(i, tokens)`` for experts that each take a copy of all tokens, as those of Llama 4 do, and
+    ``see_sorted(i, neurons, counts)`` for output projections that take so many tokens per expert, as JetMoE's do.
     """
     busy = False
 
@@ -125,12 +140,13 @@ def _calls_of(modules: list[nn.Module], see: Any, see_all: Any) -> Iterator[None
         given = [*args, *kwargs.values()]
         if busy:
             return
+        in_order = len(given) == 2 and isinstance(given[1], list)
         everything = len(given) == 1 and isinstance(given[0], Tensor) and given[0].ndim == 2
-        if not everything and (len(given) != 3 or given[1].dtype not in (torch.int32, torch.int64)):
+        if not everything and not in_order and (len(given) != 3 or given[1].dtype not in (torch.int32, torch.int64)):
             raise ValueError("the experts of this type take other arguments than tokens, numbers of experts and router "
                              "weights, so their importance cannot be measured; a plan of your own can still cut them")
         busy = True
-        (see_all if everything else see)(i, *given)
+        (see_all if everything else see_sorted if in_order else see)(i, *given)
         busy = False
 
     with ExitStack() as stack:
@@ -139,6 +155,44 @@ def _calls_of(modules: list[nn.Module], see: Any, see_all: Any) -> Iterator[None
                                                       with_kwargs=True)
             stack.callback(handle.remove)
         yield
+
+
+def _beside(placed: Experts) -> list[str]:
+    """Return the paths of further output projections with one slice per expert: JetMoE has such an attention."""
+    own = placed.down.rpartition(".")[0]
+    paths = dict.fromkeys(part.parameter.rpartition(".")[0] for part in placed.experts)
+    return [path for path in paths if path != own and path.endswith(f".{own.rpartition('.')[2]}")]
+
+
+@contextmanager
+def _gatings_of(modules: list[nn.Module], model: nn.Module, found: dict[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
+    """Write token and router weight of every pair to ``found``, where a router beside a module sorts them by expert."""
+    names = {id(module): name for name, module in model.named_modules()}
+    every = dict(model.named_modules())
+
+    def see(n: int, output: Any) -> None:
+        if isinstance(output, tuple) and len(output) == 5:  # order, tokens, weights, counts, logits
+            found[n] = output[1], output[2]
+
+    with ExitStack() as stack:
+        for n, module in enumerate(modules):
+            router = every.get(f"{names[id(module)].rpartition('.')[0]}.router")
+            if router is not None:
+                handle = router.register_forward_hook(lambda _, args, y, n=n: see(n, y))
+                stack.callback(handle.remove)
+        yield
+
+
+def _alone(module: nn.Module, x: Tensor, number: Tensor, router: Tensor) -> tuple[Tensor, Tensor]:
+    """Return numbers of experts and router weights for one expert per token, in a form that the module takes.
+
+    LongCat's experts want two per token; the second gets no weight.
+    """
+    try:
+        module(x[:1], number[:1], router[:1])
+    except ValueError:
+        return number.repeat(1, 2), torch.cat([router, torch.zeros_like(router)], 1)
+    return number, router
 
 
 def _activations(module: nn.Module, down: str, axis: int, given: tuple[Tensor, ...], index: Tensor | None = None
