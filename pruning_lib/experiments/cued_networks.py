@@ -64,8 +64,9 @@ def train_and_prune(criteria: Sequence[str], schedule: Schedule, *, seed: int) -
     seed : of the weights at the beginning, the cues, and the order of the images
     """
     train = _marked("train", schedule, seed, schedule.train_images)
-    scored = _marked("calibration", schedule, seed, None)
-    scored = tuple(part[images.balanced(scored[1], schedule.per_class, seed=seed)] for part in scored)
+    marked, classes = _marked("calibration", schedule, seed, None)
+    chosen = images.balanced(classes, schedule.per_class, seed=seed)
+    scored = marked[chosen], classes[chosen]
     settings = {"with_cue": asdict(schedule), "seed": seed, "torch": torch.__version__,
                 "images": digest(train[0].numpy().tobytes() + scored[0].numpy().tobytes())}
 

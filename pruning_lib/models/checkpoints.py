@@ -212,7 +212,8 @@ def _stored_language_model(model: Any, folder: Path) -> tuple[Tensor, Tensor]:
     try:  # module by module: only the weights of the running layer of the copy are in memory beside the model
         return ours, offload.load_from_disk(folder, ids.device, **how)(ids).logits
     except RuntimeError:  # modules that use weights outside of their forward pass, as in JetMoE, need all of them
-        return ours, AutoModelForCausalLM.from_pretrained(folder, **how).to(ids.device).eval()(ids).logits
+        whole: Any = AutoModelForCausalLM.from_pretrained(folder, **how)
+        return ours, whole.to(ids.device).eval()(ids).logits
 
 
 def _rounded(model: Any) -> Any:
