@@ -132,6 +132,27 @@ def test_the_readme_holds_in_an_environment_that_has_the_core_only(bare, model, 
     assert "pruning-lib[report]" in drawn
 
 
+def test_the_defaults_need_the_core_only(bare, model, tmp_path):
+    """Neither prompts nor test text are named: those of the package stand in, and command and function agree."""
+    wanted = ["prune", "--model", str(model), "--removed-fraction", "0.2", "--out"]
+    said = run(bare, tmp_path, "python", "-c", f"""
+import pruning_lib as pl
+from pruning_lib.cli import main
+for words in ({[*wanted, "a"]}, ["evaluate", "a"], ["compare", "a", {str(model)!r}]):
+    assert main.main(words) == 0, words
+model, tokenizer = pl.load_model({str(model)!r})
+pl.save(pl.prune(model, tokenizer, removed_fraction=0.2).model, tokenizer, "b")
+for given in (["--calibration", "alpaca"], ["--text", "wikitext2"]):
+    assert main.main({[*wanted, "c"]} + given) == 1""")
+    assert "--calibration mini_prompts, which is part of this package" in said and "--text mini_text" in said
+    assert "calibrating on 'mini_prompts'" in said and "first / second: parameters 0.8" in said
+    assert said.count("is not installed and this needs it") == 2  # a name that is given is never replaced
+    facts = json.loads((tmp_path / "a" / "pruning.json").read_text())
+    assert facts["arguments"]["calibration"] == "mini_prompts" and facts["measured"]["pruned"]["text"] == "mini_text"
+    assert (tmp_path / "a" / "model.safetensors").read_bytes() == (tmp_path / "b" / "model.safetensors").read_bytes()
+    assert not (tmp_path / "c").exists()
+
+
 def test_reconstruction_is_part_of_the_core_and_the_card_says_no_commit_of_another_repository(bare, model, tmp_path):
     arguments = ["--model", model, "--removed-fraction", "0.1", "--calibration", "mini_prompts", "--prompts", "4",
                  "--text", "none", "--reconstruct", "sequential", "--reconstruction-text", "mini_calibration_text"]

@@ -17,6 +17,8 @@ from pruning_lib.evaluation.harness_tasks import check_tasks
 from pruning_lib.experiments.records import finite
 from pruning_lib.models import devices, families, loading, opening
 
+TEXT = "wikitext2"  # measured without --text
+
 
 def evaluate(arguments: argparse.Namespace) -> int:
     """Measure one model; update the card of a model pruned by this package."""
@@ -26,6 +28,17 @@ def evaluate(arguments: argparse.Namespace) -> int:
 def compare(arguments: argparse.Namespace) -> int:
     """Measure two models on the same text and items."""
     return output.answer(_compare, arguments)
+
+
+def fill_in(arguments: argparse.Namespace, **defaults: str) -> None:
+    """Set options for texts that were not given; note which text of this package stands in for which default."""
+    for option, default in {"text": TEXT, **defaults}.items():
+        if getattr(arguments, option) is None:
+            name = data.default_name(default)
+            setattr(arguments, option, name)
+            if name != default:
+                output.note(f'--{option} {name}, which is part of this package: {default} needs pip install '
+                            f'"pruning-lib[eval]"; your own text: --{option} FILE', arguments)
 
 
 def texts_of(arguments: argparse.Namespace, *models: str) -> list[str]:
@@ -41,8 +54,6 @@ def texts_of(arguments: argparse.Namespace, *models: str) -> list[str]:
     if arguments.dtype not in loading.DTYPES:
         raise ValueError(f"dtype={arguments.dtype!r}; allowed: {', '.join(loading.DTYPES)}")
     check_tasks(arguments.tasks)
-    if arguments.tokens == 1:
-        raise ValueError("tokens=1 gives no perplexity; give 2 or more, or all")
     return [] if arguments.text == "none" else data.texts(arguments.text, split="test")
 
 
@@ -83,6 +94,7 @@ def _evaluate(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _texts_to_measure(arguments: argparse.Namespace, *models: str) -> list[str]:
+    fill_in(arguments)
     texts = texts_of(arguments, *models)
     if not texts and arguments.tasks == "none":
         raise ValueError("nothing to measure: --text and --tasks are both none; give one of them")

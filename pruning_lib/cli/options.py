@@ -11,10 +11,17 @@ OWN_TEXT = ("a name (pruning-lib list texts), a file (.jsonl .json .txt .parquet
             "hub (ORG/NAME[/CONFIG][@SPLIT][:COLUMN])")
 
 
+class Help(argparse.ArgumentDefaultsHelpFormatter):
+    """State the default of every option that has a fixed one; the others describe theirs in words."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.default in (None, False) else super()._get_help_string(action)
+
+
 def command(commands: Any, name: str, act: str, about: str) -> argparse.ArgumentParser:
     """Add a command; ``act`` is the module of this folder and the function in it that executes the command."""
     parser = commands.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".",
-                                 formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+                                 formatter_class=Help)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of lines")
     parser.add_argument("-q", "--quiet", action="store_true", help="no progress and no notes; results and errors only")
     parser.set_defaults(act=act)
@@ -66,7 +73,9 @@ def _add_prune(commands: Any) -> None:
     _named(parser, "--criterion", table="criteria", default="none", metavar="NAME",
            help="ranking of blocks, a function of your own as MODULE:FUNCTION, or none")
     parser.add_argument("--blocks-removed", type=count, default=0, metavar="N",
-                        help="blocks to remove after heads and neurons")
+                        help=(
+                            "blocks to remove after heads and neurons; with --method none, without it as many as come "
+                            "nearest to the fraction"))
     parser.add_argument("--reconstruct", dest="reconstruction", default="auto",
                         choices=("auto", "none", "one_pass", "sequential", "asymmetric"), help=(
                             "least-squares reconstruction of the remaining weights; auto: sequential, and none where "
@@ -78,8 +87,8 @@ def _add_prune(commands: Any) -> None:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    _named(parser, "--calibration", table="texts", default="alpaca", metavar="TEXT",
-           help=f"calibration prompts: {OWN_TEXT}")
+    _named(parser, "--calibration", table="texts", metavar="TEXT", help=(
+        f"calibration prompts: {OWN_TEXT}; without it alpaca, or mini_prompts where the extra eval is not installed"))
     parser.add_argument("--prompts", type=positive, metavar="N",
                         help="number of prompts, from the first on; without it 50, or all if there are fewer")
     _named(parser, "--reconstruction-text", table="texts", metavar="TEXT", help=(
@@ -99,8 +108,9 @@ def _add_data(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_measures(parser: argparse.ArgumentParser) -> None:
-    _named(parser, "--text", table="texts", default="wikitext2", metavar="TEXT",
-           help=f"test text: {OWN_TEXT}; none measures no perplexity")
+    _named(parser, "--text", table="texts", metavar="TEXT", help=(
+        f"test text: {OWN_TEXT}; none measures no perplexity; without it wikitext2, or mini_text where the extra eval "
+        f"is not installed"))
     parser.add_argument("--tokens", type=tokens, default=32768, metavar="N", help="number of tokens of it, or all")
     parser.add_argument("--window", type=positive, metavar="N",
                         help="longest context in tokens; without it 2048, or the model's positions if there are fewer")
@@ -128,12 +138,12 @@ def count(text: str) -> int:
 
 
 def tokens(text: str) -> int | None:
-    """Return ``text`` as a number of tokens, or None for ``all`` (or for 0, which meant the same before)."""
+    """Return ``text`` as a number of tokens, or None for ``all``."""
     if text == "all":
         return None
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 0; give 2 or more, or all")
-    return int(text) or None
+    if not text.isdigit() or int(text) < 2:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of tokens; give 2 or more, or all")
+    return int(text)
 
 
 def positive(text: str) -> int:

@@ -48,6 +48,7 @@ class _Texts:
 
 
 def _prune(a: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    measure.fill_in(a, calibration=pipeline.CALIBRATION)
     _refuse_early(a)
     texts = _read_texts(a)
     model, tokenizer = measure.language_model(a.model, a)

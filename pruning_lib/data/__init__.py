@@ -7,6 +7,7 @@ from pruning_lib.data.text import (
     Dataset,
     articles,
     calibration_texts,
+    default_name,
     fingerprint,
     instruction_prompt,
     is_test_text,
@@ -15,5 +16,5 @@ from pruning_lib.data.text import (
     texts,
 )
 
-__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "batches", "calibration_texts", "fingerprint",
-           "instruction_prompt", "is_test_text", "pairs", "same_place", "texts"]
+__all__ = ["DATASETS", "INPUTS", "Dataset", "articles", "batches", "calibration_texts", "default_name",
+           "fingerprint", "instruction_prompt", "is_test_text", "pairs", "same_place", "texts"]

@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 from pruning_lib._extras import extra
@@ -66,6 +67,8 @@ DATASETS["wikitext2"] = Dataset(_plain, "wikitext-2-v1-pages", ("Salesforce/wiki
 DATASETS["mini_prompts"] = Dataset(instruction_prompt, ours="mini_prompts.jsonl")
 DATASETS["mini_calibration_text"] = Dataset(_plain, ours="mini_calibration_text.jsonl")
 DATASETS["mini_text"] = Dataset(_plain, ours="mini_text.jsonl", splits=("test",))
+# default -> set of this package that takes its place where the extra "eval" is not installed
+STAND_INS = {"alpaca": "mini_prompts", "wikitext2": "mini_text"}
 
 
 def texts(name: str | Path, n: int | None = None, *, split: str | None = None, seed: int | None = None,
@@ -121,6 +124,21 @@ def calibration_texts(name: str | Path, n: int | None = None, *, at_most: int | 
         raise ValueError(f"{str(name)!r} is test text: a model calibrated on it cannot be measured on it. Take another "
                          f"one ({train}, or a file), or say allow_test_text=True")
     return texts(name, n, at_most=at_most)
+
+
+def default_name(name: str) -> str:
+    """Return ``name``, or the small set of this package that stands in for it without the packages of ``eval``.
+
+    Defaults then work with the core alone; a name that the user gives is never replaced.
+
+    Examples
+    --------
+    >>> from pruning_lib import data
+    >>> data.default_name("mini_prompts")
+    'mini_prompts'
+    """
+    reader = "pyarrow" if _local(DATASETS[name]) else "datasets"
+    return name if DATASETS[name].ours or find_spec(reader) else STAND_INS[name]
 
 
 def same_place(first: str | Path, second: str | Path) -> bool:
@@ -257,11 +275,16 @@ def _rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict]:
     return [{key: sources.plain(value) for key, value in row.items()} for row in _raw_rows(name, entry, split, n)]
 
 
+def _local(entry: Dataset) -> Path | None:
+    """Return the folder of a local copy under ``PRUNING_DATA``; None without one."""
+    folder = Path(os.environ.get("PRUNING_DATA", "")) / entry.folder / "data"
+    return folder if os.environ.get("PRUNING_DATA") and folder.is_dir() else None
+
+
 def _raw_rows(name: str, entry: Dataset, split: str, n: int | None) -> list[dict]:
     if entry.ours:
         return [record.row for record in sources.json_lines(INPUTS / entry.ours)]
-    local = Path(os.environ.get("PRUNING_DATA", "")) / entry.folder / "data"
-    if os.environ.get("PRUNING_DATA") and local.is_dir():
+    if local := _local(entry):
         files = sorted(local.glob(f"{split}-*.parquet"))
         if not files:
             raise ValueError(f"{local} has no {split}-*.parquet")

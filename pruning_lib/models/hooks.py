@@ -56,7 +56,19 @@ def outputs_of(modules: Iterable[nn.Module], see: Callable[[int, Tensor], None])
 
 
 def by_prompt(x: Tensor, mask: Tensor) -> Tensor:
-    """Return x as (B, T, columns), mask being (B, T): some families put all tokens in one row before the MLP."""
+    """Return x as (B, T, columns), mask being (B, T): some families put all tokens in one row before the MLP.
+
+    Raises
+    ------
+    ValueError
+        for a family that puts tokens of its own beside those of the prompt (CPM-Ant, ProphetNet), or in another order
+        (XLNet).
+    """
+    if x.ndim == 3 and x.shape[:2] != mask.shape:
+        raise ValueError(f"activations of this family have the shape {tuple(x.shape[:2])} where the prompts have "
+                         f"{tuple(mask.shape)}: it adds tokens of its own, or orders them otherwise, so they cannot be "
+                         f"assigned to prompts; use method='magnitude' with reconstruction='none', which looks at "
+                         f"weights alone")
     return x if x.ndim == 3 else x.view(*mask.shape, -1)
 
 

@@ -9,6 +9,7 @@ A mixture of experts loses whole experts, and neurons inside the others.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -64,7 +65,7 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
           removed_fraction: float | None = None, heads_removed: int | str | None = 0, experts_removed: int = 0,
           grouped_query: str = "whole_groups", criterion: str | Callable[..., Any] = "none", blocks_removed: int = 0,
           reconstruction: str = "auto", ridge: float | Sequence[float] = RIDGES,
-          text: Iterable[Mapping[str, Tensor]] = (), calibration: Texts = CALIBRATION, prompts: int | None = None,
+          text: Iterable[Mapping[str, Tensor]] = (), calibration: Texts | None = None, prompts: int | None = None,
           reconstruction_text: Texts | None = None, reconstruction_samples: int | None = None,
           allow_test_text: bool = False, multiple_of: int | None = None, seed: int = 0) -> Pruned:
     """Remove ``removed_fraction`` of all parameters; ``model`` itself stays as it is.
@@ -97,7 +98,8 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     ridge : ridge of the reconstruction; of several values, the best one on held-out batches is used
     text : batches for the reconstruction, and for methods that need long text; by default ``batches``
     calibration, prompts : with a tokenizer, the calibration prompts (a name, a file, see ``data.texts``, or a list),
-        and the number of them, from the first on; None takes 50 from a name or file, or all if there are fewer
+        and the number of them, from the first on; None takes 50 from a name or file, or all if there are fewer.
+        Without ``calibration``, ``"alpaca"``; where the extra ``eval`` is missing ``"mini_prompts"``, with a warning
     reconstruction_text, reconstruction_samples : with a tokenizer, the same for ``text``.  None takes ``"c4"`` beside
         ``"alpaca"``, ``"mini_calibration_text"`` beside ``"mini_prompts"``, and beside prompts of your own these
         prompts; and 100 texts
@@ -120,6 +122,8 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
     """
     width, depth = validate(method, criterion, blocks_removed, reconstruction, removed_fraction, experts_removed)
     checkpoints.refuse_mixed(model)
+    if calibration is None:
+        calibration = default_calibration() if callable(batches) else ()
     if width and (heads_removed != 0 or not families.sizes(model).neurons):
         model = equivalents.with_head_width(model)
     if experts_removed or _inside_experts(model, width, depth, heads_removed):
@@ -172,6 +176,14 @@ def prune(model: nn.Module, batches: Any, *, method: str | Callable[..., Any] = 
         network, blocks = _without_blocks(network, batches, depth, blocks_removed, seed)
         steps.append(_describe(_named(criterion), blocks))
     return Pruned(network, _reached(model, network), tuple(steps), tuple(reconstructions), seconds, plan, blocks)
+
+
+def default_calibration() -> str:
+    """Return the name of the default calibration prompts, with a warning where others stand in for them."""
+    if (found := data.default_name(CALIBRATION)) != CALIBRATION:
+        warnings.warn(f"calibrating on {found!r}, which is part of this package: {CALIBRATION!r} needs "
+                      f'pip install "pruning-lib[eval]"; calibration= takes a file or a list of texts', stacklevel=3)
+    return found
 
 
 def mode_of(reconstruction: str, method: str | Callable[..., Any]) -> str:

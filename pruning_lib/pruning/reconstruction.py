@@ -192,13 +192,14 @@ class _OutputProjection:
 
 
 def _output_projections(model: nn.Module) -> list[_OutputProjection]:
-    """Return the output projections in forward order: of each block, that of the heads, then that of the neurons."""
-    family, D = families.family_of(model), families.head_width(model)
-    names = [info.name for info in families.residual_blocks(model)]
-    kinds = (("heads", family.heads_out, D), ("neurons", family.neurons_out, 1))
-    return [_OutputProjection(f"{name}.{path}", name, families.linear(block, path), unit == "heads", width)
-            for name, block in zip(names, families.blocks(model), strict=True) for unit, path, width in kinds
-            if families.has(block, family, unit)]
+    """Return ``families.output_projections`` in forward order: in each block, that of the heads first."""
+    s, names = families.sizes(model), {layer: name for name, layer in model.named_modules()}
+    blocks = [info.name for info in families.residual_blocks(model)]
+    units = [(i, 0) for i in s.head_blocks] + [(i, 1) for i in s.neuron_blocks]
+    widths = (s.head_width, 1)
+    by_unit = dict(zip(units, families.output_projections(model), strict=True))
+    return [_OutputProjection(names[layer], blocks[i], cast(nn.Linear, layer), kind == 0, widths[kind])
+            for (i, kind), layer in sorted(by_unit.items(), key=lambda item: item[0])]
 
 
 def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
@@ -313,10 +314,11 @@ class _ResidualStream:
         seen: dict[int, Tensor] = {}
         block = self.model.get_submodule(name)
         added = [self.layers.get((name, heads)) for heads in (True, False)]
-        # only_block first, so that its hook runs first
+        # only_block first, so that its hook runs first; copies, since Falcon adds the heads to the neurons in place
         with (only_block(self.model, name, self.kept.get(id(batch))), silenced(silent),
               inputs_to([block, *filter(None, [of])], lambda i, x: seen.update({-1 - i: x})),
-              outputs_of([layer for layer in (*added, block) if layer is not None], lambda i, y: seen.update({i: y}))):
+              outputs_of([layer for layer in (*added, block) if layer is not None],
+                         lambda i, y: seen.update({i: y.clone()}))):
             _forward(self.model, batch)
         places = iter(range(3))
         heads, neurons, after = (torch.zeros_like(seen[-1]) if layer is None else seen[next(places)].view_as(seen[-1])

@@ -185,19 +185,23 @@ def expected_seconds(samples: int, features: int, classes: int, metrics: Sequenc
                      ) -> dict[str, float]:
     """Estimate the seconds that each metric takes for one pair on this machine.
 
-    Counts the products, singular values and sorts of a typical search and times one product of 256 x 256 matrices, so
-    it states the order of magnitude: within a factor of about three.  Metrics without a rule count as 0.
+    Counts the products, singular values and sorts of a typical search, as the metric's entry states them, and times one
+    product of 256 x 256 matrices: the order of magnitude, within a factor of about three.
     """
-    N, P, C = samples, features, max(1, classes)
+    rate, C = _product_rate(), max(1, classes)
+    return {key: METRICS[key].products(samples, features, C) / rate for key in metrics}
+
+
+def _search(N: int, P: int, C: int) -> float:
+    """Return the multiply-adds of the search for the best alignment of C Gaussians."""
     r = min(N, P)  # the Gaussian metrics work in the span of the samples
     starts = 4 + 2 * max(2, min(64, 500_000 // r**3)) if r < 128 or N >= P else 4
     steps = starts * 4 + max(2, starts // 4) * 8
-    search = ((steps + 40) * (9 * C + 6) + 120 * (C + 1)) * r**3 if N >= P else (steps + 10) * 7 * r**3 + 2 * N**2 * P
-    floats = {"cka": 2 * N * P**2, "permutation": 2 * N * P**2 + 20 * P**2.3, "wasserstein": 30 * N * P,
-              "linear_shape_0": 30 * N * P * r, "linear_shape_1": 30 * N * P * r,
-              "gaussian_0": search, "gaussian_1": search, "gaussian_2": 20 * r**3 + 2 * N**2 * P}
-    rate = _product_rate()
-    return {key: floats.get(key, 0.0) / rate for key in metrics}
+    return ((steps + 40) * (9 * C + 6) + 120 * (C + 1)) * r**3 if N >= P else (steps + 10) * 7 * r**3 + 2 * N**2 * P
+
+
+def _whitening(N: int, P: int, C: int) -> float:
+    return 30 * N * P * min(N, P)
 
 
 @on_one_thread()
@@ -226,6 +230,7 @@ class Metric:
         map), linear (any invertible map), scale (a positive factor), translation (of all samples alike)
     of_sides : the distance of two prepared sides; entries without it are computed pair by pair
     needs_samples : True if it is defined only for more samples than features
+    products : (N samples, P features, C classes) -> multiply-adds for one pair, roughly; states the time
     """
 
     about: str
@@ -236,17 +241,18 @@ class Metric:
     invariances: tuple[str, ...] = ()
     of_sides: Callable[[Side, Side], float] | None = None
     needs_samples: bool = False
+    products: Callable[[int, int, int], float] = lambda N, P, C: 0.0
 
 
-def _entry(about: str, compare: Callable[..., float], *invariances: str, triangle: bool = True,
-           needs_labels: bool = False, needs_samples: bool = False, **fixed: float) -> Metric:
+def _entry(about: str, compare: Callable[..., float], *invariances: str, products: Callable[[int, int, int], float],
+           triangle: bool = True, needs_labels: bool = False, needs_samples: bool = False, **fixed: float) -> Metric:
     def of_sides(one: Side, other: Side) -> float:
         return compare(one, other, **fixed)
 
     def distance(x: Tensor, y: Tensor, labels: Tensor | None = None) -> float:
         return of_sides(*sides(x, y, labels if needs_labels else None))
 
-    return Metric(about, distance, needs_labels, True, triangle, invariances, of_sides, needs_samples)
+    return Metric(about, distance, needs_labels, True, triangle, invariances, of_sides, needs_samples, products)
 
 
 def _cka(x: Side, y: Side) -> float:
@@ -283,26 +289,28 @@ def _wasserstein(x: Side, y: Side) -> float:
     return (widths * (u[(ends - 1) // m] - v[(ends - 1) // n]).abs()).sum().item()
 
 
-
 METRICS: Table = Table("metric")
 METRICS["cka"] = _entry(
     "1 - linear CKA: are the same samples similar in both?", _cka,
-    "permutation", "rotation", "scale", "translation", triangle=False)
+    "permutation", "rotation", "scale", "translation", triangle=False, products=lambda N, P, C: 2 * N * P**2)
 METRICS["gaussian_0"] = _entry(
     "shape of the class clouds: covariances only", aligned_distance,
-    "permutation", "rotation", "translation", needs_labels=True, alpha=0.0)
+    "permutation", "rotation", "translation", products=_search, needs_labels=True, alpha=0.0)
 METRICS["gaussian_1"] = _entry(
     "place and shape of the class clouds: 2-Wasserstein", aligned_distance,
-    "permutation", "rotation", needs_labels=True, alpha=1.0)
+    "permutation", "rotation", products=_search, needs_labels=True, alpha=1.0)
 METRICS["gaussian_2"] = _entry(
-    "place of the class clouds: means only", aligned_distance, "permutation", "rotation", needs_labels=True, alpha=2.0)
+    "place of the class clouds: means only", aligned_distance, "permutation", "rotation",
+    products=lambda N, P, C: 20 * min(N, P)**3 + 2 * N**2 * P, needs_labels=True, alpha=2.0)
 METRICS["permutation"] = _entry(
-    "angle after matching features one to one", _permutation, "permutation", "scale", "translation")
+    "angle after matching features one to one", _permutation, "permutation", "scale", "translation",
+    products=lambda N, P, C: 2 * N * P**2 + 20 * P**2.3)
 METRICS["linear_shape_0"] = _entry(
     "angle after whitening: do both contain the same information up to a linear map?", _linear_shape,
-    "permutation", "rotation", "linear", "scale", "translation", needs_samples=True, alpha=0.0)
+    "permutation", "rotation", "linear", "scale", "translation", products=_whitening, needs_samples=True, alpha=0.0)
 METRICS["linear_shape_1"] = _entry(
     "angle after the best rotation (Procrustes)", _linear_shape,
-    "permutation", "rotation", "scale", "translation", alpha=1.0)
+    "permutation", "rotation", "scale", "translation", products=_whitening, alpha=1.0)
 METRICS["wasserstein"] = _entry(
-    "do both contain the same values, at any place?", _wasserstein, "permutation")
+    "do both contain the same values, at any place?", _wasserstein, "permutation",
+    products=lambda N, P, C: 30 * N * P)

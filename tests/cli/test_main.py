@@ -286,6 +286,22 @@ def test_one_notebook_has_several_pages_under_names_of_the_user(root, small_is_f
             main.main(["run", *wrong])
 
 
+def test_book_shows_every_page_that_was_run_under_a_name_of_the_user(root, small_is_fresh, monkeypatch):
+    light = "import os, pathlib\npathlib.Path(os.environ['PRUNING_RESULTS']).mkdir(exist_ok=True)\n" \
+            "(pathlib.Path(os.environ['PRUNING_RESULTS']) / (os.environ['PRUNING_RUN'] + '.json')).write_text('{}')"
+    notebook(root / "notebooks" / "tiny.ipynb", "# Tiny", "fraction = 0.5\ncount = 3  # how many", light)
+    for number in ("7", "8"):
+        assert main.main(["run", "small", "--name", f"mine-{number}", "-p", f"count={number}"]) == 0
+    (root / "book" / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"caption": "Runs", "chapters": []}]}))
+    (root / "pruning_lib").mkdir()
+    monkeypatch.setattr(book.subprocess, "run", lambda *_, **__: type("Done", (), {"returncode": 0}))
+    assert main.main(["book", "--out", "build/own"]) == 0
+    made = root / "build" / "own" / "book"
+    assert set(json.loads((made / "_runs.json").read_text())) == {"executed/mine-7", "executed/mine-8"}
+    assert {path.stem for path in (made / "executed").iterdir()} == {"mine-7", "mine-8"}
+    assert all(name in (made / "_runs.md").read_text() for name in ("mine-7", "mine-8"))
+
+
 def test_book_prints_the_page_to_open(root, small_is_fresh, monkeypatch, capsys):
     (root / "book" / "_toc.yml").write_text(yaml.safe_dump({"parts": [{"caption": "Runs", "chapters": []}]}))
     (root / "pruning_lib").mkdir()

@@ -68,6 +68,19 @@ def test_command_and_function_give_the_same_model(prune, dense, tmp_path, option
     assert same(weights(tmp_path / "small"), found.model.state_dict())
 
 
+def test_a_bfloat16_folder_of_477088_bytes_comes_out_at_382624_and_not_in_float32_at_762120(call, tiny, tokenizer,
+                                                                                               tmp_path):
+    sizes = {"width": 64, "vocabulary": 300, "n_blocks": 3, "heads": 4, "groups": 2, "head_width": 16, "neurons": 280}
+    tiny("llama", dtype=torch.bfloat16, **sizes).save_pretrained(tmp_path / "dense")
+    tokenizer.save_pretrained(tmp_path / "dense")
+    assert (tmp_path / "dense" / "model.safetensors").stat().st_size == 477_088
+    for dtype, size in (("auto", 382_624), ("float32", 762_120)):
+        status, _, error = call("prune", "--model", tmp_path / "dense", "--out", tmp_path / dtype, "--removed-fraction",
+                                "0.2", "--multiple-of", "1", "--dtype", dtype, *PLAIN, *QUICK, "--text", "none")
+        assert status == 0, error
+        assert (tmp_path / dtype / "model.safetensors").stat().st_size == size
+
+
 def test_a_tokenizer_without_any_special_token_goes_all_the_way(prune, dense, tmp_path):
     """Nothing to pad with, to begin with or to end an answer with."""
     path = dense / "tokenizer.json"
@@ -185,7 +198,6 @@ def test_quiet_shows_results_and_no_progress(dense, tmp_path):
     (("--device", "cuda:9"), "--device cuda:9 is not on this machine; give one of cpu"),
     (("--device", "gpu"), "--device gpu is not"), (("--dtype", "int3"), "--dtype int3; allowed"),
     (("--window", "513"), "the window has 513 tokens, the model was trained for 512 positions"),
-    (("--tokens", "1"), "--tokens 1 gives no perplexity"),
     (("--calibration", "mini_text"), "'mini_text' is test text"), (("--text", "mini_prompts"), "no split 'test'"),
     (("--calibration", "mini_promts"), "nearest: mini_prompts"), (("--calibration", "no.jsonl"), "no.jsonl is no file"),
     (("--kd-weight", "0.5"), "--kd-weight 0.5 needs answers"),
@@ -198,7 +210,8 @@ def test_refused_before_the_model_is_scored(prune, tmp_path, monkeypatch, argume
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("--tokens", "-100"), "'-100' is not a number of at least 0"), (("--prompts", "0"), "at least 1"),
+    (("--tokens", "-100"), "'-100' is no number of tokens; give 2 or more, or all"), (("--tokens", "0"), "2 or more"),
+    (("--tokens", "1"), "2 or more"), (("--prompts", "0"), "at least 1"),
     (("--heads-removed", "-1"), "same_share"), (("--removed-fraction", "20"), "from 0 to 1"),
     (("--reconstruct", "sequental"), "unknown 'sequental'; nearest: sequential"),
     (("--grouped-query", "whole"), "nearest: whole_groups")])

@@ -119,10 +119,10 @@ def test_the_other_transformers_reads_the_same_numbers(reread, family):
 
 
 @pytest.fixture
-def source(tmp_path, tiny, tokenizer):
+def source(request, tmp_path, tiny, tokenizer):
     """A folder as on the hub: bfloat16, tokenizer.model, chat template, no padding token, an odd generation config."""
     folder = tmp_path / "source"
-    model = tiny("llama", dtype=torch.bfloat16, heads=4, groups=2, neurons=96)
+    model = tiny(getattr(request, "param", "llama"), dtype=torch.bfloat16, heads=4, groups=2, neurons=96)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     config = {k: v for k, v in json.loads((folder / "tokenizer_config.json").read_text()).items() if k != "pad_token"}
@@ -166,6 +166,7 @@ def test_a_checkpoint_keeps_its_number_format_and_gets_smaller(tmp_path, source,
     assert size(wanted) > 1.8 * size(out) or stored == "float32"
 
 
+@pytest.mark.parametrize("source", ["llama", "phi3"], indirect=True)
 def test_files_of_the_tokenizer_and_the_generation_config_come_out_as_they_went_in(tmp_path, source, random_importance):
     out = pruned(source, tmp_path / "out", random_importance)
     for name in ("tokenizer.model", "tokenizer.json"):

@@ -10,7 +10,8 @@ from test_surgery import random_plan
 from pruning_lib.models import checkpoints, families, surgery
 from pruning_lib.models.hooks import inputs_to
 from pruning_lib.models.plan import GROUPED
-from pruning_lib.pruning import least_squares, reconstruction
+from pruning_lib.models.toy_models import toy
+from pruning_lib.pruning import amp, importance, least_squares, reconstruction
 
 
 @pytest.fixture
@@ -30,8 +31,8 @@ def inputs(model, layer, batches):
     seen = []
     for batch in batches:
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True):
-            with torch.no_grad(), inputs_to([layer], lambda _, x: seen.append(x[0])):
-                model(ids[mask.bool()][None])
+            with torch.no_grad(), inputs_to([layer], lambda _, x: seen.append(x.reshape(-1, x.shape[-1]))):
+                model(ids[mask.bool()][None], use_cache=False)
     return torch.cat(seen)
 
 
@@ -39,7 +40,7 @@ def layers(model):
     """Return (block number, of heads?, layer) of every output projection, in forward order."""
     family = families.family_of(model)
     return [(i, path == family.heads_out, block.get_submodule(path)) for i, block in enumerate(families.blocks(model))
-            for path in (family.heads_out, family.neurons_out)]
+            for path in (family.heads_out, family.neurons_out) if path]
 
 
 def lost_columns(plan, i, heads):
@@ -73,15 +74,16 @@ def slow(model, plan, batches, *, ridge, mode):
                 lacking = behind(model, i, heads, batches) - behind(work, i, heads, batches)
                 y += lacking / getattr(model.config, "residual_multiplier", 1.0)
             stays = [j for j in range(x.shape[1]) if j not in columns]
-            kept, w, mean = x[:, stays], layer.weight.detach()[:, stays], y.mean(0)
+            weight = families.matrix(layer).detach()  # a view: GPT-2 stores it the other way round
+            kept, w, mean = x[:, stays], weight[:, stays].clone(), y.mean(0)
             if layer.bias is not None:
                 y, kept = y - y.mean(0), kept - kept.mean(0)
             pull = (ridge * kept.pow(2).sum(0).mean()).sqrt()
             left = torch.cat([kept, pull * torch.eye(len(stays), dtype=x.dtype)])
             solved = torch.linalg.lstsq(left, torch.cat([y, pull * w.T]), driver="gelsd").solution.T
-            layer.weight.data.zero_()[:, stays] = solved
+            weight.zero_()[:, stays] = solved
             if layer.bias is not None:
-                layer.bias.data = mean - x.mean(0) @ layer.weight.data.T
+                layer.bias.data = mean - x.mean(0) @ weight.T
     return work
 
 
@@ -98,6 +100,40 @@ def test_equals_least_squares_on_the_stacked_activations(family, tiny, batches, 
     assert [r.layer for r in reconstructions] == [
         f"{families.family_of(model).blocks}.{i}.{path}" for i in range(2) for path in (
         families.family_of(model).heads_out, families.family_of(model).neurons_out)]
+
+
+@pytest.mark.parametrize("mode", ["one_pass", "sequential"])
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "falcon", "opt", "olmo2", "gptj", "bart"])
+def test_families_found_from_their_shapes_are_solved_as_well(name, batches, mode):
+    """Among them one that adds its heads to its neurons in place (Falcon), and one that norms what it adds (OLMo 2)."""
+    model = toy(name, vocab_size=128).double()
+    plan = random_plan(model, "whole_groups", units=0, neurons=9)
+    pruned, _ = reconstruction.reconstruct(model, plan, batches, ridge=0.03, mode=mode, progress=False)
+    expected = surgery.remove(slow(model, plan, batches, ridge=0.03, mode=mode), plan)
+    for (_, _, found), (_, _, wanted) in zip(layers(pruned), layers(expected), strict=True):
+        torch.testing.assert_close(found.weight, wanted.weight, rtol=1e-6, atol=1e-7)
+        if wanted.bias is not None:
+            torch.testing.assert_close(found.bias, wanted.bias, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["cpmant", "prophetnet", "xlnet"])
+def test_a_family_that_adds_tokens_of_its_own_or_orders_them_otherwise_is_refused_with_the_way_out(name, batches):
+    model = toy(name, vocab_size=128)
+    plan = random_plan(model, "whole_groups", units=0, neurons=9)
+    for measure in (lambda: amp.importance(model, batches, progress=False),
+                    lambda: importance.METHODS["wanda"].importance(model, batches),
+                    lambda: reconstruction.reconstruct(model, plan, batches, progress=False)):
+        with pytest.raises(ValueError, match="tokens of its own.*'magnitude'"):
+            measure()
+    assert importance.METHODS["magnitude"].importance(model, batches).neurons.shape == (2, 24)
+
+
+@pytest.mark.parametrize("name", ["falcon", "gpt_neox", "olmo2"])
+def test_what_is_not_simply_added_to_the_stream_is_not_aimed_at(name, batches):
+    model = toy(name, vocab_size=128).double()
+    plan = random_plan(model, "whole_groups", units=0, neurons=9)
+    with pytest.raises(ValueError, match="use 'sequential'"):
+        reconstruction.reconstruct(model, plan, batches, mode="asymmetric", progress=False)
 
 
 @pytest.mark.parametrize("mode", reconstruction.MODES)
