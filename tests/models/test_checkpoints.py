@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from pruning_lib.models import checkpoints, families, loading, surgery
 from pruning_lib.models.block_plan import BlockPlan
 from pruning_lib.models.plan import Plan
+from pruning_lib.models.toy_models import toy
 from pruning_lib.pruning.selection import choose
 
 OLD = transformers.__version__.startswith("4.")
@@ -303,3 +304,14 @@ def test_saving_says_nothing_about_weights_that_wait_where_they_should(tmp_path,
     with caplog.at_level(logging.WARNING):
         checkpoints.save(tiny("llama"), None, tmp_path / "stored")
     assert not caplog.records
+
+
+@pytest.mark.parametrize("name", ["bart", "recurrent_gemma", "xlstm", "zamba2", "emu3", "got_ocr2", "jetmoe", "laguna"])
+def test_models_with_caches_towers_and_weights_of_their_own_kind_are_saved_and_verified(name, tmp_path):
+    model = toy(name)
+    checkpoints.save(model, None, tmp_path / "saved")
+    assert list((tmp_path / "saved").glob("*.safetensors"))
+    with torch.no_grad():  # the verification sees a change of the weights
+        model.get_output_embeddings().weight.mul_(1.01)
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        checkpoints._compare(model, tmp_path / "saved")
