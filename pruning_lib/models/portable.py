@@ -49,7 +49,15 @@ def _rotary_read(path: Path) -> Any:
     except Exception:  # transformers raises many kinds
         return None
     config = config.get_text_config(decoder=True)
-    return {name: getattr(config, name, None) for name in ("rope_parameters", "rope_theta", "rope_scaling")}
+    return {name: _without_old_word(getattr(config, name, None))
+            for name in ("rope_parameters", "rope_theta", "rope_scaling")}
+
+
+def _without_old_word(value: Any) -> Any:
+    """Return rotary settings without ``type``, the older word, where ``rope_type`` says the same."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_old_word(item) for key, item in value.items() if key != "type" or "rope_type" not in value}
 
 
 def completed(config: Any) -> Any:

@@ -60,7 +60,8 @@ LINE = {"gaussian_1": "--", "gaussian_2": ":", "linear_shape_1": "--"}  # of cri
 @contextmanager
 def style() -> Iterator[None]:
     """Set the fonts and sizes of the book, legible at phone width; use as ``with plots.style():``."""
-    import matplotlib.pyplot as plt
+    with extra("report"):
+        import matplotlib.pyplot as plt
     with mpl.rc_context({
         "figure.figsize": (6.0, 3.8), "figure.dpi": 110, "savefig.bbox": "tight", "font.size": 12,
         "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.3,

@@ -121,7 +121,8 @@ def test_every_question_to_try_has_an_answer():
 
 
 KIT = {"answers", "capstone", "fill_in", "quiz", "six_sessions", "teaching", "worksheet", "worksheet_answers"}
-READ_THROUGH = {"amp", "beyond_amp", "consensus", "robustness", "your_model", "claims", "records", "scale"} | BACKGROUND
+READ_THROUGH = {"amp", "beyond_amp", "consensus", "robustness", "your_model", "claims", "records", "scale",
+                "when_to_prune"} | BACKGROUND
 
 
 def test_there_is_a_quiz_for_every_chapter_and_every_answer_is_folded():

@@ -27,7 +27,7 @@ SMALL = {  # run -> parameters of a run that takes seconds
     "fused_families": {"calibration": "mini_prompts", "prompts": 4, "removed_fraction": 0.15, "heads_removed": 2},
     "consensus_prune": {"criterion": "cka", "rounds": 1, "start_epochs": 0.0, "round_epochs": 0.0, "final_epochs": 0.0,
                         "per_class": 4, "probe_images": 20, "test_images": 20},
-    "consensus_scores": {"start_epochs": 0.0, "per_class": 4}}
+    "consensus_scores": {"start_epochs": 0.0, "per_class": 16}}
 WHOLE = {"consensus_scores"}  # its network is scored, not cut
 
 
