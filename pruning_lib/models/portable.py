@@ -41,16 +41,16 @@ def write_both_forms(path: Path) -> None:
 
 
 def _rotary_read(path: Path) -> Any:
-    """Return the rotary positions that transformers reads from the config at ``path``."""
-    from transformers import AutoConfig
+    """Return the rotary positions that transformers reads from the config at ``path``, under the names that it uses."""
+    from transformers import AutoConfig, __version__
 
     try:
         config = AutoConfig.from_pretrained(path.parent)
     except Exception:  # transformers raises many kinds
         return None
     config = config.get_text_config(decoder=True)
-    return {name: _without_old_word(getattr(config, name, None))
-            for name in ("rope_parameters", "rope_theta", "rope_scaling")}
+    names = ("rope_theta", "rope_scaling") if __version__.startswith("4.") else ("rope_parameters",)
+    return {name: _without_old_word(getattr(config, name, None)) for name in names}
 
 
 def _without_old_word(value: Any) -> Any:
