@@ -309,7 +309,8 @@ def test_saving_says_nothing_about_weights_that_wait_where_they_should(tmp_path,
 NEWER = ["emu3", "laguna"]  # transformers 4.56 does not know the second, and cannot build the first by its text part
 
 
-@pytest.mark.parametrize("name", ["bart", "recurrent_gemma", "xlstm", "zamba2", "got_ocr2", "jetmoe", *NEWER * (not OLD)])
+@pytest.mark.parametrize("name", ["bart", "recurrent_gemma", "xlstm", "zamba2", "got_ocr2", "jetmoe",
+                                  *NEWER * (not OLD)])
 def test_models_with_caches_towers_and_weights_of_their_own_kind_are_saved_and_verified(name, tmp_path):
     model = toy(name)
     checkpoints.save(model, None, tmp_path / "saved")
