@@ -120,7 +120,7 @@ def timed(ways, model, batches, repetitions):
             start = time.perf_counter()
             way(model, batches)
             if torch.cuda.is_available():
-                torch.cuda.synchronize()  # what is still being computed or transferred
+                torch.cuda.synchronize()  # a GPU works on after the call has returned
             seconds[name].append(time.perf_counter() - start)
     return seconds
 

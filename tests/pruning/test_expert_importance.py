@@ -17,24 +17,37 @@ MASK = torch.tensor([[1] * 8, [1] * 5 + [0] * 3])
 BATCH = [{"input_ids": IDS, "attention_mask": MASK}]
 
 
-@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe"])
-def test_scores_equal_their_definition(name):
-    model = toy(name)
+def by_definition(model, blocks, pairs):
+    """Return the scores of experts and neurons, token by token.
+
+    ``pairs(moe, token)`` yields, for every expert of a token, its number, its output times its router weight, and its
+    activations; one padded prompt of ``IDS`` after the other.
+    """
     s, seen = expert_surgery.sizes(model), {}
-    blocks = [block.mlp for block in families.blocks(model)]
-    experts, neurons = torch.zeros(2, s.experts), torch.zeros(2, s.experts, s.neurons)
+    experts, neurons = torch.zeros(len(blocks), s.experts), torch.zeros(len(blocks), s.experts, s.neurons)
     for ids, mask in zip(IDS, MASK, strict=True):
         with torch.no_grad(), inputs_to(blocks, lambda i, x: seen.update({i: x[0]})):
             model(input_ids=ids[None, :mask.sum()])
-        for i, mlp in enumerate(blocks):
-            for token in seen[i]:
-                weights, chosen = (mlp.gate.weight @ token).softmax(-1).topk(mlp.gate.top_k)
-                weights = weights / weights.sum() if model.config.norm_topk_prob else weights
-                for weight, e in zip(weights, chosen.tolist(), strict=True):
-                    gate, up = (mlp.experts.gate_up_proj[e] @ token).chunk(2)
-                    fired = F.silu(gate) * up
-                    experts[i, e] += (weight * (mlp.experts.down_proj[e] @ fired)).abs().sum() / mask.sum() / 2
-                    neurons[i, e] += fired.abs() / mask.sum() / 2
+        for i, moe in enumerate(blocks):
+            for e, output, fired in (pair for token in seen[i] for pair in pairs(moe, token)):
+                experts[i, e] += output.abs().sum() / mask.sum() / 2
+                neurons[i, e] += fired.abs() / mask.sum() / 2
+    return experts, neurons
+
+
+@pytest.mark.parametrize("name", ["qwen3_moe", "qwen2_moe"])
+def test_scores_equal_their_definition(name):
+    model = toy(name)
+
+    def pairs(mlp, token):
+        weights, chosen = (mlp.gate.weight @ token).softmax(-1).topk(mlp.gate.top_k)
+        weights = weights / weights.sum() if model.config.norm_topk_prob else weights
+        for weight, e in zip(weights, chosen.tolist(), strict=True):
+            gate, up = (mlp.experts.gate_up_proj[e] @ token).chunk(2)
+            fired = F.silu(gate) * up
+            yield e, weight * (mlp.experts.down_proj[e] @ fired), fired
+
+    experts, neurons = by_definition(model, [block.mlp for block in families.blocks(model)], pairs)
     found = expert_importance(model, BATCH)
     torch.testing.assert_close(found.experts, experts, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.neurons, neurons, rtol=1e-4, atol=1e-6)
@@ -42,21 +55,17 @@ def test_scores_equal_their_definition(name):
 
 def test_scores_of_llama_4_equal_their_definition():
     """Its router weight, a sigmoid, multiplies the token before the expert sees it."""
-    model, seen = toy("llama4_text"), {}
-    s = expert_surgery.sizes(model)
-    blocks = [families.blocks(model)[i].feed_forward for i in s.blocks]
-    experts, neurons = torch.zeros(len(blocks), s.experts), torch.zeros(len(blocks), s.experts, s.neurons)
-    for ids, mask in zip(IDS, MASK, strict=True):
-        with torch.no_grad(), inputs_to(blocks, lambda i, x: seen.update({i: x[0]})):
-            model(input_ids=ids[None, :mask.sum()])
-        for i, moe in enumerate(blocks):
-            for token in seen[i]:
-                values, chosen = (moe.router.weight @ token).topk(moe.top_k)
-                for value, e in zip(values.sigmoid(), chosen.tolist(), strict=True):
-                    gate, up = ((value * token) @ moe.experts.gate_up_proj[e]).chunk(2)
-                    fired = F.silu(gate) * up
-                    experts[i, e] += (fired @ moe.experts.down_proj[e]).abs().sum() / mask.sum() / 2
-                    neurons[i, e] += fired.abs() / mask.sum() / 2
+    model = toy("llama4_text")
+
+    def pairs(moe, token):
+        values, chosen = (moe.router.weight @ token).topk(moe.top_k)
+        for value, e in zip(values.sigmoid(), chosen.tolist(), strict=True):
+            gate, up = ((value * token) @ moe.experts.gate_up_proj[e]).chunk(2)
+            fired = F.silu(gate) * up
+            yield e, fired @ moe.experts.down_proj[e], fired
+
+    blocks = [families.blocks(model)[i].feed_forward for i in expert_surgery.sizes(model).blocks]
+    experts, neurons = by_definition(model, blocks, pairs)
     found = expert_importance(model, BATCH)
     torch.testing.assert_close(found.experts, experts, rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(found.neurons, neurons, rtol=1e-4, atol=1e-6)
@@ -65,23 +74,18 @@ def test_scores_of_llama_4_equal_their_definition():
 @pytest.mark.parametrize("silent", [True, False])
 def test_scores_of_jetmoe_equal_their_definition(silent):
     """Its experts take tokens in the order of the experts; its attention has experts too, which go with them."""
-    model, seen = toy("jetmoe"), {}
-    s = expert_surgery.sizes(model)
-    blocks = [block.mlp for block in families.blocks(model)]
+    model = toy("jetmoe")
     for block in families.blocks(model) if silent else ():
         block.self_attention.experts.output_linear.weight.data.zero_()
-    experts, neurons = torch.zeros(2, s.experts), torch.zeros(2, s.experts, s.neurons)
-    for ids, mask in zip(IDS, MASK, strict=True):
-        with torch.no_grad(), inputs_to(blocks, lambda i, x: seen.update({i: x[0]})):
-            model(input_ids=ids[None, :mask.sum()])
-        for i, moe in enumerate(blocks):
-            for token in seen[i]:
-                values, chosen = (moe.router.layer.weight @ token).topk(moe.router.top_k)
-                for value, e in zip(values.softmax(-1), chosen.tolist(), strict=True):
-                    gate, up = (moe.input_linear.weight[e] @ token).chunk(2)
-                    fired = moe.activation(gate) * up
-                    experts[i, e] += (value * (moe.output_linear.weight[e] @ fired)).abs().sum() / mask.sum() / 2
-                    neurons[i, e] += fired.abs() / mask.sum() / 2
+
+    def pairs(moe, token):
+        values, chosen = (moe.router.layer.weight @ token).topk(moe.router.top_k)
+        for value, e in zip(values.softmax(-1), chosen.tolist(), strict=True):
+            gate, up = (moe.input_linear.weight[e] @ token).chunk(2)
+            fired = moe.activation(gate) * up
+            yield e, value * (moe.output_linear.weight[e] @ fired), fired
+
+    experts, neurons = by_definition(model, [block.mlp for block in families.blocks(model)], pairs)
     found = expert_importance(model, BATCH)
     torch.testing.assert_close(found.neurons, neurons, rtol=1e-4, atol=1e-6)
     if silent:
