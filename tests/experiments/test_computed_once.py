@@ -1,10 +1,9 @@
 """Whatever is cached is computed once per settings, whole or not at all, by one process at a time."""
 
 import json
-import multiprocessing
 
 import pytest
-from test_network_cache import until
+from two_processes import check_that_the_second_waits
 
 from pruning_lib.experiments.computed_once import computed_once, json_once, place
 
@@ -57,23 +56,6 @@ def test_a_result_may_be_asked_for_while_it_is_computed():
     assert computed_once("kind", {"a": 1}, outer, lambda p: p.read_text()) == "inner"
 
 
-def wants(folder, name):
-    def slowly():
-        (folder / f"begun-{name}").touch()
-        until(lambda: not (folder / "slow").exists())
-        return name
-
-    (folder / f"got-{name}").write_text(json_once("kind", {"a": 1}, slowly))
-
-
-def test_of_two_processes_that_want_it_the_second_waits(tmp_path):
-    first, second = (multiprocessing.get_context("fork").Process(target=wants, args=(tmp_path, name))
-                     for name in ("first", "second"))
-    (tmp_path / "slow").touch()
-    first.start()
-    until((tmp_path / "begun-first").exists)
-    second.start()
-    (tmp_path / "slow").unlink()
-    second.join(30)
-    first.join(30)
-    assert (tmp_path / "got-second").read_text() == "first" and not (tmp_path / "begun-second").exists()
+@pytest.mark.parametrize("first_dies", [False, True])
+def test_of_two_processes_that_want_it_the_second_waits_and_makes_it_only_if_the_first_dies(tmp_path, first_dies):
+    check_that_the_second_waits(lambda by: json_once("kind", {"a": 1}, by), tmp_path, first_dies=first_dies)

@@ -1,15 +1,13 @@
 """Cached networks are read again bit for bit; interrupted or corrupt entries are rebuilt or reported."""
 
 import json
-import multiprocessing
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from conftest import image_network, pixels
+from two_processes import check_that_the_second_waits
 
 from pruning_lib.evaluation import cost
 from pruning_lib.experiments import network_cache
@@ -116,42 +114,10 @@ def test_a_digest_tells_weights_apart_and_nothing_else():
     assert network_cache.digest_of(network.double()) != network_cache.digest_of(network.float())
 
 
-def wants(folder, name):
-    """Request a network in a separate process, and wait inside ``make`` while the file ``slow`` exists."""
-    def slowly():
-        (folder / f"begun-{name}").touch()
-        until(lambda: not (folder / "slow").exists())
-        return make()[0], {"by": name}
-
-    sys.stderr = (folder / f"said-{name}").open("w", buffering=1)
-    (folder / f"got-{name}").write_text(network_cache.get_or_train(slowly, seed=0).facts["by"])
-
-
-def until(condition, seconds=30):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.02)
-
-
 @pytest.mark.parametrize("first_dies", [False, True])
 def test_of_two_processes_that_want_it_the_second_waits_and_makes_it_only_if_the_first_dies(tmp_path, first_dies):
-    first, second = (multiprocessing.get_context("fork").Process(target=wants, args=(tmp_path, name))
-                     for name in ("first", "second"))
-    (tmp_path / "slow").touch()
-    first.start()
-    until((tmp_path / "begun-first").exists)
-    second.start()
-    said = tmp_path / "said-second"
-    until(lambda: said.exists() and f"process {first.pid}" in said.read_text())  # it waits and names the other process
-    assert not (tmp_path / "begun-second").exists()
-    if first_dies:
-        first.kill()
-    (tmp_path / "slow").unlink()
-    second.join(30)
-    first.join(30)
-    assert (tmp_path / "got-second").read_text() == ("second" if first_dies else "first")
-    assert (tmp_path / "begun-second").exists() == first_dies
+    check_that_the_second_waits(lambda by: network_cache.get_or_train(
+        lambda: (make()[0], {"by": by()}), seed=0).facts["by"], tmp_path, first_dies=first_dies)
     assert len(list((tmp_path / "made").iterdir())) == 1
 
 
