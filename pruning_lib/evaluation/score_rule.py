@@ -37,7 +37,7 @@ AMP there by this rule and not worse at any other fraction; else AMP.
 Units are models.  The measure is the nats per character that a cut adds to the dense model's, against the share of the
 blocks' parameters that it removes; embeddings are not cut, so shares of all parameters do not compare.  Between the
 shares at which both of two models were cut, the line through a model's cuts gives its loss.  The larger one *loses
-less* if its line, with the highest draw at every cut, lies below the other's with the lowest draw there;  *loses more*
+less* if its line, with the highest draw at every cut, lies below the other's with the lowest draw there; *loses more*
 the other way round; else the two are *not told apart*.  Models differ in family and training too, so the answer is
 about these models.
 """
