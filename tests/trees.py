@@ -2,7 +2,6 @@
 
 import json
 import os
-import time
 from pathlib import Path
 
 import psutil
@@ -77,13 +76,6 @@ def began(root, name):
 
 def ended(root, name):
     return float((root / "marks" / f"{name}.ended").read_text())
-
-
-def until(condition, seconds=120):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "waited in vain"
-        time.sleep(0.05)
 
 
 def alive(pid):

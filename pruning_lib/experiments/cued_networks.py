@@ -8,22 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
-from typing import Any
 
 import torch
-from torch import nn
 
 from pruning_lib._files import digest
 from pruning_lib.data import images
 from pruning_lib.evaluation import spurious_cues
-from pruning_lib.experiments import network_cache
-from pruning_lib.experiments.recorded_networks import RecordedNetwork
-from pruning_lib.models import image_networks
-from pruning_lib.pruning import block_ranking, consensus
-from pruning_lib.training import sgd
-
-START_LR, TUNE_LR = 0.1, 0.02  # learning rates at the beginning, as in the notebook consensus_prune
+from pruning_lib.experiments.recorded_networks import RecordedNetwork, pruned_by_each
 
 
 @dataclass(frozen=True)
@@ -70,32 +61,10 @@ def train_and_prune(criteria: Sequence[str], schedule: Schedule, *, seed: int) -
     settings = {"with_cue": asdict(schedule), "seed": seed, "torch": torch.__version__,
                 "images": digest(train[0].numpy().tobytes() + scored[0].numpy().tobytes())}
 
-    def tuned(network: nn.Module, epochs: float, lr: float, number: int) -> tuple[nn.Module, dict[str, Any]]:
-        return sgd.train(network, *train, epochs=epochs, lr=lr, seed=1000 * seed + number, augment=False,
-                         dtype=schedule.dtype), {}
-
-    def pruned(criterion: str) -> tuple[nn.Module, dict[str, Any]]:
-        network = network_cache.find(start.key).network
-        for number in range(1, schedule.rounds + 1):
-            if criterion != "none":
-                network = consensus.step(network, lambda now: block_ranking.CRITERIA[criterion].order(
-                    now, sgd.pixels(scored[0]), scored[1], seed), min_blocks=1).model
-            tuned(network, schedule.round_epochs, TUNE_LR, number)
-        return tuned(network, schedule.final_epochs, TUNE_LR, schedule.rounds + 1)
-
-    start = network_cache.get_or_train(lambda: tuned(_fresh(schedule.image_set, seed), schedule.epochs, START_LR, 0),
-                                       **settings)
-    made = {name: network_cache.get_or_train(partial(pruned, name), **settings, criterion=name) for name in criteria}
-    return [RecordedNetwork(found.network, name, "final", schedule.rounds * (name != "none"), found.key)
-            for name, found in made.items()]
-
-
-def _fresh(image_set: str, seed: int) -> nn.Module:
-    """Return an untrained ResNet-20 for the images of a set."""
-    entry = images.IMAGES[image_set]
-    config = image_networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)}, entry.mean,
-                                        entry.std)
-    return image_networks.build(config, seed=seed)
+    return pruned_by_each(criteria, train, scored, image_set=schedule.image_set,
+                          passes=(schedule.epochs, schedule.round_epochs, schedule.final_epochs),
+                          rounds=schedule.rounds, seed=seed, settings=settings, of_the_pruned={}, min_blocks=1,
+                          augment=False, dtype=schedule.dtype)
 
 
 def _marked(part: str, schedule: Schedule, seed: int, number: int | None) -> tuple[torch.Tensor, torch.Tensor]:

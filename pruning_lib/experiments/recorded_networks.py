@@ -28,6 +28,7 @@ from pruning_lib.training import sgd
 with extra("robustness"):
     import torchattacks
 
+START_LR, TUNE_LR = 0.1, 0.02  # learning rates at the beginning, as in the notebook consensus_prune
 SAME_ANSWERS = 0.98  # required share of predictions equal to the record; rounding differs between machines
 
 
@@ -126,27 +127,48 @@ def small_networks(names: Sequence[str], image_set: str = "digits", *, rounds: i
     rounds : number of blocks removed one by one; each removal is followed by a tenth of ``epochs``, the last by twice
         as many
     """
-    train, (scored, labels) = images.load(image_set, "train"), images.load(image_set, "calibration")
-    entry = images.IMAGES[image_set]
-    config = image_networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)},
-                                        entry.mean, entry.std)
+    scored, labels = images.load(image_set, "calibration")
+    settings = dict(small=image_set, epochs=epochs, seed=seed, torch=torch.__version__)
+    return pruned_by_each(names, images.load(image_set, "train"), (scored[:160], labels[:160]), image_set=image_set,
+                          passes=(epochs, epochs / 10, epochs / 10), rounds=rounds, seed=seed, settings=settings,
+                          of_the_pruned={"rounds": rounds})
 
-    def tuned(network: nn.Module, passes: float, lr: float, number: int) -> tuple[nn.Module, dict]:
-        return sgd.train(network, *train, epochs=passes, lr=lr, seed=1000 * seed + number, dtype="float32"), {}
 
-    def pruned(name: str) -> tuple[nn.Module, dict]:
+def pruned_by_each(names: Sequence[str], train: tuple[Tensor, Tensor], scored: tuple[Tensor, Tensor], *,
+                   image_set: str, passes: tuple[float, float, float], rounds: int, seed: int,
+                   settings: dict[str, Any], of_the_pruned: dict[str, Any], min_blocks: int = 2,
+                   **tuning: Any) -> list[RecordedNetwork]:
+    """Train one ResNet-20 and prune it by each criterion; every network is made once and cached.
+
+    Parameters
+    ----------
+    names : keys of ``block_ranking.CRITERIA``, or "none" for the dense network, trained as long as the others
+    train, scored : images (N, C, H, W) and classes (N,) to learn from, and to rank blocks on
+    image_set : its channels and pixel statistics
+    passes : epochs before the first cut, after each cut, and after the last one besides
+    settings, of_the_pruned : keys of the cache, of all networks and further ones of the pruned
+    min_blocks : smallest number of blocks in every stage
+    tuning : further arguments of ``sgd.train``
+    """
+    def tuned(network: nn.Module, epochs: float, lr: float, number: int) -> tuple[nn.Module, dict[str, Any]]:
+        return sgd.train(network, *train, epochs=epochs, lr=lr, seed=1000 * seed + number,
+                         **{"dtype": "float32", **tuning}), {}
+
+    def pruned(name: str) -> tuple[nn.Module, dict[str, Any]]:
         network = network_cache.find(start.key).network
         for number in range(1, rounds + 1):
             if name != "none":
                 network = consensus.step(network, lambda now: block_ranking.CRITERIA[name].order(
-                    now, sgd.pixels(scored[:160]), labels[:160], seed)).model
-            tuned(network, epochs / 10, 0.02, number)
-        return tuned(network, epochs / 10, 0.02, rounds + 1)
+                    now, sgd.pixels(scored[0]), scored[1], seed), min_blocks=min_blocks).model
+            tuned(network, passes[1], TUNE_LR, number)
+        return tuned(network, passes[2], TUNE_LR, rounds + 1)
 
-    settings = dict(small=image_set, epochs=epochs, seed=seed, torch=torch.__version__)
-    start = network_cache.get_or_train(lambda: tuned(image_networks.build(config, seed=seed), epochs, 0.1, 0),
+    entry = images.IMAGES[image_set]
+    config = image_networks.ImageConfig("cifar_resnet", {"depth": 20, "channels": len(entry.mean)},
+                                        entry.mean, entry.std)
+    start = network_cache.get_or_train(lambda: tuned(image_networks.build(config, seed=seed), passes[0], START_LR, 0),
                                        **settings)
-    made = {name: network_cache.get_or_train(partial(pruned, name), **settings, criterion=name, rounds=rounds)
+    made = {name: network_cache.get_or_train(partial(pruned, name), **settings, criterion=name, **of_the_pruned)
             for name in names}
     return [RecordedNetwork(m.network, name, "final", rounds * (name != "none"), m.key) for name, m in made.items()]
 

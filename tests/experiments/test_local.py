@@ -9,7 +9,8 @@ import threading
 import nbformat
 import pytest
 import trees
-from trees import alive, began, ended, left_over, published, until
+from trees import alive, began, ended, left_over, published
+from two_processes import until
 
 from pruning_lib import _locks
 from pruning_lib.cli import main
