@@ -49,6 +49,7 @@ document.addEventListener("DOMContentLoaded", () => {
   const boxes = [...document.querySelectorAll("main article table")].filter((table) => !table.closest(".highlight"))
     .map((table) => [table.parentElement, "table"]);
   boxes.push(...[...document.querySelectorAll("main .output pre")].map((pre) => [pre, "output"]));
+  boxes.push(...[...document.querySelectorAll("main .drawing")].map((drawing) => [drawing, "drawing"]));
   const markAll = () => boxes.forEach(([box, name]) => mark(box, name));
   markAll();
   addEventListener("load", markAll);

@@ -39,7 +39,8 @@ class Numbered(SphinxDirective):
         if "drawing" in self.options:
             path = Path(self.env.srcdir) / "drawings" / self.options["drawing"]
             self.env.note_dependency(str(path))
-            return [nodes.raw("", path.read_text(), format="html")]
+            drawing = path.read_text() if path.suffix != ".svg" else f'<div class="drawing">{path.read_text()}</div>'
+            return [nodes.raw("", drawing, format="html")]
         if "widget" in self.options:
             self.env.note_reread()  # records change without a change of the page
             return [nodes.raw("", widget(Path(self.env.srcdir), self.options["widget"]), format="html")]

@@ -205,6 +205,10 @@ def test_numbers_have_one_format_and_names_stay(before, after):
 def test_numbers_of_tables_are_formatted_but_no_style():
     html = "<style>#T_1 td { width: 50%; margin: -1px }</style><table id='T_1' style='width: 9%'><td>-3.1%</td></table>"
     assert number_format.table(html) == html.replace("-3.1%", "\u22123.1\u00a0%")
+    head = "<table><thead><th>idle_w</th><th>tokens_per_s</th></thead>"
+    row = "<th>top_k</th><td>-12664.4</td><td>1999</td>"
+    assert number_format.table(head + row) == head.replace("idle_w", "idle, W").replace("_", " ") + row.replace(
+        "-12664.4", "\u221212,664.4").replace("1999", "1,999")
 
 
 # --- words for figures ------------------------------------------------------------------------------------------------
