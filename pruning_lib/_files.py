@@ -57,7 +57,7 @@ def readable(folder: Path) -> None:
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     for part in [folder, *folder.rglob("*")]:
-        part.chmod(mode | (mode & 0o444) >> 2 if part.is_dir() else mode)  # who may read a folder may enter it
+        part.chmod(mode | (mode & 0o444) >> 2 if part.is_dir() else mode)  # a readable folder can be entered too
 
 
 @contextmanager

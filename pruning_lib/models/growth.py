@@ -19,7 +19,7 @@ from pruning_lib.models.parameter_counts import parameter_count
 
 Values = Mapping[str, Any]  # config field -> size, or a list of sizes with one entry per block
 OTHER_TOWERS = re.compile("vision|visual|image|audio|speech")  # names of modules that read something else than text
-PER_BLOCK = "per_layer_config"  # the config field with what single blocks state differently
+PER_BLOCK = "per_layer_config"  # the config field for values of single blocks
 NUMBERS = re.compile("idx|index|layer_id|layer_num|block_id|num.*layers")  # attributes: number of a block, or of all
 
 
