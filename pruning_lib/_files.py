@@ -47,6 +47,19 @@ def bytes_of(tensor: Any) -> bytes:
     return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes()
 
 
+def readable(folder: Path) -> None:
+    """Give a folder and its files the permissions of new ones; safetensors makes files for the owner alone.
+
+    Another account, of a server or a container, would not load such a checkpoint.
+    """
+    probe = folder / ".new"
+    probe.touch()
+    mode = probe.stat().st_mode & 0o777
+    probe.unlink()
+    for part in [folder, *folder.rglob("*")]:
+        part.chmod(mode | (mode & 0o444) >> 2 if part.is_dir() else mode)  # who may read a folder may enter it
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a path beside ``path`` to write a file to; it replaces ``path`` when the block ends without an error."""

@@ -93,7 +93,7 @@ def _inspect_image_network(name: str, network: Any) -> tuple[dict[str, Any], str
              "most_blocks_removed": consensus.max_removable(network, min_blocks=1)}
     lines = [f"{name}: {facts['network']}, {facts['parameters']:,} parameters, {len(infos)} blocks; "
              f"{facts['most_blocks_removed']} can be removed together if every stage keeps one",
-             "blocks that can be removed, stage by stage (with consensus.prune, or: pruning-lib run consensus_prune -p "
+             "blocks that can be removed, stage by stage (with pl.prune_blocks, or: pruning-lib run consensus_prune -p "
              f"model={name}):"]
     for stage, members in stages.items():
         free = ", ".join(info.name for info in members if info.removable)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import io
+import itertools
 import os
 import signal
 import sys
@@ -25,7 +26,17 @@ EXIT = """exit status: 0 done · 1 refused or failed, the reason is on standard 
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that answers a mistyped choice with the nearest ones."""
+    """A parser that answers a mistyped choice or option with the nearest ones."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Refuse options that are none before argparse asks for those that are missing because of them."""
+        if args is not None and not self._subparsers:
+            options = [option for option in self._option_string_actions if option.startswith("--")]
+            for word in itertools.takewhile(lambda word: word != "--", args):
+                name = word.partition("=")[0]
+                if name.startswith("--") and not any(option.startswith(name) for option in options):
+                    self.error(f"unknown option {name}; nearest: {nearest(name, options)}")
+        return super().parse_known_args(args, namespace)
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         choices = [str(choice) for choice in action.choices or ()]
@@ -37,10 +48,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Execute the command line; return the exit status."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # progress appears at once in pipes and logs too
-    arguments = parser().parse_args(argv)
-    if arguments.quiet:
-        os.environ["TQDM_DISABLE"] = "1"
     try:
+        arguments = parser().parse_args(argv)
+        if arguments.quiet:
+            os.environ["TQDM_DISABLE"] = "1"
         module, function = arguments.act.split(":")
         return getattr(importlib.import_module(f"pruning_lib.cli.{module}"), function)(arguments)
     except MissingExtra as error:

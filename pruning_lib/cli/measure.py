@@ -63,7 +63,7 @@ def language_model(name: str, arguments: argparse.Namespace) -> tuple[nn.Module,
                                           merge_adapter=arguments.merge_adapter)
     if tokenizer is None:
         raise ValueError(f"{name!r} is an image network; this command is for language models. Remove blocks with "
-                         f"consensus.prune, or with: pruning-lib run consensus_prune -p model={name}")
+                         f"pl.prune_blocks, or with: pruning-lib run consensus_prune -p model={name}")
     if arguments.text != "none":
         quality.check_window(model, arguments.window)
     return model, tokenizer

@@ -69,7 +69,7 @@ def _add_prune(commands: Any) -> None:
                         help="removal of heads that share keys and values")
     parser.add_argument("--multiple-of", type=positive, metavar="N", help=(
         "round the neurons kept per block to a multiple; without it 32, as quantised files need, where the model has "
-        "one; 64 or 128 for a GPU, 1 for any number"))
+        "one, and 8 inside experts; 64 or 128 for a GPU, 1 for any number"))
     _named(parser, "--criterion", table="criteria", default="none", metavar="NAME",
            help="ranking of blocks, a function of your own as MODULE:FUNCTION, or none")
     parser.add_argument("--blocks-removed", type=count, default=0, metavar="N",

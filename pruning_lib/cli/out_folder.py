@@ -43,14 +43,23 @@ def refuse_folder(out: Path, arguments: dict[str, Any]) -> None:
 def _refuse_existing(out: Path, arguments: dict[str, Any]) -> None:
     if not out.is_dir():
         raise FileExistsError(f"--out {out} is a file; give a new folder")
+    _refuse_in_use(out, arguments)
     if (out / "pruning.json").is_file():
         raise FileExistsError(_earlier(out, arguments))
     if any(out.iterdir()):
         raise FileExistsError(f"--out {out} exists and is not empty; give another folder or remove it first")
-    if out.resolve() == Path.cwd().resolve():
-        raise ValueError(f"--out {out} is the current folder; give a new folder in it, such as --out {out / 'pruned'}")
-    if out.resolve().is_mount():
-        raise ValueError(f"--out {out} is a mount point; give a new folder in it, such as --out {out / 'pruned'}")
+
+
+def _refuse_in_use(out: Path, arguments: dict[str, Any]) -> None:
+    """Raise ValueError for a folder that nobody should remove to make room."""
+    place, here = out.resolve(), Path.cwd().resolve()
+    if place == Path(arguments.get("model", "")).expanduser().resolve() != here:
+        raise ValueError(f"--out {out} is the folder of the model itself; give a new folder")
+    uses = {"the current folder": place == here, "around the current folder": place in here.parents,
+            "a mount point": place.is_mount()}
+    for use, applies in uses.items():
+        if applies:
+            raise ValueError(f"--out {out} is {use}; give a new folder in it, such as --out {out / 'pruned'}")
 
 
 def _earlier(out: Path, arguments: dict[str, Any]) -> str:

@@ -22,8 +22,9 @@ def entries(table: str) -> dict[str, str]:
 
 def _list(arguments: argparse.Namespace) -> tuple[dict[str, Any], str]:
     found = {table: entries(table) for table in ([arguments.table] if arguments.table else options.TABLES)}
+    none = "  none here; a folder that pruning-lib init has laid out has some"
     lines = [line for table, names in found.items()
-             for line in (f"{table}:", *(f"  {name:28} {about}".rstrip() for name, about in names.items()))]
+             for line in (f"{table}:", *([f"  {name:28} {about}".rstrip() for name, about in names.items()] or [none]))]
     return found, "\n".join(lines)
 
 

@@ -44,7 +44,7 @@ def batches(prompts: Sequence[str], tokenizer: Any, *, tokens_per_batch: int = 1
     """
     if tokenizer is None:
         raise ValueError("no tokenizer: AMP prunes language models; whole blocks of an image network are removed by "
-                         "consensus.prune and the notebook consensus_prune")
+                         "pl.prune_blocks and the notebook consensus_prune")
     if isinstance(prompts, str):
         raise ValueError(f"prompts is a single text, {prompts[:40]!r}; give a list of texts: [text], or "
                          f"data.texts(name) for a data set or a file")

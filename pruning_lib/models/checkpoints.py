@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from pruning_lib import _locks
+from pruning_lib._files import readable
 from pruning_lib.models import described_networks, families, image_networks, offload, portable
 from pruning_lib.models.hooks import evaluating
 from pruning_lib.models.parameter_counts import parameter_bytes
@@ -77,7 +78,7 @@ def save(model: nn.Module, tokenizer: Any, folder: str | Path, *, verify: bool =
                           f"{parameter_bytes(model) / 1e9:.1f} GB, give a folder where there is room") from error
         if verify:
             _compare(model, work)
-        work.chmod(0o755)
+        readable(work)
         if folder.exists():
             folder.rmdir()
         work.rename(folder)

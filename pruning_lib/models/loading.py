@@ -141,7 +141,7 @@ def load_model(name: str, *, dtype: str = "auto", device: str | None = None, tru
     except Exception as error:  # transformers raises many types; all mean that this source does not load
         if not Path(source).is_dir() and isinstance(error, OSError):
             raise ConnectionError(f"{name!r} could not be fetched: {error}\nIs the name right, and the hub in reach? "
-                                  f"A local folder works without a network") from error
+                                  f"A local folder works without a network{_folders_like(name)}") from error
         hint = (f"delete {source} and try again, it will be fetched anew" if name in MODELS else
                 "a folder needs config.json, tokenizer files and safetensors weights (a language model), or the "
                 "files that checkpoints.save writes for an image network; a hub name needs a network")
@@ -191,8 +191,16 @@ def find(name: str) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", name):
         return name
     what = "no folder is there" if "/" in name or name.startswith("~") else f"nearest: {nearest(name, MODELS)}"
+    what += _folders_like(name)
     raise ValueError(f"unknown model {name!r} ({what}); give an existing local folder, a hub name like 'org/model', or "
                      f"a name of the table, such as smollm2-135m-instruct (all: pruning-lib list models)")
+
+
+def _folders_like(name: str) -> str:
+    """Return the local folders of models beside a mistyped path, the nearest three first, as the end of a message."""
+    place = Path(name).expanduser()
+    there = [str(config.parent) for config in place.parent.glob("*/config.json")] if name else []
+    return f"; folders: {nearest(str(place), there)}" if there else ""
 
 
 def _from_torch_file(name: str) -> Path:

@@ -199,11 +199,14 @@ def test_quiet_shows_results_and_no_progress(dense, tmp_path):
     (("--device", "gpu"), "--device gpu is not"), (("--dtype", "int3"), "--dtype int3; allowed"),
     (("--window", "513"), "the window has 513 tokens, the model was trained for 512 positions"),
     (("--calibration", "mini_text"), "'mini_text' is test text"), (("--text", "mini_prompts"), "no split 'test'"),
+    (("--model", "smollm2-135m-instuct"), "nearest: smollm2-135m-instruct"), (("--model", "dens"), "folders: dense"),
+    (("--model", "./dens"), "folders: dense"),
     (("--calibration", "mini_promts"), "nearest: mini_prompts"), (("--calibration", "no.jsonl"), "no.jsonl is no file"),
     (("--kd-weight", "0.5"), "--kd-weight 0.5 needs answers"),
     (("--tasks", "arc_eazy"), "no task or group 'arc_eazy'; nearest: arc_easy")])
 def test_refused_before_the_model_is_scored(prune, tmp_path, monkeypatch, arguments, message):
     monkeypatch.setattr(amp, "score_sums", lambda *_, **__: pytest.fail("scored"))
+    monkeypatch.chdir(tmp_path)
     status, shown, error = prune(*arguments)
     assert (status, shown) == (1, "") and message in error and "scope" not in error
     assert not (tmp_path / "small").exists()
@@ -214,7 +217,9 @@ def test_refused_before_the_model_is_scored(prune, tmp_path, monkeypatch, argume
     (("--tokens", "1"), "2 or more"), (("--prompts", "0"), "at least 1"),
     (("--heads-removed", "-1"), "same_share"), (("--removed-fraction", "20"), "from 0 to 1"),
     (("--reconstruct", "sequental"), "unknown 'sequental'; nearest: sequential"),
-    (("--grouped-query", "whole"), "nearest: whole_groups")])
+    (("--grouped-query", "whole"), "nearest: whole_groups"),
+    (("--bloks-removed", "3"), "unknown option --bloks-removed; nearest: --blocks-removed, "),
+    (("--tokes=9",), "unknown option --tokes; nearest: --tokens, ")])
 def test_values_that_are_no_such_thing_are_wrong_usage(prune, capsys, arguments, message):
     with pytest.raises(SystemExit) as end:
         prune(*arguments)
@@ -231,6 +236,7 @@ def test_text_that_is_also_test_text_is_refused_unless_allowed(prune, tmp_path):
 
 @pytest.mark.parametrize(("place", "message"), [
     ("link", "is a link"), (".", "is the current folder; give a new folder in it, such as --out pruned"),
+    ("..", "is around the current folder"), ("dense", "is the folder of the model itself; give a new folder"),
     ("file", "is a file"), ("file/below", "is a file"), ("full", "not empty")])
 def test_a_folder_that_cannot_take_the_checkpoint_is_refused_before_the_model_is_loaded(prune, tmp_path, monkeypatch,
                                                                                         place, message):
@@ -241,8 +247,8 @@ def test_a_folder_that_cannot_take_the_checkpoint_is_refused_before_the_model_is
     (tmp_path / "link").symlink_to(tmp_path / "here")
     (tmp_path / "file").write_text("")
     monkeypatch.chdir(tmp_path / "here")
-    status, _, error = prune(out=place if place == "." else tmp_path / place)
-    assert status == 1 and message in error
+    status, _, error = prune(out=place if place.startswith(".") else tmp_path / place)
+    assert status == 1 and message in error and ("remove it" in error) == (place == "full")
 
 
 def test_a_mount_point_is_refused_and_a_folder_in_it_is_taken(prune, small_disk, monkeypatch):

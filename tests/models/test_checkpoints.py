@@ -4,6 +4,7 @@ import copy
 import json
 import logging
 import multiprocessing
+import os
 import subprocess
 import sys
 import time
@@ -166,6 +167,18 @@ def test_an_empty_folder_is_filled_and_one_that_holds_something_is_left_alone(tm
     assert [p.name for p in full.iterdir()] == ["thesis.txt"] and file.read_text() == "mine"
     checkpoints.save(tiny("llama"), None, empty)
     assert (empty / "model.safetensors").exists()
+
+
+def test_another_account_may_read_a_checkpoint_as_it_may_read_other_new_files(tmp_path, tiny, tokenizer):
+    """A server or a container seldom runs as the one who pruned; safetensors alone would make files for the owner."""
+    before = os.umask(0o027)
+    try:
+        places = [checkpoints.save(tiny("llama"), tokenizer, tmp_path / "text"),
+                  checkpoints.save(image_network("cifar_resnet", depth=8), None, tmp_path / "image")]
+    finally:
+        os.umask(before)
+    assert {oct(file.stat().st_mode & 0o777) for place in places for file in place.iterdir()} == {"0o640"}
+    assert {oct(place.stat().st_mode & 0o777) for place in places} == {"0o750"}
 
 
 @pytest.mark.parametrize("existed", [True, False])
