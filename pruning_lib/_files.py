@@ -48,7 +48,7 @@ def bytes_of(tensor: Any) -> bytes:
 
 
 def readable(folder: Path) -> None:
-    """Give a folder and its files the permissions of new files; safetensors writes some for their owner alone.
+    """Give a folder and its files the permissions of new ones; safetensors makes files for the owner alone.
 
     Another account, of a server or a container, would not load such a checkpoint.
     """
@@ -57,7 +57,7 @@ def readable(folder: Path) -> None:
     mode = probe.stat().st_mode & 0o777
     probe.unlink()
     for part in [folder, *folder.rglob("*")]:
-        part.chmod(mode | (mode & 0o444) >> 2 if part.is_dir() else mode)  # a folder that may be read may be entered
+        part.chmod(mode | (mode & 0o444) >> 2 if part.is_dir() else mode)  # a readable folder can be entered too
 
 
 @contextmanager

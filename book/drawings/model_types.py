@@ -66,6 +66,8 @@ def examine(name: str) -> dict[str, Any]:
     row |= possible_cuts.removable(model)
     if equivalents.entry(model) and not row["heads"]:
         row["stored_as"] = equivalents.with_head_width(model).config.model_type
+    if family.members > 1 and not row["heads"]:
+        row["members"] = family.members
     trials = {"heads": _cut_units, "neurons": _cut_units, "experts": _cut_experts, "blocks": _cut_blocks}
     for unit, cut in trials.items():
         if not row[unit]:
@@ -112,7 +114,7 @@ def _cut_units(model: nn.Module, unit: str) -> Iterator[tuple[float, nn.Module]]
     blocks = families.blocks(masked)
     for i, number in enumerate(s.head_blocks if unit == "heads" else s.neuron_blocks):
         if unit == "heads":
-            gone = (plan.removed_heads[i][:, None] * s.head_width + torch.arange(s.head_width)).flatten()
+            gone = (plan.removed_heads[i][:, None] * s.head_widths[i] + torch.arange(s.head_widths[i])).flatten()
         else:
             gone = plan.neurons[i]
         layer = blocks[number].get_submodule(path)
@@ -212,7 +214,8 @@ def page(rows: list[dict[str, Any]], version: str) -> str:
         f"{sum(FIXED_WIDTH in row['heads'] for row in rows)} of the other types, transformers computes the head width "
         "as width / heads. With fewer heads each head would be wider, so no config describes the cut network. Types "
         "marked *as* have this limit too. A model of theirs that loses heads is stored as the type named there, which "
-        "computes the same and states the head width.",
+        "computes the same and states the head width. In types marked *in pairs* the outputs of two heads are "
+        "subtracted, so that both go together.",
         f"- **Blocks**: any block can be removed from {can['blocks']} types ({_share(can['blocks'], rows)}), only some "
         f"blocks from {sum(row['blocks'].startswith(SOME) for row in rows)}. **Experts** can be removed from "
         f"{can['experts']} types.", "",
@@ -252,7 +255,8 @@ def _share(count: int, rows: list[dict[str, Any]]) -> str:
 def _cell(row: dict[str, Any], unit: str) -> str | None:
     """Return the cell of one unit; None where it needs a reason."""
     if not row[unit]:
-        return f"✓ as {row['stored_as']}" if unit == "heads" and row.get("stored_as") else "✓"
+        how = f"as {row['stored_as']}" if row.get("stored_as") else "in pairs" if row.get("members") == 2 else ""
+        return f"✓ {how}".strip() if unit == "heads" else "✓"
     if unit == "experts" and row[unit] == NO_EXPERTS:
         return "–"
     return "inside experts" if unit == "neurons" and "see 'experts'" in row[unit] and not row["experts"] else None

@@ -10,13 +10,14 @@ from __future__ import annotations
 import copy
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, cast
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from pruning_lib.models import described_networks, growth, renumbering, structure, verification
+from pruning_lib.models import described_networks, growth, renumbering, structure, toy_models, verification
 from pruning_lib.models.classifier_logits import logits, logits_known
 from pruning_lib.models.image_families import (
     IMAGE_FAMILIES,
@@ -27,7 +28,7 @@ from pruning_lib.models.image_families import (
     keeps_shape,
 )
 from pruning_lib.models.language_families import FAMILIES, NO_EXPERTS, Experts, LanguageFamily, Part
-from pruning_lib.models.parameter_counts import parameter_count
+from pruning_lib.models.parameter_counts import parameter_count, whole_mean
 from pruning_lib.models.parts import (
     Projections,
     Rows,
@@ -54,20 +55,24 @@ __all__ = ["BlockInfo", "Experts", "FAMILIES", "IMAGE_FAMILIES", "ImageFamily", 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of one model, read from its modules; the same in every block that has heads, or neurons."""
+    """Sizes of one model, read from its modules; the same in every block that has heads, or neurons.
+
+    Heads may differ in width from block to block; numbers of parameters are then means over the blocks.
+    """
 
     blocks: int  # L
     heads: int  # H
     groups: int  # G
-    head_width: int  # D
+    head_width: int  # D, of the first block with heads
     neurons: int  # M
     width: int  # C
-    head_parameters: int  # of one query head: its rows of the query projection and columns of the output projection
-    group_parameters: int  # of one key/value head, without its queries
+    head_parameters: float  # of one query head: its rows of the query projection and columns of the output projection
+    group_parameters: float  # of one key/value head, without its queries
     neuron_parameters: int
     parameters: int  # of the whole model, shared parameters counted once
     head_blocks: tuple[int, ...]  # numbers of the blocks that have heads, La of them: all, but of mixed architectures
     neuron_blocks: tuple[int, ...]  # numbers of the blocks that have neurons, Lm of them
+    head_widths: tuple[int, ...]  # D in every one of ``head_blocks``
 
 
 _FOUND: WeakKeyDictionary[nn.Module, LanguageFamily] = WeakKeyDictionary()
@@ -123,9 +128,13 @@ def copy_of(model: nn.Module) -> nn.Module:
 def keep_blocks(model: nn.Module, stays: Sequence[bool]) -> None:
     """Bring the record of a model of no family up to date after some of its blocks were removed."""
     family = _FOUND.get(model)
-    if family is None or family.experts is None:
+    if family is None:
         return
     kept = [i for i, stay in enumerate(stays) if stay]
+    if family.head_parts:
+        _FOUND[model] = family = replace(family, head_parts=tuple(family.head_parts[old] for old in kept))
+    if family.experts is None:
+        return
     having = tuple(new for new, old in enumerate(kept) if old in family.experts.blocks)
     plain = tuple(family.experts.plain[old] for old in kept)
     experts = replace(family.experts, blocks=having, plain=plain) if having else None
@@ -141,7 +150,11 @@ def _found(model: nn.Module, kind: str) -> LanguageFamily:
             raise ValueError(f"unknown family {kind!r}; known: {known}, and other causal language models as "
                              f"transformers loads them; image networks, of which only whole blocks can be removed: "
                              f"{images}")
-        _FOUND[model] = verification.verified(model, structure.find(model))
+        found = verification.verified(model, structure.find(model))
+        if not found.verified:
+            with suppress(Exception):  # of a type whose toy network cannot be built, shapes alone tell
+                found = structure.as_in(found, family_of(toy_models.toy(kind)))
+        _FOUND[model] = found
     return _FOUND[model]
 
 
@@ -209,7 +222,7 @@ def output_projections(model: nn.Module) -> list[nn.Module]:
     """
     family, found = family_of(model), blocks(model)
     return [block.get_submodule(path) for unit, path in (("heads", family.heads_out), ("neurons", family.neurons_out))
-            for block in found if has(block, family, unit)]
+            for i, block in enumerate(found) if has(block, family.of_block(i), unit)]
 
 
 def sizes(model: nn.Module) -> Sizes:
@@ -229,24 +242,27 @@ def sizes(model: nn.Module) -> Sizes:
     (3, 6, 3, 64)
     """
     family, heads, neurons = family_of(model), {}, {}
-    D = head_width(model)
+    widths = [head_width(model, i) for i in range(len(blocks(model)))]
     for i, block in enumerate(blocks(model)):
-        counts, per_unit = block_counts(block, family, text_config(model), D), Counter[str]()
-        for part in block_parts(block, family, D):
+        own, D = family.of_block(i), widths[i]
+        counts, per_unit = block_counts(block, own, text_config(model), D), Counter[str]()
+        for part in block_parts(block, own, D):
             shape = tensor(block, part.parameter).shape
             per_unit[part.unit] += shape.numel() // shape[part.axis] * part.entries
         if counts["heads"]:
             heads[i] = counts["heads"], counts["groups"], per_unit["heads"], per_unit["groups"]
         if counts["neurons"]:
             neurons[i] = counts["neurons"], per_unit["neurons"]
-    for kinds in (set(heads.values()), set(neurons.values())):
+    for kinds in ({counts[:2] for counts in heads.values()}, set(neurons.values())):
         if len(kinds) > 1:
             raise ValueError(f"blocks differ in size ({len(kinds)} kinds); plans need the same sizes in every block")
-    H, G, head, group = next(iter(heads.values()), (0, 0, 0, 0))
+    H, G = next((counts[:2] for counts in heads.values()), (0, 0))
+    head, group = (whole_mean([counts[k] for counts in heads.values()]) for k in (2, 3))
     M, neuron = next(iter(neurons.values()), (0, 0))
     total = parameter_count(model)
+    D = next((widths[i] for i in heads), head_width(model))
     return Sizes(len(blocks(model)), H, G, D, M, text_config(model).hidden_size, head, group, neuron, total,
-                 tuple(heads), tuple(neurons))
+                 tuple(heads), tuple(neurons), tuple(widths[i] for i in heads))
 
 
 def text_config(model: nn.Module) -> Any:
@@ -254,11 +270,11 @@ def text_config(model: nn.Module) -> Any:
     return growth.text_config(cast(Any, model).config)
 
 
-def head_width(model: nn.Module) -> int:
-    """Return ``D``, the columns of the output projection of one head; 0 without heads that can be removed."""
+def head_width(model: nn.Module, block: int | None = None) -> int:
+    """Return ``D``, the columns of one head in the output projection of a block, by default the first; 0 without."""
     family, config = family_of(model), text_config(model)
     if family.found:
-        return verification.columns(family)
+        return verification.columns(family if block is None else family.of_block(block))
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 

@@ -19,6 +19,7 @@ from pruning_lib.models.parameter_counts import parameter_count
 
 Values = Mapping[str, Any]  # config field -> size, or a list of sizes with one entry per block
 OTHER_TOWERS = re.compile("vision|visual|image|audio|speech")  # names of modules that read something else than text
+PER_BLOCK = "per_layer_config"  # the config field for values of single blocks
 NUMBERS = re.compile("idx|index|layer_id|layer_num|block_id|num.*layers")  # attributes: number of a block, or of all
 
 
@@ -135,9 +136,44 @@ def _steps(name: str, tensor: Tensor, after: Mapping[str, Tensor]) -> list[int]:
 
 
 def stated(text: Any, names: Iterable[str], count: int) -> dict[str, Any]:
-    """Return the fields with a new count: a list gets it for every block."""
-    values = {name: getattr(text, name, None) for name in names}
-    return {name: [count] * len(value) if isinstance(value, list) else count for name, value in values.items()}
+    """Return the fields with a new count: a list gets it for every block.
+
+    Counts that single blocks state for themselves stay in proportion; the smallest of them becomes ``count``.
+    """
+    values: dict[str, Any] = {}
+    for name in names:
+        value, own = value_of(text, name), own_fields(text)
+        values[name] = [count] * len(value) if isinstance(value, list) else count
+        if any(name in fields for fields in own.values()):
+            least = smallest(text, name)
+            values[name] = _scaled(value, count, least)
+            values[PER_BLOCK] = {i: {key: _scaled(n, count, least) if key == name else n for key, n in fields.items()}
+                                 for i, fields in own.items()}
+    return values
+
+
+def _scaled(value: int, count: int, least: int) -> int:
+    if value * count % least:
+        raise Unplaced(f"{value} and {least} cannot both become {count} / {least} as many")
+    return value * count // least
+
+
+def own_fields(text: Any) -> dict[int, dict[str, Any]]:
+    """Return the fields that single blocks state differently, by the number of the block."""
+    return {int(i): dict(fields) for i, fields in (text.to_dict().get(PER_BLOCK) or {}).items()}
+
+
+def value_of(config: Any, name: str) -> Any:
+    """Return a field of a config, for all blocks that do not state it for themselves; None where it is missing."""
+    return vars(config)[name] if name in vars(config) else getattr(config, name, None)
+
+
+def smallest(text: Any, name: str) -> int:
+    """Return the smallest count that a field of a config states for any block."""
+    own = own_fields(text)
+    stated = [fields.get(name, value_of(text, name)) for i in range(text.num_hidden_layers if own else 1)
+              for fields in [own.get(i, {})]]
+    return min(stated)
 
 
 def stated_width(text: Any, otherwise: int) -> dict[str, int]:

@@ -146,7 +146,8 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
     The other arguments of the block (positions, masks) are computed by the model as usual, so ``x`` must come from the
     same inputs as the next forward pass.  Record the output of the block with ``outputs_of``.
     """
-    _refuse_unless_removable(model, block_name)
+    if families.is_image_network(model):  # a block of a language model runs alone even where no config can lose it
+        _refuse_unless_removable(model, block_name)
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             if info.name != block_name:

@@ -9,7 +9,7 @@ Order of this file: parts of a block · the record · the table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -78,7 +78,7 @@ class LanguageFamily:
 
     ``blocks`` is a path from the model; the other paths start inside one block.  Projections that are given the same
     path share one fused matrix: its rows are theirs, one after the other in the order of the fields.  Of a family that
-    ``structure`` found, ``parts`` lists everything that heads and neurons pass through.
+    ``structure`` found, ``parts`` and ``head_parts`` list everything that heads and neurons pass through.
     """
 
     blocks: str = "model.layers"
@@ -90,6 +90,10 @@ class LanguageFamily:
     neurons_in: tuple[str, ...] = ("mlp.gate_proj", "mlp.up_proj")
     neurons_out: str = "mlp.down_proj"  # takes the neurons back to the residual stream; empty if there are none
     parts: tuple[Part, ...] = ()
+    # parts of heads and groups, one entry per block, of a model whose blocks differ in them (in the width of a head,
+    # say); empty where ``parts`` has them
+    head_parts: tuple[tuple[Part, ...], ...] = ()
+    members: int = 1  # heads of the config that make one head: 2 where the outputs of pairs are subtracted
     # config fields that state the sizes, all fields of one size getting the same number
     fields: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: {
         "heads": ("num_attention_heads",), "groups": ("num_key_value_heads",), "neurons": ("intermediate_size",)})
@@ -111,6 +115,13 @@ class LanguageFamily:
     # ... as long as none of these config fields is set (that family has no place for them)
     not_stored_with: tuple[str, ...] = ()
     tiny: Mapping[str, Any] = field(default_factory=dict)  # config of a toy network beyond the common sizes
+
+    def of_block(self, number: int) -> LanguageFamily:
+        """Return the record as it holds for one block of the model."""
+        if not self.head_parts:
+            return self
+        own = self.head_parts[number]
+        return replace(self, parts=self.parts + own, head_parts=(), heads_out=self.heads_out if own else "")
 
 
 FAMILIES: Table = Table("family")

@@ -13,3 +13,8 @@ def parameter_count(module: nn.Module) -> int:
 def parameter_bytes(module: nn.Module) -> int:
     """Return the bytes of the parameters of a module; shared ones count once."""
     return sum(p.numel() * p.element_size() for p in module.parameters())
+
+
+def whole_mean(counts: list[int]) -> float:
+    """Return the mean of counts, a whole number where they are equal; 0 of none."""
+    return sum(counts) / len(counts) if len(set(counts)) > 1 else next(iter(counts), 0)

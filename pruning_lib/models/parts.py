@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from pruning_lib.models.growth import input_axis
+from pruning_lib.models.growth import input_axis, smallest
 from pruning_lib.models.language_families import LanguageFamily, Part
 
 
@@ -145,7 +145,7 @@ def projections(block: nn.Module, family: LanguageFamily) -> Projections:
 def named_paths(family: LanguageFamily) -> tuple[str, ...]:
     """Return the paths of all linear layers that heads and neurons pass through."""
     if family.found:
-        return tuple(dict.fromkeys(p.parameter.removesuffix(".weight") for p in family.parts
+        return tuple(dict.fromkeys(p.parameter.removesuffix(".weight") for p in sum(family.head_parts, family.parts)
                                    if p.parameter.endswith(".weight") and "norm" not in p.parameter))
     return (family.queries, family.keys, family.values, family.heads_out, *family.neurons_in, family.neurons_out)
 
@@ -156,5 +156,6 @@ def block_counts(block: nn.Module, family: LanguageFamily, config: Any, D: int) 
     M = matrix(block.get_submodule(family.neurons_out)).shape[1] if has(block, family, "neurons") else 0
     if family.found:
         fields = family.fields.get("groups", ())
-        return {"heads": H, "groups": getattr(config, fields[0]) if fields and H else H, "neurons": M}
+        G = smallest(config, fields[0]) // family.members if fields and H else H
+        return {"heads": H, "groups": G, "neurons": M}
     return {"heads": H, "groups": projections(block, family).keys.count // D, "neurons": M}

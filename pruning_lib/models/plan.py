@@ -59,8 +59,8 @@ class Plan:
     def removed_parameters(self) -> int:
         """Return the exact number of removed parameters."""
         s = self.sizes
-        return (self.removed_heads.numel() * s.head_parameters + self.removed_groups.numel() * s.group_parameters
-                + self.neurons.numel() * s.neuron_parameters)
+        return round(self.removed_heads.numel() * s.head_parameters + self.removed_groups.numel() * s.group_parameters
+                     + self.neurons.numel() * s.neuron_parameters)
 
     @property
     def removed_fraction(self) -> float:

@@ -17,7 +17,19 @@ from typing import Any, cast
 
 from torch import nn
 
-from pruning_lib.models.growth import Growth, Unplaced, block_list, grown, input_axis, stated, stated_width, text_config
+from pruning_lib.models.growth import (
+    PER_BLOCK,
+    Growth,
+    Unplaced,
+    block_list,
+    grown,
+    input_axis,
+    own_fields,
+    smallest,
+    stated,
+    stated_width,
+    text_config,
+)
 from pruning_lib.models.language_families import NO_EXPERTS, Experts, LanguageFamily, Part
 
 NEURON_FIELDS = re.compile("intermediate|ffn|inner|^dff$|dim_ff$")
@@ -42,12 +54,20 @@ def find(model: nn.Module) -> LanguageFamily:
     parts: list[Part] = []
     fields: dict[str, tuple[str, ...]] = {}
     outputs = {"heads": "", "neurons": ""}
-    for unit, search in (("heads", _heads), ("neurons", _neurons)):
-        try:
-            found, outputs[unit], more = search(model, path)
-            parts, fields = parts + found, fields | more
-        except Unplaced as error:
-            refused[unit] = str(error)
+    head_parts: tuple[tuple[Part, ...], ...] = ()
+    try:
+        per_block, outputs["heads"], fields = _heads(model, path)
+        kinds = set(filter(None, per_block))
+        head_parts = tuple(per_block) if len(kinds) > 1 else ()
+        parts += kinds.pop() if len(kinds) == 1 else ()
+        refused |= _refused_manners(kinds)
+    except Unplaced as error:
+        refused["heads"] = str(error)
+    try:
+        found, outputs["neurons"], more = _neurons(model, path)
+        parts, fields = parts + found, fields | more
+    except Unplaced as error:
+        refused["neurons"] = str(error)
     experts = None
     try:
         experts = _experts(model, path)
@@ -55,8 +75,47 @@ def find(model: nn.Module) -> LanguageFamily:
         refused["experts"] = str(error)
     return LanguageFamily(
         blocks=path, attention="", queries="", keys="", values="", neurons_in=(), heads_out=outputs["heads"],
-        neurons_out=outputs["neurons"], found=True, parts=tuple(parts), fields=fields, experts=experts, refused=refused,
+        neurons_out=outputs["neurons"], found=True, parts=tuple(parts), head_parts=head_parts, fields=fields,
+        experts=experts, refused=refused,
         multiplied_by="residual_multiplier" if hasattr(text_config(model.config), "residual_multiplier") else None)
+
+
+def _refused_manners(kinds: set[tuple[Part, ...]]) -> dict[str, str]:
+    """Return the manners of cutting heads that blocks of different kinds forbid, with the reason."""
+    pairs = [next((part.entries for part in parts if part.unit == "groups"), 0) for parts in kinds]
+    counts = {pair / max(part.entries for part in parts if part.unit == "heads")
+              for pair, parts in zip(pairs, kinds, strict=True) if pair}
+    refused = {}
+    if counts and not all(pairs):
+        refused["whole_groups"] = "some of its blocks use keys and values of other blocks"
+    if len(counts) > 1:
+        refused["equal_queries"] = "its blocks differ in the number of key/value heads"
+    return refused
+
+
+def candidates(family: LanguageFamily, unit: str) -> list[LanguageFamily]:
+    """Return the record in every order of rows that may hold for one unit; heads alone, then heads in pairs."""
+    if unit == "heads" and family.head_parts:
+        orders = {parts: layouts(parts, unit) for parts in set(family.head_parts)}
+        return [replace(family, head_parts=tuple(orders[parts][i] for parts in family.head_parts))
+                for i in range(min(map(len, orders.values())))]
+    found = [replace(family, parts=option) for option in layouts(family.parts, unit)]
+    return found + _in_pairs(family) if unit == "heads" else found
+
+
+def as_in(family: LanguageFamily, tried: LanguageFamily) -> LanguageFamily:
+    """Return a record whose order could not be tried with the heads in pairs where those of ``tried`` are."""
+    return next((c for c in candidates(family, "heads") if c.members == tried.members), family)
+
+
+def _in_pairs(family: LanguageFamily) -> list[LanguageFamily]:
+    """Return the record with heads i and i + H/2 as one, whose outputs lie side by side; none for fused matrices."""
+    attention = [part for part in family.parts if part.unit in ("heads", "groups")]
+    if any(_shared(part, family.parts) or part.pieces > 1 for part in attention if part.unit == "groups"):
+        return []
+    paired = tuple(replace(part, entries=2 * part.entries, pieces=1 + (part.parameter != f"{family.heads_out}.weight"))
+                   if part in attention else part for part in family.parts)
+    return [replace(family, parts=paired, members=2)]
 
 
 def layouts(parts: tuple[Part, ...], unit: str) -> list[tuple[Part, ...]]:
@@ -161,28 +220,29 @@ def _experts(model: nn.Module, path: str) -> Experts:
                    {"experts": (count,), "neurons": (field,)})
 
 
-def _heads(model: nn.Module, path: str) -> tuple[list[Part], str, dict[str, tuple[str, ...]]]:
-    """Place the query heads and the key/value groups of the attention of every block that has one."""
+def _heads(model: nn.Module, path: str) -> tuple[list[tuple[Part, ...]], str, dict[str, tuple[str, ...]]]:
+    """Place the query heads and the key/value groups of the attention of every block; no parts for one without."""
     text = text_config(model.config)
     known = text.to_dict()
     count = next((name for name in HEAD_FIELDS if type(getattr(text, name, None)) is int), None)
     if count is None:
         raise Unplaced("no field of its config states a number of attention heads")
     pairs = next((name for name in GROUP_FIELDS if type(known.get(name)) is int), None)
-    H = getattr(text, count)
+    H, G = getattr(text, count), smallest(text, pairs) if pairs else 0
     alone: dict[str, tuple[str, ...]] = {"heads": (count,), "groups": (pairs,) if pairs else ()}
     fields = {unit: _same_size(text, names[0]) if names else () for unit, names in alone.items()}
     try:
-        queries, groups = _placed_heads(model, path, fields, H, known[pairs] if pairs else H)
+        queries, groups = _placed_heads(model, path, fields, H, G or H)
     except Unplaced:
         if fields == alone:
             raise
         fields = alone  # fields for other blocks stay as they are, and so do the heads of those blocks
-        queries, groups = _placed_heads(model, path, fields, H, known[pairs] if pairs else H)
+        queries, groups = _placed_heads(model, path, fields, H, G or H)
     first = next(i for i, rows in enumerate(queries) if rows)
-    parts = [row.part("heads") for row in queries[first]] + [row.part("groups") for row in groups[first]]
     [out] = _output_projections(model, path, first, queries[first])
-    return parts, out.parameter.removesuffix(".weight"), fields
+    per_block = [tuple([row.part("heads") for row in own] + [row.part("groups") for row in beside])
+                 for own, beside in zip(queries, groups, strict=True)]
+    return per_block, out.parameter.removesuffix(".weight"), fields
 
 
 def _same_size(text: Any, name: str) -> tuple[str, ...]:
@@ -191,6 +251,7 @@ def _same_size(text: Any, name: str) -> tuple[str, ...]:
     count = known[name] if name in known else getattr(text, name)
     longer = {other: value for other, value in known.items() if name in other and other != name}
     mixed = [other for other, value in longer.items() if isinstance(value, list) and any(v != count for v in value)]
+    mixed += [PER_BLOCK] if any(HEAD_FIELDS[-1] in fields for fields in own_fields(text).values()) else []
     if mixed:
         raise Unplaced(f"its blocks have different numbers of heads ({mixed[0]})")
     return (name, *(other for other, value in longer.items() if isinstance(value, list) or value == count))
@@ -236,10 +297,11 @@ def _refuse_heads(model: nn.Module, path: str, queries: list[tuple[Growth, ...]]
     names = {row.parameter for row in (*queries[having[0]], *groups[having[0]])}
     others = [block for i, block in enumerate(blocks)
               if i not in having and names <= dict(block.named_parameters()).keys()]
-    if len(kinds) > 1 or others or any(rows for i, rows in enumerate(groups) if i not in having):
+    outputs = {i: _output_projections(model, path, i, queries[i]) for i in having}
+    places = {tuple(row.parameter for row in rows) for rows in outputs.values()}
+    if len(places) > 1 or others or any(rows for i, rows in enumerate(groups) if i not in having):
         raise Unplaced(f"its blocks have {max(2, len(kinds))} kinds of attention, which differ in the parameters that "
                        f"follow the number of heads")
-    outputs = _output_projections(model, path, having[0], queries[having[0]])
-    if len(outputs) != 1:
-        raise Unplaced("the output projection of its attention does not follow the number of heads" if not outputs else
-                       "a block has more than one attention")
+    if len(outputs[having[0]]) != 1:
+        raise Unplaced("a block has more than one attention" if outputs[having[0]] else
+                       "the output projection of its attention does not follow the number of heads")

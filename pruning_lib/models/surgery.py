@@ -121,7 +121,8 @@ def _remove_heads_and_neurons(model: nn.Module, plan: Plan, inplace: bool) -> nn
     counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     for i, block in enumerate(families.blocks(pruned)):
         kept = _kept_units(plan, i)
-        cut_block(block, families.block_parts(block, family, s.head_width), counts, kept)
+        parts = families.block_parts(block, family.of_block(i), families.head_width(model, i))
+        cut_block(block, parts, counts, kept)
         if reference is None:
             _refresh(block.get_submodule(family.attention), plan.kept["heads"], plan.kept["groups"])
     if reference is None:

@@ -62,11 +62,13 @@ QWEN4 = {"layer_types": ["linear_attention", "full_attention"], "hc_lowrank": 8,
          "split_ngram_parts": 1, "heads_per_ngram": 2, "indexer_n_heads": 2, "indexer_kv_heads": 1,
          "indexer_head_dim": 8, "indexer_budget": 64, "indexer_compress_ratio": 4}
 GEMMA3N = {"num_kv_shared_layers": 0, "intermediate_size": [24, 24], "activation_sparsity_pattern": [0.5, 0.0]}
+GEMMA4 = ("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text")
 EXTRA: dict[str, dict[str, Any]] = {
     "mamba2": {"num_heads": 4, "head_dim": 16},
     "deepseek_v2": {"num_experts_per_tok": 2, "n_group": 1, "topk_group": 1},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"], "num_dense_layers": 1},
-    "gemma3n": GEMMA3N, "gemma3n_text": GEMMA3N, "gemma4_text": {"num_kv_shared_layers": 0},
+    "gemma3n": GEMMA3N, "gemma3n_text": GEMMA3N,
+    **dict.fromkeys(GEMMA4, {"num_kv_shared_layers": 0, "global_head_dim": 16}),
     "xlm": {"n_words": 64, "max_position_embeddings": 128},
     "dots1": {"n_routed_experts": 4, "n_shared_experts": 1, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1,
               "moe_intermediate_size": 20},

@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from pruning_lib.models import offload
 from pruning_lib.models.cutting import cut_block, refresh, state, zero
-from pruning_lib.models.growth import Unplaced, input_axis, kind, rebuilt, stated, stated_width, text_config
+from pruning_lib.models.growth import Unplaced, input_axis, kind, rebuilt, stated, stated_width, text_config, value_of
 from pruning_lib.models.language_families import LanguageFamily
 from pruning_lib.models.parts import block_counts, block_parts, has, places
-from pruning_lib.models.structure import layouts
+from pruning_lib.models.structure import candidates
 
 EXACT = 1e-4  # largest difference of two logits, as a share of the largest logit, that passes for rounding
 ROUGH = 0.25  # the same in 16 bits, as a share of the change that masking makes
@@ -54,6 +54,7 @@ def without(family: LanguageFamily, unit: str, reason: str) -> LanguageFamily:
     gone = {"heads": ("heads", "groups"), "neurons": ("neurons",)}[unit]
     return replace(family, refused={**family.refused, unit: family.refused.get(unit, reason)},
                    parts=tuple(part for part in family.parts if part.unit not in gone),
+                   head_parts=() if unit == "heads" else family.head_parts,
                    fields={name: fields for name, fields in family.fields.items() if name not in gone},
                    heads_out="" if unit == "heads" else family.heads_out,
                    neurons_out="" if unit == "neurons" else family.neurons_out)
@@ -62,8 +63,9 @@ def without(family: LanguageFamily, unit: str, reason: str) -> LanguageFamily:
 def _verified_unit(model: nn.Module, family: LanguageFamily, unit: str) -> LanguageFamily:
     """Return the record in the first layout that passes all trials, or in one that passes some of those of heads."""
     reason, partly = "", None
-    for option in layouts(family.parts, unit):
-        candidate = replace(family, parts=option)
+    for candidate in candidates(family, unit):
+        if unit == "heads" and any(model_counts(model, family)[u] % candidate.members for u in ("heads", "groups")):
+            continue
         failed = _failures(model, candidate, unit)
         if not failed:
             return candidate
@@ -79,6 +81,8 @@ def _failures(model: nn.Module, family: LanguageFamily, unit: str) -> dict[str, 
     try:
         for removed in trials(model, family, unit):
             try:
+                if manner(removed) in family.refused:
+                    raise Unplaced(family.refused[manner(removed)])
                 _compare(model, family, removed)
             except Unplaced as error:
                 failed[manner(removed)] = str(error)
@@ -126,26 +130,30 @@ def values_of(model: nn.Module, family: LanguageFamily, counts: Mapping[str, int
     """Return the config fields that state these counts, the head width with the heads."""
     text, values = text_config(cast(Any, model).config), dict[str, Any]()
     for unit, names in family.fields.items():
-        values |= stated(text, names, counts[unit])
-    return values | (stated_width(text, columns(family)) if "heads" in family.fields else {})
+        values |= stated(text, names, counts[unit] * (1 if unit == "neurons" else family.members))
+    width = columns(family) // family.members
+    return values | (stated_width(text, width) if "heads" in family.fields else {})
 
 
 def columns(family: LanguageFamily) -> int:
-    """Return how many columns of its output projection belong to one head; 0 without heads."""
-    return next((part.entries for part in family.parts if part.parameter == f"{family.heads_out}.weight"), 0)
+    """Return how many columns of its output projection belong to one head, in the first block with heads; 0 without."""
+    return next((part.entries for part in sum(family.head_parts, family.parts)
+                 if part.parameter == f"{family.heads_out}.weight"), 0)
 
 
 def model_counts(model: nn.Module, family: LanguageFamily) -> dict[str, int]:
     """Return the numbers of heads, groups and neurons of the blocks that have them."""
     config, blocks = text_config(cast(Any, model).config), cast(nn.ModuleList, model.get_submodule(family.blocks))
-    found = [block_counts(block, family, config, columns(family)) for block in blocks]
+    own = [family.of_block(i) for i in range(len(blocks))]
+    found = [block_counts(block, kind, config, columns(kind)) for block, kind in zip(blocks, own, strict=True)]
     return {unit: max(counts[unit] for counts in found) for unit in ("heads", "groups", "neurons")}
 
 
 def one_of_each_kind(model: nn.Module, family: LanguageFamily, unit: str) -> list[int]:
     """Return the numbers of the first block of every kind that has heads, or neurons."""
     blocks = cast(nn.ModuleList, model.get_submodule(family.blocks))
-    kinds = {kind(block): i for i, block in reversed(list(enumerate(blocks))) if has(block, family, unit)}
+    kinds = {kind(block): i for i, block in reversed(list(enumerate(blocks)))
+             if has(block, family.of_block(i), unit)}
     return sorted(kinds.values())
 
 
@@ -161,8 +169,8 @@ def _compare(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Ten
 
 
 def _compare_block(model: nn.Module, family: LanguageFamily, removed: Mapping[str, Tensor], number: int) -> None:
-    block = cast(nn.ModuleList, model.get_submodule(family.blocks))[number]
-    parts = block_parts(block, family, columns(family))
+    block, own = cast(nn.ModuleList, model.get_submodule(family.blocks))[number], family.of_block(number)
+    parts = block_parts(block, own, columns(own))
     counts = model_counts(model, family)
     masked, cut = copy.deepcopy(block), copy.deepcopy(block)
     for path, unit in ((family.heads_out, "heads"), (family.neurons_out, "neurons")):
@@ -175,7 +183,7 @@ def _compare_block(model: nn.Module, family: LanguageFamily, removed: Mapping[st
     cut_block(cut, parts, counts, kept)
     refresh(cut, cast(nn.ModuleList, rebuilt(model, values).get_submodule(family.blocks))[number])
     for config in {id(c): c for m in cut.modules() if (c := getattr(m, "config", None)) is not None}.values():
-        state(config, {name: value for name, value in values.items() if hasattr(config, name)})
+        state(config, {name: value for name, value in values.items() if value_of(config, name) is not None})
     same(model, family.blocks, number, masked, cut, [p.parameter for p in parts if p.unit in removed])
 
 

@@ -121,7 +121,7 @@ def score_sums(model: nn.Module, batches: Iterable[Mapping[str, Tensor]], *, pro
                 if norms:
                     with offload.materialized(norms[i]):
                         w_out, here = _through_norm(x, heads_out[i], norms[i], here)
-                heads[i] += factor * head_scores(x, w_out, here, D=s.head_width).cpu()
+                heads[i] += factor * head_scores(x, w_out, here, D=s.head_widths[i]).cpu()
         else:
             neurons[i - len(heads_out)] += neuron_scores(x, here).cpu()
 

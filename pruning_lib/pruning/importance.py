@@ -249,7 +249,7 @@ def _from_moments(model: nn.Module, batches: Batches, score: Callable[[Tensor, M
                for layer, m in zip(families.output_projections(model), found, strict=True)]
     s = families.sizes(model)
     La = len(s.head_blocks)
-    heads = [c.pow(power).view(-1, s.head_width).sum(1) for c in columns[:La]]
+    heads = [c.pow(power).view(-1, D).sum(1) for c, D in zip(columns[:La], s.head_widths, strict=True)]
     return Importance(stacked(heads), stacked(columns[La:]), {"method": name, "tokens": found[0].tokens})
 
 
@@ -258,9 +258,10 @@ def _over_weights(model: nn.Module, value: Callable[[Tensor], Tensor]) -> tuple[
     family, s = families.family_of(model), families.sizes(model)
     counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     rows: dict[str, list[Tensor]] = {"heads": [], "neurons": []}
-    for block in families.blocks(model):
-        found = {unit: torch.zeros(counts[unit]) for unit in rows if families.has(block, family, unit)}
-        for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
+    for i, block in enumerate(families.blocks(model)):
+        own = family.of_block(i)
+        found = {unit: torch.zeros(counts[unit]) for unit in rows if families.has(block, own, unit)}
+        for part, places in families.places(families.block_parts(block, own, families.head_width(model, i)), counts):
             weight = families.tensor(block, part.parameter)
             if part.unit in found and weight.ndim == 2:
                 found[part.unit] += value(weight).sum(1 - part.axis).cpu()[places].sum(1)

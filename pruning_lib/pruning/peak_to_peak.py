@@ -34,10 +34,10 @@ def importance(model: nn.Module, batches: Batches, *, progress: bool = True) -> 
     query row and its output column, summed over the head.
     """
     norms, s = _prompt_norms(model, batches, progress), families.sizes(model)
-    blocks, La = families.blocks(model), len(s.head_blocks)
-    heads = [(_range_shares(model, blocks[i], "heads", s.head_width) * norm.view(-1, s.head_width)).sum(1)
-             for i, norm in zip(s.head_blocks, norms[:La], strict=True)]
-    neurons = [_range_shares(model, blocks[i], "neurons", 1).flatten() * norm
+    La = len(s.head_blocks)
+    heads = [(_range_shares(model, i, "heads", D) * norm.view(-1, D)).sum(1)
+             for i, D, norm in zip(s.head_blocks, s.head_widths, norms[:La], strict=True)]
+    neurons = [_range_shares(model, i, "neurons", 1).flatten() * norm
                for i, norm in zip(s.neuron_blocks, norms[La:], strict=True)]
     return Importance(stacked(heads), stacked(neurons), {"method": "peak_to_peak"})
 
@@ -60,12 +60,13 @@ def _prompt_norms(model: nn.Module, batches: Batches, progress: bool) -> list[Te
     return [s.cpu() for s in sums]
 
 
-def _range_shares(model: nn.Module, block: nn.Module, unit: str, columns: int) -> Tensor:
+def _range_shares(model: nn.Module, number: int, unit: str, columns: int) -> Tensor:
     """Add up, for every column of a unit, the ranges of its weights as shares of the largest; (units, columns)."""
-    family, s = families.family_of(model), families.sizes(model)
+    block, s = families.blocks(model)[number], families.sizes(model)
+    parts = families.block_parts(block, families.family_of(model).of_block(number), families.head_width(model, number))
     counts = {"heads": s.heads, "groups": s.groups, "neurons": s.neurons}
     total = torch.zeros(counts[unit], columns)
-    for part, places in families.places(families.block_parts(block, family, s.head_width), counts):
+    for part, places in families.places(parts, counts):
         weight = families.tensor(block, part.parameter).detach()
         if part.unit == unit and weight.ndim == 2:
             vectors = weight.float().movedim(part.axis, 0)

@@ -93,7 +93,8 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
     ------
     ValueError
         when the plan was made for another model, for missing or too little text, for activations that are not finite,
-        and for ``"asymmetric"`` in a family that normalises its output projections before the residual stream.
+        for ``"asymmetric"`` in a family that normalises its output projections before the residual stream, and for
+        modes other than ``"one_pass"`` where blocks share keys and values.
 
     Examples
     --------
@@ -111,6 +112,9 @@ def reconstruct(model: nn.Module, plan: Plan, batches: Iterable[Batch], *, ridge
                          "choose a new plan for this model")
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}; allowed: {', '.join(MODES)}")
+    if mode != "one_pass" and getattr(families.text_config(model), "num_kv_shared_layers", None):
+        raise ValueError(f"mode={mode!r}: blocks of this model use keys and values of other blocks, so they cannot run "
+                         f"one by one; use mode='one_pass'")
     several = isinstance(ridge, Sequence)
     ridges = tuple(ridge) if isinstance(ridge, Sequence) else (float(ridge),)
     if not ridges or min(ridges) < 0:
@@ -196,10 +200,10 @@ def _output_projections(model: nn.Module) -> list[_OutputProjection]:
     s, names = families.sizes(model), {layer: name for name, layer in model.named_modules()}
     blocks = [info.name for info in families.residual_blocks(model)]
     units = [(i, 0) for i in s.head_blocks] + [(i, 1) for i in s.neuron_blocks]
-    widths = (s.head_width, 1)
-    by_unit = dict(zip(units, families.output_projections(model), strict=True))
-    return [_OutputProjection(names[layer], blocks[i], cast(nn.Linear, layer), kind == 0, widths[kind])
-            for (i, kind), layer in sorted(by_unit.items(), key=lambda item: item[0])]
+    widths = (*s.head_widths, *[1] * len(s.neuron_blocks))
+    by_unit = dict(zip(units, zip(families.output_projections(model), widths, strict=True), strict=True))
+    return [_OutputProjection(names[layer], blocks[i], cast(nn.Linear, layer), kind == 0, width)
+            for (i, kind), (layer, width) in sorted(by_unit.items(), key=lambda item: item[0])]
 
 
 def _columns(plan: Plan, closing: _OutputProjection) -> Tensor:
@@ -299,11 +303,12 @@ class _ResidualStream:
 
     def _not_before(self, closing: _OutputProjection) -> list[nn.Module]:
         """Return layers of the block whose results do not enter the projection: its own, and those of the neurons."""
-        block, D = self.model.get_submodule(closing.block), families.head_width(self.model)
+        block, number = self.model.get_submodule(closing.block), int(closing.block.rpartition(".")[2])
         silent: list[nn.Module] = [self.layers[closing.block, False]] if (closing.block, False) in self.layers else []
         if closing.heads:
             units: dict[str, set[str]] = {}
-            for part in families.block_parts(block, families.family_of(self.model), D):
+            own = families.family_of(self.model).of_block(number)
+            for part in families.block_parts(block, own, families.head_width(self.model, number)):
                 units.setdefault(part.parameter, set()).add(part.unit)
             silent += [block.get_submodule(path.removesuffix(".weight")) for path, kinds in units.items()
                        if kinds == {"neurons"} and path.endswith(".weight")]

@@ -156,7 +156,7 @@ class _Unit:
     """Smallest lossless cut of attention: query heads and parameters per unit, and number of units per block."""
 
     heads: int
-    parameters: int
+    parameters: float
     count: int
 
 

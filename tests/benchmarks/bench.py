@@ -1,10 +1,11 @@
-"""Speed of the five longest computations in one table, beside a plain way and the limit of this machine's arithmetic.
+"""Speed of the longest computations in one table, beside a plain way and the limit of this machine's arithmetic.
 
 importance       AMP on SmolLM2; plain: the published procedure (``bench_importance``)
 reconstruction   sequential, four blocks of SmolLM2's shape with random weights; plain: one pass over the same tokens
 consensus        all blocks of a ResNet-20, eight metrics; plain: a pass per block and metric, scaled from one block
 perplexity       SmolLM2, windows of 512 tokens; plain: transformers' own logits and loss of every window
 tasks            ``mini_arc_easy`` on SmolLM2; plain: lm-eval's own model class
+bfloat16         perplexity in bfloat16, as checkpoints in it are measured; plain: the same in float32
 
 Times are processor seconds of one thread, which other work on the machine changes little; the ways take turns, and the
 median counts.  The floor is the number of multiply-adds of the passes (and of half a Gram matrix per projection)
@@ -37,19 +38,21 @@ from pruning_lib.models import families, image_networks, loading
 from pruning_lib.pruning import amp, consensus, reconstruction, selection, similarity
 
 SIZES = {"importance": (2, 4, 8), "reconstruction": (512, 1024, 2048, 4096), "consensus": (8, 16, 32),
-         "perplexity": (256, 512, 1024), "tasks": (4, 8, 16)}
+         "perplexity": (256, 512, 1024), "tasks": (4, 8, 16), "bfloat16": (256, 512, 1024)}
 UNITS = {"importance": "prompts of 100 tokens", "reconstruction": "tokens", "consensus": "images per class",
-         "perplexity": "tokens", "tasks": "questions"}
+         "perplexity": "tokens", "tasks": "questions", "bfloat16": "tokens"}
 
 
-def peaks():
-    """Return multiply-adds per second in float32 and float64, and bytes per second of a copy, each the best of five."""
-    found = []
-    for dtype in (torch.float32, torch.float64):
-        a = torch.randn(1536, 1536, dtype=dtype)
-        found.append(1536**3 / min(seconds(lambda a=a: a @ a) for _ in range(5)))
+def peak(dtype):
+    """Return multiply-adds per second of products of matrices, the best of five."""
+    a = torch.randn(1536, 1536).to(dtype)
+    return 1536**3 / min(seconds(lambda: a @ a) for _ in range(5))
+
+
+def copied():
+    """Return bytes per second of a copy, the best of five."""
     a, b = torch.ones(2, 32_000_000)
-    return *found, 2 * 4 * len(a) / min(seconds(lambda: a.copy_(b)) for _ in range(5))
+    return 2 * 4 * len(a) / min(seconds(lambda: a.copy_(b)) for _ in range(5))
 
 
 def seconds(work):
@@ -146,11 +149,19 @@ def tasks(questions):
     return lambda: score(False), lambda: score(True), 1, multiply_adds(lambda: score(False))
 
 
+def bfloat16(tokens):
+    whole, _, factor, counted = perplexity(tokens)
+    model, tokenizer = loading.load_model("smollm2-135m-instruct", dtype="bfloat16")
+    return (lambda: quality.perplexity(model, tokenizer, pl.texts("mini_text"), window=min(512, tokens),
+                                       max_tokens=tokens, progress=False),
+            whole, factor, counted * peak(torch.float32) / peak(torch.bfloat16))
+
+
 WORK = {"importance": importance, "reconstruction": reconstructed, "consensus": consensus_scored,
-        "perplexity": perplexity, "tasks": tasks}
+        "perplexity": perplexity, "tasks": tasks, "bfloat16": bfloat16}
 
 
-def measured(what, size, repetitions, peak):
+def measured(what, size, repetitions, per_second):
     """Return one row of the table."""
     ours, plain, factor, arithmetic = WORK[what](size)
     memory, times = rise_mb(ours), ([], [])  # the first call warms up
@@ -158,15 +169,17 @@ def measured(what, size, repetitions, peak):
         for found, way in zip(times, (ours, plain), strict=True):
             found.append(seconds(way))
     mine, theirs = statistics.median(times[0]), factor * statistics.median(times[1])
-    return [what, size, UNITS[what], round(mine, 3), round(theirs, 3), round(arithmetic / peak, 3), round(memory, 1)]
+    floor = round(arithmetic / per_second, 3)
+    return [what, size, UNITS[what], round(mine, 3), round(theirs, 3), floor, round(memory, 1)]
 
 
-def conditions(float32, float64, copied):
+def conditions():
     name = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
                  if line.startswith("model name")), platform.machine())
     return (f"measured on {name}, one thread, torch {torch.__version__}, load {os.getloadavg()[0]:.0f} on "
-            f"{os.cpu_count()} cores; peak {float32 / 1e9:.1f} billion multiply-adds per second in float32, "
-            f"{float64 / 1e9:.1f} in float64, {copied / 1e9:.1f} GB/s copied")
+            f"{os.cpu_count()} cores; peak {peak(torch.float32) / 1e9:.1f} billion multiply-adds per second in "
+            f"float32, {peak(torch.bfloat16) / 1e9:.1f} in bfloat16, {peak(torch.float64) / 1e9:.1f} in float64, "
+            f"{copied() / 1e9:.1f} GB/s copied")
 
 
 def main():
@@ -176,13 +189,12 @@ def main():
     parser.add_argument("--write", action="store_true", help="table, curves and words into the book")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    speed, peak = bench_growth.drawing("speed"), peaks()
+    speed, said, per_second = bench_growth.drawing("speed"), conditions(), peak(torch.float32)
     lines = []
     for what in arguments.only:
         for size in SIZES[what]:
-            lines.append(measured(what, size, arguments.repetitions, peak[0]))
+            lines.append(measured(what, size, arguments.repetitions, per_second))
             print(*lines[-1], sep="  ", file=sys.stderr, flush=True)
-    said = conditions(*peak)
     print(speed.words(lines, said))
     if arguments.write:
         with speed.TABLE.open("w", newline="") as file:

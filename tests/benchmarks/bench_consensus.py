@@ -49,7 +49,7 @@ def plain(network, pixels, labels, names):
 
 
 def main():
-    from bench import multiply_adds, peaks  # imports this module
+    from bench import multiply_adds, peak  # imports this module
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--per-class", type=int, default=256)
@@ -70,7 +70,7 @@ def main():
         print(f"ours   {per_class:4} images per class: {ours:7.1f} s ({passes:.1f} s passes, "
               f"{ours - passes:.1f} s metrics)")
     floor = multiply_adds(lambda: consensus.representations(network, pixels[:2], progress=False))
-    floor *= len(pixels) / 2 / peaks()[0]
+    floor *= len(pixels) / 2 / peak(torch.float32)
     memory = cost.peak_bytes(lambda: consensus.representations(network, pixels, progress=False))
     seconds, found = plain(network, pixels, labels, sampled)
     scaled = seconds * len(names) / len(sampled)

@@ -23,6 +23,12 @@ NEURONS = {"olmo2": "q_norm", "olmo3": "q_norm", "stablelm": "width / heads", "h
            "gpt_neox": "width / heads", "olmo_hybrid": "q_norm", "gpt2": "width / heads", "opt": "width / heads",
            "falcon": "width / heads"}
 MIXED = {"qwen3_5_text": (1,), "bamba": (1,), "lfm3": (1,), "nemotron_h": (1,)}  # blocks that have heads
+UNLIKE = {"gemma4_text": (0, 1), "diffllama": (0, 1)}  # blocks differ in head width; heads go in pairs
+SLIDING = {"num_hidden_layers": 4, "layer_types": ["sliding_attention", "full_attention"] * 2}
+VARIANTS = {  # settings of real models: fewer keys, which are the values too; keys and values of other blocks
+    "gemma4_31b": ("gemma4_text", {"attention_k_eq_v": True, "num_attention_heads": 8, "num_key_value_heads": 4,
+                                   "num_global_key_value_heads": 2}, "whole_groups"),
+    "gemma4_e4b": ("gemma4_text", {"num_kv_shared_layers": 2, **SLIDING}, "equal_queries")}
 LATENT = ("deepseek_v3",)  # heads of its own kind, neurons in experts
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10, 11], [12, 13, 14, 15, 16, 17, 18]])
 
@@ -34,7 +40,8 @@ def model_of():
 
     def make(name):
         if name not in made:
-            made[name] = toy(name, dtype=torch.float32 if name in LATENT else torch.float64)
+            kind, sizes = VARIANTS.get(name, (name, {}))[:2]
+            made[name] = toy(kind, **sizes, dtype=torch.float32 if name in LATENT else torch.float64)
         return made[name]
 
     return make
@@ -68,7 +75,7 @@ def plan_of(model, cut):
 def masked(model, plan):
     """Return the model with the inputs of its output projections at zero where heads and neurons go, by hooks."""
     model = copy.deepcopy(model)
-    family, D = families.family_of(model), plan.sizes.head_width
+    family, s = families.family_of(model), plan.sizes
 
     def at_zero(columns):
         def hook(module, args):
@@ -78,16 +85,17 @@ def masked(model, plan):
         return hook
 
     blocks = families.blocks(model)
-    for i, removed in zip(plan.sizes.head_blocks, plan.removed_heads.tolist(), strict=True):
+    for i, D, removed in zip(s.head_blocks, s.head_widths, plan.removed_heads.tolist(), strict=True):
         columns = [h * D + d for h in removed for d in range(D)]
         blocks[i].get_submodule(family.heads_out).register_forward_pre_hook(at_zero(columns))
-    for i, columns in zip(plan.sizes.neuron_blocks, plan.neurons.tolist(), strict=True):
+    for i, columns in zip(s.neuron_blocks, plan.neurons.tolist(), strict=True):
         blocks[i].get_submodule(family.neurons_out).register_forward_pre_hook(at_zero(columns))
     return model
 
 
 @pytest.mark.parametrize(("name", "cut"), [
-    *((n, c) for n in (*BOTH, *MIXED) for c in ("whole_groups", "equal_queries")),
+    *((n, cut) for n, (*_, cut) in VARIANTS.items()),
+    *((n, c) for n in (*BOTH, *MIXED, "diffllama") for c in ("whole_groups", "equal_queries")),
     *((n, "whole_groups") for n in (*NEURONS, *LATENT))])
 def test_removing_equals_masking_and_reloads_plainly(name, cut, model_of, tmp_path):
     model = model_of(name)
@@ -106,16 +114,16 @@ def test_heads_and_neurons_of_these_families_are_found(name, model_of):
     assert (s.heads, s.head_width, s.neurons) == (4, 8, 24) and possible_cuts.removable(model_of(name))["heads"] == ""
 
 
-@pytest.mark.parametrize("name", MIXED)
-def test_of_mixed_architectures_the_blocks_with_attention_lose_heads(name):
+@pytest.mark.parametrize(("name", "having"), {**MIXED, **UNLIKE}.items())
+def test_blocks_without_attention_or_of_another_head_width_lose_what_the_plan_says(name, having):
     """Scores, plan, cut and least squares work on the blocks that have heads; the stated fraction is the true one."""
     model = toy(name)
     batches = [{"input_ids": IDS + i, "attention_mask": torch.ones_like(IDS)} for i in range(2)]
     s = families.sizes(model)
-    assert s.head_blocks == MIXED[name] and possible_cuts.removable(model)["heads"] == ""
+    assert s.head_blocks == having and possible_cuts.removable(model)["heads"] == ""
     for method in ("amp", "wanda", "magnitude", "peak_to_peak", "reconstruction_error"):
         found = METHODS[method].importance(model, batches)
-        assert found.heads.shape == (len(MIXED[name]), 4) and found.neurons.shape == (len(s.neuron_blocks), s.neurons)
+        assert found.heads.shape == (len(having), 4) and found.neurons.shape == (len(s.neuron_blocks), s.neurons)
     wanted = (len(s.head_blocks) * (2 * s.head_parameters + s.group_parameters)
               + len(s.neuron_blocks) * 3 * s.neuron_parameters) / s.parameters
     plan = choose(found, model, removed_fraction=wanted, heads_removed=2, multiple_of=1)
@@ -123,6 +131,23 @@ def test_of_mixed_architectures_the_blocks_with_attention_lose_heads(name):
     pruned, steps = reconstruct(model, plan, batches, ridge=0.1)
     assert families.parameter_count(pruned) == s.parameters - plan.removed_parameters
     assert len(steps) == len(s.head_blocks) + len(s.neuron_blocks)
+
+
+@pytest.mark.parametrize(("name", "other", "reason"), [
+    ("gemma4_31b", "equal_queries", "differ in the number of key/value heads"),
+    ("gemma4_e4b", "whole_groups", "keys and values of other blocks")])
+def test_blocks_that_depend_on_each_other_lose_heads_in_one_manner(name, other, reason, model_of, random_importance):
+    """Without weights the manners and the sizes are the same."""
+    with torch.device("meta"):
+        empty = AutoModelForCausalLM.from_config(model_of(name).config)
+    for model in (model_of(name), empty):
+        assert families.sizes(model) == families.sizes(model_of(name))
+        with pytest.raises(ValueError, match=f"grouped_query='{other}'.*{reason}"):
+            choose(random_importance(model), model, removed_fraction=0.3, heads_removed=4, grouped_query=other)
+    plan = plan_of(model_of(name), VARIANTS[name][2])
+    if "other blocks" in reason:
+        with pytest.raises(ValueError, match="mode='one_pass'"):
+            reconstruct(model_of(name), plan, [])
 
 
 @pytest.mark.parametrize(("name", "reason"), NEURONS.items())
@@ -215,6 +240,10 @@ def test_weights_that_are_not_at_hand_are_not_cut_without_a_trial():
     assert families.sizes(model).heads == 4  # sizes are known from shapes alone
     with pytest.raises(ValueError, match="not available"):
         surgery.remove(model, plan_of(model, "whole_groups"))
+    pairs = toy("diffllama").config
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(pairs)
+    assert families.sizes(model).heads == 4  # of 8 in the config
 
 
 def test_without_weights_the_same_reason_is_given(model_of):

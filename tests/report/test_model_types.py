@@ -41,5 +41,6 @@ def test_what_can_be_removed_was_exact():
                 assert row["cut"][unit] < 1e-5 and row["reload"][unit] < model_types.ROUNDING, (row["type"], unit)
 
 
-def test_most_types_lose_neurons():
+def test_most_types_lose_neurons_and_heads():
     assert sum(not row["neurons"] or not row["experts"] for row in ROWS.values()) >= 0.8 * len(ROWS)
+    assert sum(not row["heads"] for row in ROWS.values()) >= 0.6 * len(ROWS)
