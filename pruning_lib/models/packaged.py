@@ -161,7 +161,7 @@ def _dequantise(gguf: Path, folder: Path) -> None:
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     _forget_quantiser(model)
     model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    portable.write_tokenizer(tokenizer, folder)
     portable.write_both_forms(folder / "config.json")
 
 
