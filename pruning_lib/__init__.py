@@ -32,6 +32,7 @@ References
 
 from __future__ import annotations
 
+import time as _time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,7 @@ if TYPE_CHECKING:
     from pruning_lib.training.lora import tune as tune
 
 __version__ = "0.2.0"
+_started = _time.monotonic()  # a record says how long its run took; a notebook imports this package first
 
 # public name -> module and name there, in the order of the work; loaded when first used
 _PUBLIC = {

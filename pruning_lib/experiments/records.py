@@ -20,6 +20,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pruning_lib
 from pruning_lib._extras import extra
 from pruning_lib._files import digest, replacing
 
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 VERSIONS = ("torch", "transformers", "lm-eval")
-_started = time.monotonic()
 
 
 def folder() -> Path:
@@ -244,13 +244,13 @@ def format_interval(middle: float, low: float, high: float, form: str = ".3f") -
 
 
 def made_with(data: Mapping[str, str]) -> dict[str, Any]:
-    """Return commit, versions, device, threads, minutes since the import of this module, and data fingerprints."""
+    """Return commit, versions, device, threads, minutes since the import of the package, and data fingerprints."""
     import torch
 
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU {_processor()}"
     return {"commit": commit() or "unknown", **versions(), "python":
             platform.python_version(), "device": device, "threads": torch.get_num_threads(),
-            "minutes": round((time.monotonic() - _started) / 60, 2), "data": dict(data)}
+            "minutes": round((time.monotonic() - pruning_lib._started) / 60, 2), "data": dict(data)}
 
 
 def local_weights(parameters: Mapping[str, Any]) -> dict[str, dict[str, str]]:
@@ -266,7 +266,7 @@ def local_weights(parameters: Mapping[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def finite(value: Any) -> Any:
-    """Return ``value`` with null for every infinity and NaN; in a dict ``<key>_reason`` says which one it was."""
+    """Return ``value`` with null for every infinity and NaN; in a dict ``<key>_reason`` says which ones they were."""
     if isinstance(value, dict):
         reasons = {f"{key}_reason": _reason(item) for key, item in value.items() if _reason(item)}
         return {**{key: finite(item) for key, item in value.items()}, **reasons}
@@ -276,6 +276,8 @@ def finite(value: Any) -> Any:
 
 
 def _reason(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return "; ".join(f"item {i}: {found}" for i, item in enumerate(value) if (found := _reason(item)))
     if not isinstance(value, float) or math.isfinite(value):
         return ""
     return "not a number" if math.isnan(value) else "infinite: too large for a floating-point number"

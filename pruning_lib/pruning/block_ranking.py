@@ -233,11 +233,12 @@ def criterion_of(criterion: str | Callable[..., Sequence[str]]) -> Criterion:
         for an unknown name, one that needs labels, and a function that cannot be loaded.
     """
     if isinstance(criterion, str) and ":" not in criterion:
-        if CRITERIA[criterion].needs_labels:
-            others = ", ".join(name for name, other in CRITERIA.items() if not other.needs_labels)
+        usable = Table("criterion of language models")
+        usable.update((name, other) for name, other in CRITERIA.items() if not other.needs_labels)
+        if criterion in CRITERIA and criterion not in usable:
             raise ValueError(f"criterion={criterion!r} needs labelled images, a language model has none; take one of: "
-                             f"{others}")
-        return CRITERIA[criterion]
+                             f"{', '.join(usable)}")
+        return usable[criterion]
     function = function_of(criterion) if isinstance(criterion, str) else criterion
     name = getattr(function, "__name__", type(function).__name__)
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import time
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+import pruning_lib
 from pruning_lib.experiments import records as results
 
 
@@ -251,3 +253,14 @@ def test_a_notebook_in_its_own_folder_reads_published_records_until_there_are_so
     results.write("some", values={"a_number": 2}, parameters={})
     assert list(results.to_dataframe("some").a_number) == [2]
     assert results.read("some")["values"]["a_number"] == 2
+
+
+def test_minutes_of_a_run_count_from_the_first_import_of_the_package(monkeypatch):
+    monkeypatch.setattr(pruning_lib, "_started", time.monotonic() - 600)
+    assert results.made_with({})["minutes"] == pytest.approx(10, abs=0.1)
+
+
+def test_infinities_in_a_list_are_null_with_a_reason():
+    assert results.finite({"losses": [1.0, math.inf, [math.nan]], "names": ["a"]}) == {
+        "losses": [1.0, None, [None]], "names": ["a"],
+        "losses_reason": "item 1: infinite: too large for a floating-point number; item 2: item 0: not a number"}

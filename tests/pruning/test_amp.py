@@ -147,7 +147,7 @@ def test_texts_without_tokens_are_refused(tokenizer, texts, message):
 
 
 def test_an_image_network_has_no_tokenizer_and_is_sent_to_consensus():
-    with pytest.raises(ValueError, match="no tokenizer.*removed by consensus.prune"):
+    with pytest.raises(ValueError, match="no tokenizer.*removed by pl.prune_blocks"):
         data.batches(["a"], None)
 
 

@@ -142,7 +142,8 @@ def test_width_and_then_depth_reach_the_fraction_together(family, tiny, batches,
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"method": "largest"}, "unknown method 'largest'"), ({"criterion": "size"}, "unknown criterion 'size'"),
+    ({"method": "largest"}, "unknown method 'largest'"),
+    ({"criterion": "size"}, "unknown criterion of language models 'size'; known: block_influence"),
     ({"method": "none"}, "both 'none'"),
     ({"reconstruction": "yes"}, "allowed: auto, none, one_pass, sequential, asymmetric"),
     ({"method": "none", "criterion": "cka", "reconstruction": "one_pass"}, "reconstruction is for width pruning"),
