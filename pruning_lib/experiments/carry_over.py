@@ -31,9 +31,9 @@ with extra("report"):
     from papermill.translators import translate_parameters
 
 NAMES = "same code but for names"
-# ends of keys of measured times, energies and peaks of memory, and of their ratios
-TIMES = ("_s", "_ms", "_j", "_wh", "_kgco2", "_w", "peak_bytes", "minutes", "_gain", "_gain_low", "_gain_high",
-         "_gain_most")
+# keys of what differs between two runs of the same code: times, energies, memory, their intervals, and what follows
+MEASURED = re.compile(r"(_(s|ms|j|wh|w)|kgco2e?|(peak|memory)_bytes|minutes|gain)(_low|_high|_most)?$"
+                      r"|^less_\w+_fraction$|^(calls|reached)$")
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any], names: Mapp
 
 def _differ(a: Any, b: Any, at: str) -> Sequence[str]:
     if isinstance(a, dict) and isinstance(b, dict):
-        keys = [key for key in a if not str(key).endswith(TIMES)]  # further measurements change nothing
+        keys = [key for key in a if not MEASURED.search(str(key))]  # further measurements change nothing
         return [place for key in keys for place in _differ(a.get(key), b.get(key), f"{at}.{key}")]
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
         return [place for i, pair in enumerate(zip(a, b, strict=True)) for place in _differ(*pair, f"{at}[{i}]")]
