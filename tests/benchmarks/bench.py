@@ -5,7 +5,7 @@ reconstruction   sequential, four blocks of SmolLM2's shape with random weights;
 consensus        all blocks of a ResNet-20, eight metrics; plain: a pass per block and metric, scaled from one block
 perplexity       SmolLM2, windows of 512 tokens; plain: transformers' own logits and loss of every window
 tasks            ``mini_arc_easy`` on SmolLM2; plain: lm-eval's own model class
-bfloat16         perplexity in bfloat16, as checkpoints in it are measured; plain: the same in float32
+perplexity-bf16  perplexity in bfloat16, as checkpoints in it are measured; plain: the same in float32
 
 Times are processor seconds of one thread, which other work on the machine changes little; the ways take turns, and the
 median counts.  The floor is the number of multiply-adds of the passes (and of half a Gram matrix per projection)
@@ -38,9 +38,10 @@ from pruning_lib.models import families, image_networks, loading
 from pruning_lib.pruning import amp, consensus, reconstruction, selection, similarity
 
 SIZES = {"importance": (2, 4, 8), "reconstruction": (512, 1024, 2048, 4096), "consensus": (8, 16, 32),
-         "perplexity": (256, 512, 1024), "tasks": (4, 8, 16), "bfloat16": (256, 512, 1024)}
+         "perplexity": (256, 512, 1024), "tasks": (4, 8, 16), "perplexity-bf16": (256, 512, 1024)}
 UNITS = {"importance": "prompts of 100 tokens", "reconstruction": "tokens", "consensus": "images per class",
-         "perplexity": "tokens", "tasks": "questions", "bfloat16": "tokens"}
+         "perplexity": "tokens", "tasks": "questions",
+         "perplexity-bf16": "tokens"}
 
 
 def peak(dtype):
@@ -149,7 +150,7 @@ def tasks(questions):
     return lambda: score(False), lambda: score(True), 1, multiply_adds(lambda: score(False))
 
 
-def bfloat16(tokens):
+def perplexity_bf16(tokens):
     whole, _, factor, counted = perplexity(tokens)
     model, tokenizer = loading.load_model("smollm2-135m-instruct", dtype="bfloat16")
     return (lambda: quality.perplexity(model, tokenizer, pl.texts("mini_text"), window=min(512, tokens),
@@ -158,7 +159,7 @@ def bfloat16(tokens):
 
 
 WORK = {"importance": importance, "reconstruction": reconstructed, "consensus": consensus_scored,
-        "perplexity": perplexity, "tasks": tasks, "bfloat16": bfloat16}
+        "perplexity": perplexity, "tasks": tasks, "perplexity-bf16": perplexity_bf16}
 
 
 def measured(what, size, repetitions, per_second):
