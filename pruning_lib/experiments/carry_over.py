@@ -31,7 +31,7 @@ with extra("report"):
     from papermill.translators import translate_parameters
 
 NAMES = "same code but for names"
-# keys of what differs between two runs of the same code: times, energies, memory, their intervals, and what follows
+# keys of measured times, energies and memory, their intervals, and values computed from them: no two runs agree
 MEASURED = re.compile(r"(_(s|ms|j|wh|w)|kgco2e?|(peak|memory)_bytes|minutes|gain)(_low|_high|_most)?$"
                       r"|^less_\w+_fraction$|^(calls|reached)$")
 

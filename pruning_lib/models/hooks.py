@@ -146,8 +146,9 @@ def only_block(model: nn.Module, block_name: str, x: Tensor | None) -> Iterator[
     The other arguments of the block (positions, masks) are computed by the model as usual, so ``x`` must come from the
     same inputs as the next forward pass.  Record the output of the block with ``outputs_of``.
     """
-    if families.is_image_network(model):  # a block of a language model runs alone even where no config can lose it
-        _refuse_unless_removable(model, block_name)
+    blocks = [block.name for block in families.residual_blocks(model)]
+    if families.is_image_network(model) or block_name not in blocks:
+        _refuse_unless_removable(model, block_name)  # language models: all blocks run alone
     with ExitStack() as stack:
         for info in families.residual_blocks(model):
             if info.name != block_name:
