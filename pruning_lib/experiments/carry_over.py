@@ -33,7 +33,7 @@ with extra("report"):
 NAMES = "same code but for names"
 # keys of measured times, energies and memory, their intervals, and values computed from them: no two runs agree
 MEASURED = re.compile(r"(_(s|ms|j|wh|w)|kgco2e?|(peak|memory)_bytes|minutes|gain)(_low|_high|_most)?$"
-                      r"|^less_\w+_fraction$|^(calls|reached)$")
+                      r"|^less_\w+_fraction$|_time_fraction$|^(gain|share)_over_\w+$|^(calls|reached|seconds)$")
 
 
 @dataclass(frozen=True)
